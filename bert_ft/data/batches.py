@@ -1,0 +1,251 @@
+"""batch = f(seed, step): any step's batch can be computed at a prompt; nothing needs saving.
+
+A batch is a dict of NumPy arrays. Over R rows of S tokens, holding B examples of `pieces` sequences:
+
+    tokens, types, positions, segments   int32 (R, S)   positions restart at each sequence;
+                                                        segments number the batch's sequences from 1
+    slots           int32 (R, E)    column of each sequence's first token, at most E a row
+    example_slot    int32 (B*pieces,)   flat index into (R, E) of each sequence
+    example_start   int32 (B*pieces,)   flat index into (R, S) of each sequence's first token
+    ordinal         int32 (B,)      the segment number of each example's first sequence
+    weight          float32 (B,)    1 for an example, 0 for the filling of a last evaluation batch
+    and the task's own fields, (B, …) or (R, S).
+
+With gradient accumulation every array gains a leading axis of micro-batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+
+from bert_ft.data.encode import Encoded
+from bert_ft.data.packing import Places, pack, row_counts
+
+Batch = dict[str, np.ndarray]
+T = TypeVar("T")
+ROW_ARRAYS = ("tokens", "types", "positions", "segments", "slots")  # split over devices by row
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What fixes a compiled program: rows, tokens a row, sequence slots a row, examples."""
+
+    rows: int
+    row_length: int
+    slots: int
+    examples: int
+
+
+def _assemble(
+    data: Encoded,
+    examples: np.ndarray,
+    places: Places,
+    k: int,
+    shape: Shape,
+    first_segment: int,
+    rows: range,
+) -> Batch:
+    """One micro-batch: `examples` (B,), -1 where there is none, laid out as places' batch k says.
+    Row arrays hold only `rows`, and only their tokens are read."""
+    real = examples >= 0
+    index = np.where(real, examples, 0)
+    sequence = (index[:, None] * data.pieces + np.arange(data.pieces)).reshape(-1)
+    row, column, slot = places.row[k], places.column[k], places.slot()[k]
+    here = (row >= rows.start) & (row < rows.stop) & np.repeat(real, data.pieces)
+    begin = data.offsets[sequence[here]]
+    length = data.offsets[sequence[here] + 1] - begin
+    within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    source = np.repeat(begin, length) + within
+    base = (row[here] - rows.start) * shape.row_length + column[here]
+    target = np.repeat(base, length) + within
+
+    def rows_of(values: np.ndarray) -> np.ndarray:
+        out = np.zeros((len(rows) * shape.row_length, *values.shape[1:]), np.dtype(values.dtype))
+        out[target] = values
+        return out.reshape(len(rows), shape.row_length, *values.shape[1:])
+
+    slots = np.zeros((len(rows), shape.slots), np.int32)
+    slots[row[here] - rows.start, slot[here]] = column[here]
+    ordinal = np.flatnonzero(here).astype(np.int32)
+    batch = {
+        "tokens": rows_of(data.tokens[source]),
+        "types": rows_of(data.types[source].astype(np.int32)),
+        "positions": rows_of(within.astype(np.int32)),
+        "segments": rows_of(np.repeat(first_segment + ordinal, length).astype(np.int32)),
+        "slots": slots,
+        "example_slot": (row * shape.slots + slot).astype(np.int32),
+        "example_start": (row * shape.row_length + column).astype(np.int32),
+        "ordinal": (first_segment + np.arange(len(examples)) * data.pieces).astype(np.int32),
+        "weight": real.astype(np.float32),
+    }
+    batch |= {name: np.asarray(values[index]) for name, values in data.fields.items()}
+    batch |= {name: rows_of(np.asarray(values[source])) for name, values in data.token_fields.items()}
+    return batch
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """The training batches of a run. `multiple`: rows are a multiple of it (the data shards)."""
+
+    data: Encoded
+    batch_size: int
+    steps: int
+    row_length: int
+    seed: int = 0
+    packed: bool = True
+    accumulate: int = 1
+    multiple: int = 1
+    at_most: int = 3
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return _permutation(self.seed, epoch, len(self.data))
+
+    def examples(self, step: int) -> np.ndarray:
+        """int64 (batch_size,): the examples of a step. Epochs follow each other without a gap, so
+        none is dropped and every batch is full."""
+        return self._stream(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def _stream(self, start: int, stop: int) -> np.ndarray:
+        count = len(self.data)
+        epochs = range(start // count, (stop - 1) // count + 1)
+        parts = [
+            self._permutation(e)[max(start - e * count, 0) : min(stop - e * count, count)] for e in epochs
+        ]
+        return np.concatenate(parts)
+
+    def _pack(self, examples: np.ndarray) -> Places:
+        """Examples of whole steps -> places of their micro-batches."""
+        micro = self.batch_size // self.accumulate * self.data.pieces
+        return pack(self.data.lengths[examples].reshape(-1, micro), self.row_length, self.packed)
+
+    @functools.cached_property
+    def _needs(self) -> tuple[np.ndarray, int]:
+        """(rows needed by each step, most sequences in a row), over the whole run."""
+        rows, slots, block = [], 1, max(1, 2**20 // self.batch_size)
+        for first in range(0, self.steps, block):
+            last = min(first + block, self.steps)
+            places = self._pack(self._stream(first * self.batch_size, last * self.batch_size))
+            rows.append(places.rows.reshape(last - first, self.accumulate).max(axis=1))
+            slots = max(slots, int(places.slot().max()) + 1)
+        return np.concatenate(rows), slots
+
+    @functools.cached_property
+    def counts(self) -> tuple[int, ...]:
+        """The row counts, hence compiled programs, of the whole run."""
+        return row_counts(self._needs[0], self.at_most, self.multiple)
+
+    def shape(self, step: int) -> Shape:
+        rows = next(c for c in self.counts if c >= self._needs[0][step])
+        slots = -(-self._needs[1] // 4) * 4
+        return Shape(rows, self.row_length, slots, self.batch_size // self.accumulate)
+
+    def first_step_of(self, rows: int) -> int:
+        """A step whose batch has this row count."""
+        return next(s for s in range(self.steps) if self.shape(s).rows == rows)
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        """The batch of a step; with `rows`, row arrays hold those rows only."""
+        shape, examples = self.shape(step), self.examples(step)
+        places = self._pack(examples)
+        micro = examples.reshape(self.accumulate, -1)
+        per = micro.shape[1] * self.data.pieces
+        parts = [
+            _assemble(self.data, micro[a], places, a, shape, 1 + a * per, rows or range(shape.rows))
+            for a in range(self.accumulate)
+        ]
+        if self.accumulate == 1:
+            return parts[0]
+        return {name: np.stack([p[name] for p in parts]) for name in parts[0]}
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalPlan:
+    """Batches that hold every example exactly once, all of one shape.
+
+    Examples are dealt out in the order of their lengths, like cards, so all batches need nearly the
+    same number of rows; the last place of some batches stays empty with weight 0.
+    """
+
+    data: Encoded
+    batch_size: int
+    row_length: int
+    packed: bool = True
+    multiple: int = 1
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """int64 (steps, B): examples, -1 for none."""
+        count = len(self.data)
+        size = min(self.batch_size, count)
+        steps = -(-count // size)
+        by_length = np.argsort(-self.data.lengths.sum(axis=1), kind="stable")
+        dealt = np.full(steps * size, -1, np.int64)
+        dealt[:count] = by_length
+        return dealt.reshape(size, steps).T.copy()
+
+    @property
+    def steps(self) -> int:
+        return len(self.order)
+
+    @functools.cached_property
+    def _places(self) -> Places:
+        lengths = np.where(self.order[..., None] >= 0, self.data.lengths[self.order], 1)
+        return pack(lengths.reshape(self.steps, -1), self.row_length, self.packed)
+
+    @functools.cached_property
+    def shape(self) -> Shape:
+        rows = -(-int(self._places.rows.max()) // self.multiple) * self.multiple
+        slots = -(-(int(self._places.slot().max()) + 1) // 4) * 4
+        return Shape(rows, self.row_length, slots, self.order.shape[1])
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        rows = rows or range(self.shape.rows)
+        return _assemble(self.data, self.order[step], self._places, step, self.shape, 1, rows)
+
+
+def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int) -> Iterator[T]:
+    """make(step) for each step, in order, made up to `depth` ahead in a thread. An exception in the
+    thread is raised here; leaving the loop early ends the thread."""
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def put(item: object) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in steps:
+                if stop.is_set():
+                    return
+                put((make(step), None))
+            put((None, StopIteration()))
+        except BaseException as e:  # handed to the caller, whatever it is
+            put((None, e))
+
+    threading.Thread(target=work, name="prefetch", daemon=True).start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,176 @@
+"""Rows + tokenizer -> ragged integer arrays, cached on disk under a hash of all that made them.
+
+The cache entry is a directory of .npy files, written under a temporary name and renamed, and read
+back memory-mapped: a second start reads no text and runs no tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bert_ft.data.sources import Rows, Source
+from bert_ft.errors import InputError
+
+FORMAT = 1  # of the cache; raise it when what is stored changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A data set as the model reads it: N examples of `pieces` token sequences each.
+
+    tokens int32 (T,), types int8 (T,): all sequences one after the other; sequence i is
+    tokens[offsets[i]:offsets[i + 1]], and example e owns sequences e * pieces … (e + 1) * pieces - 1.
+    row int64 (N,): the source row of each example, so a prediction can be joined to its text.
+    truncated bool (N,). fields: per example, (N, …). token_fields: per token, (T, …).
+    fitted: what was learnt from the training rows (label names); source_rows: rows that were read.
+    """
+
+    tokens: np.ndarray
+    types: np.ndarray
+    offsets: np.ndarray
+    row: np.ndarray
+    truncated: np.ndarray
+    fields: Mapping[str, np.ndarray]
+    token_fields: Mapping[str, np.ndarray]
+    pieces: int
+    fitted: Mapping[str, Any]
+    source_rows: int
+    skipped: Sequence[str] = ()
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int32 (N, pieces): tokens of each sequence."""
+        return np.diff(self.offsets).astype(np.int32).reshape(-1, self.pieces)
+
+
+class Encoder(Protocol):
+    """What a task gives to encoding. `signature` names every setting that changes the result."""
+
+    def signature(self) -> dict[str, Any]: ...
+    def columns(self) -> list[str]: ...
+    def fit(self, rows: Rows) -> dict[str, Any]: ...
+    def encode(self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]) -> Encoded: ...
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of a fast tokenizer's whole state (vocabulary, normaliser, special tokens)."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def tokenize(
+    tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens int32 (T,), types int8 (T,), offsets int64 (N + 1,), truncated bool (N,)).
+
+    Over-long inputs are cut at the end of the (longer) text and counted; the special tokens stay.
+    """
+    tokens, types, lengths, cut = [], [], [], []
+    block = 4096  # texts at a time: the tokenizer's own objects are large
+    for at in range(0, len(texts), block):
+        second = list(pairs[at : at + block]) if pairs is not None else None
+        out = tokenizer(
+            list(texts[at : at + block]),
+            second,
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+        for ids, kinds, encoding in zip(out["input_ids"], out["token_type_ids"], out.encodings, strict=True):
+            tokens.append(np.asarray(ids, np.int32))
+            types.append(np.asarray(kinds, np.int8))
+            lengths.append(len(ids))
+            cut.append(bool(encoding.overflowing))
+    offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))]).astype(np.int64)
+    flat = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
+    kinds_flat = np.concatenate(types) if types else np.zeros(0, np.int8)
+    return flat, kinds_flat, offsets, np.asarray(cut, bool)
+
+
+def _fingerprint(source: Source, task: Encoder, tokenizer: Any, max_length: int, fitted: Mapping | None) -> str:
+    made_of = {
+        "format": FORMAT,
+        "source": source.fingerprint(),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "max_length": max_length,
+        "task": task.signature(),
+        "fitted": dict(fitted) if fitted is not None else None,
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def encode(
+    source: Source,
+    task: Encoder,
+    tokenizer: Any,
+    max_length: int,
+    cache_dir: Path,
+    fitted: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> Encoded:
+    """The source's rows as arrays, from the cache where they are there. Without `fitted` (the
+    training set) the task first learns its labels from these rows. Raises InputError on a row that
+    the task can't use and on a source with no rows."""
+    fingerprint = _fingerprint(source, task, tokenizer, max_length, fitted)
+    entry = cache_dir / "encoded" / fingerprint[:32]
+    if not entry.is_dir():
+        rows = source.read()
+        if not len(rows):
+            raise InputError(f"{source.uri}: no rows")
+        if rows.skipped:
+            say(f"{source.uri}: skipped {len(rows.skipped)} rows that can't be read:")
+            for line in rows.skipped[:20]:
+                say(f"  {line}")
+        made = task.encode(rows, tokenizer, max_length, task.fit(rows) if fitted is None else fitted)
+        made = dataclasses.replace(made, skipped=tuple(rows.skipped), source_rows=len(rows))
+        _store(made, entry)
+    return dataclasses.replace(_load(entry), fingerprint=fingerprint)
+
+
+def _store(encoded: Encoded, entry: Path) -> None:
+    """Writes a cache entry whole or not at all; another process may be writing the same one."""
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=entry.parent))
+        arrays = {name: getattr(encoded, name) for name in ("tokens", "types", "offsets", "row", "truncated")}
+        arrays |= {f"field.{k}": v for k, v in encoded.fields.items()}
+        arrays |= {f"token_field.{k}": v for k, v in encoded.token_fields.items()}
+        for name, array in arrays.items():
+            np.save(scratch / f"{name}.npy", array)
+        about = {
+            "pieces": encoded.pieces,
+            "fitted": dict(encoded.fitted),
+            "source_rows": encoded.source_rows,
+            "skipped": list(encoded.skipped),
+        }
+        (scratch / "about.json").write_text(json.dumps(about))
+        os.rename(scratch, entry)
+    except FileExistsError:
+        shutil.rmtree(scratch)
+    except OSError as e:
+        if entry.is_dir():  # the other process was first
+            shutil.rmtree(scratch, ignore_errors=True)
+            return
+        raise InputError(f"data.cache_dir: can't write {entry}: {e.strerror}; set another directory") from e
+
+
+def _load(entry: Path) -> Encoded:
+    about = json.loads((entry / "about.json").read_text())
+    arrays = {path.name[: -len(".npy")]: np.load(path, mmap_mode="r") for path in entry.glob("*.npy")}
+    fields = {k[len("field.") :]: arrays.pop(k) for k in list(arrays) if k.startswith("field.")}
+    token_fields = {k[len("token_field.") :]: arrays.pop(k) for k in list(arrays) if k.startswith("token_field.")}
+    return Encoded(**arrays, fields=fields, token_fields=token_fields, **about)

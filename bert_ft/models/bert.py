@@ -1,0 +1,178 @@
+"""The BERT encoder (Devlin et al. 2019) in Flax Linen, over packed rows.
+
+A batch is a dict of arrays; the encoder reads four of them, each int32 (R, S):
+`tokens`, `types`, `positions` (restarting at each example) and `segments` (which example of the
+batch a token belongs to, counted from 1; 0 is padding). Attention stays within a segment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bert_ft.models import ops
+
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes and constants of an encoder; the names are those of Hugging Face's config.json."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    pooler: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Dropout for one forward pass. `words` is uint32 (sites, 2), `rate` a float or a scalar array,
+    `ids` int32 (R, S) names each token by example and position."""
+
+    words: jax.Array
+    rate: jax.Array | float
+    ids: jax.Array
+
+    def hidden(self, x: jax.Array, site: int, ids: jax.Array | None = None) -> jax.Array:
+        salt = ops.token_salt(self.words[site], self.ids if ids is None else ids)
+        return ops.dropout(x, self.rate, salt[..., None], jnp.arange(x.shape[-1]))
+
+    def attention(self, p: jax.Array, site: int, ids: jax.Array, key_positions: jax.Array):
+        heads = p.shape[1]
+        ids_RxNxQ = ids[:, None, :] * heads + jnp.arange(heads)[None, :, None]
+        salt = ops.token_salt(self.words[site], ids_RxNxQ)
+        return ops.dropout(p, self.rate, salt[..., None], key_positions[:, None, None, :])
+
+
+def make_noise(
+    key: jax.Array, rate: jax.Array | float, batch: Batch, config: EncoderConfig, extra: int = 1
+) -> Noise:
+    """Noise for an encoder of this size and `extra` sites of a head (the last ones)."""
+    words = jax.random.bits(key, (2 * config.num_hidden_layers * 2 + 1 + extra, 2), jnp.uint32)
+    ids = batch["segments"] * config.max_position_embeddings + batch["positions"]
+    return Noise(words, rate, ids)
+
+
+class Dense(nn.Module):
+    """y = x W + b; W float32 (in, features), used in `dtype`."""
+
+    features: int
+    dtype: jnp.dtype
+    std: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.initializers.truncated_normal(self.std)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return ops.matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        return ops.layer_norm(x, scale, bias, self.eps)
+
+
+class Embed(nn.Module):
+    """A table of `count` rows, float32 (count, features)."""
+
+    count: int
+    features: int
+    std: float
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        init = nn.initializers.truncated_normal(self.std)
+        return self.param("embedding", init, (self.count, self.features), jnp.float32)[ids]
+
+
+class Attention(nn.Module):
+    config: EncoderConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_RxSxH, batch: Batch, noise: Noise | None, site: int, slots=None):
+        """With `slots` (R, E: columns), only those tokens ask; the result is (R, E, H)."""
+        c = self.config
+        heads, width = c.num_attention_heads, c.hidden_size // c.num_attention_heads
+        positions, segments = batch["positions"], batch["segments"]
+        ask_RxQxH, ask_segments = x_RxSxH, segments
+        ids = noise.ids if noise else None
+        if slots is not None:
+            ask_RxQxH = jnp.take_along_axis(x_RxSxH, slots[..., None], axis=1)
+            ask_segments = jnp.take_along_axis(segments, slots, axis=1)
+            ids = jnp.take_along_axis(ids, slots, axis=1) if noise else None
+
+        def project(name: str, y: jax.Array) -> jax.Array:
+            y = Dense(c.hidden_size, self.dtype, c.initializer_range, name=name)(y)
+            return y.reshape(*y.shape[:-1], heads, width)
+
+        q_RxQxNxD, k_RxSxNxD = project("query", ask_RxQxH), project("key", x_RxSxH)
+        v_RxSxNxD = project("value", x_RxSxH)
+        scores = jnp.einsum("rqnd,rknd->rnqk", q_RxQxNxD * np.asarray(width**-0.5, self.dtype), k_RxSxNxD)
+        allowed = (ask_segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+        p_RxNxQxS = ops.masked_softmax(scores, allowed[:, None]).astype(self.dtype)
+        if noise:
+            p_RxNxQxS = noise.attention(p_RxNxQxS, site, ids, positions)
+        mixed = jnp.einsum("rnqk,rknd->rqnd", p_RxNxQxS, v_RxSxNxD)
+        mixed = mixed.reshape(*mixed.shape[:2], c.hidden_size)
+        out = Dense(c.hidden_size, self.dtype, c.initializer_range, name="output")(mixed)
+        if noise:
+            out = noise.hidden(out, site + 1, ids)
+        return LayerNorm(c.layer_norm_eps, name="norm")(out + ask_RxQxH), ids
+
+
+class Layer(nn.Module):
+    config: EncoderConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, batch: Batch, noise: Noise | None, site: int, slots=None):
+        c = self.config
+        x, ids = Attention(c, self.dtype, name="attention")(x, batch, noise, site, slots)
+        y = Dense(c.intermediate_size, self.dtype, c.initializer_range, name="up")(x)
+        y = Dense(c.hidden_size, self.dtype, c.initializer_range, name="down")(ops.gelu(y))
+        if noise:
+            y = noise.hidden(y, site + 2, ids)
+        return LayerNorm(c.layer_norm_eps, name="norm")(x + y)
+
+
+class Encoder(nn.Module):
+    config: EncoderConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, batch: Batch, noise: Noise | None = None, first_only: bool = False):
+        """Returns hidden states (R, S, H); with first_only, those of each example's first token,
+        (R, E, H): the last layer then computes nothing that no head will read."""
+        c = self.config
+        std = c.initializer_range
+        word = Embed(c.vocab_size, c.hidden_size, std, name="word")(batch["tokens"])
+        place = Embed(c.max_position_embeddings, c.hidden_size, std, name="position")(batch["positions"])
+        kind = Embed(c.type_vocab_size, c.hidden_size, std, name="type")(batch["types"])
+        x = LayerNorm(c.layer_norm_eps, name="norm")(word + place + kind)
+        if noise:
+            x = noise.hidden(x, 0)
+        x = x.astype(self.dtype)
+        for i in range(c.num_hidden_layers):
+            slots = batch["slots"] if first_only and i == c.num_hidden_layers - 1 else None
+            x = Layer(c, self.dtype, name=f"layer_{i}")(x, batch, noise, 1 + 3 * i, slots)
+        return x

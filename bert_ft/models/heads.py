@@ -1,0 +1,50 @@
+"""Heads on the encoder, and the model that joins the two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bert_ft.models.bert import Batch, Dense, Encoder, EncoderConfig, Noise, make_noise
+
+Outputs = dict[str, jax.Array]
+
+
+class SequenceHead(nn.Module):
+    """Logits of each example from its first token: pooler (dense, tanh), dropout, dense, as BERT has it
+    (Devlin et al. 2019, 3.2 and A.2). Reads (R, E, H) and gives {'logits': float32 (B, classes)}."""
+
+    classes: int
+    config: EncoderConfig
+    dtype: jnp.dtype
+    first_only = True  # reads no other token's last hidden state
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
+        first_BxH = hidden.reshape(-1, hidden.shape[-1])[batch["example_slot"]]
+        std = self.config.initializer_range
+        pooled = jnp.tanh(Dense(first_BxH.shape[-1], self.dtype, std, name="pooler")(first_BxH))
+        if noise:
+            pooled = noise.hidden(pooled, -1, batch["ordinal"])
+        logits = Dense(self.classes, jnp.float32, std, name="classifier")(pooled.astype(jnp.float32))
+        return {"logits": logits}
+
+
+class Model(nn.Module):
+    """encoder + head. `rng` is None where nothing is random; `rate` may be traced."""
+
+    config: EncoderConfig
+    head: Any
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.config, self.dtype)
+        self.top = self.head(self.config, self.dtype)
+
+    def __call__(self, batch: Batch, rng: jax.Array | None = None, rate: jax.Array | float = 0.0) -> Outputs:
+        noise = None if rng is None else make_noise(rng, rate, batch, self.config)
+        hidden = self.encoder(batch, noise, first_only=self.top.first_only)
+        return self.top(hidden, batch, noise)

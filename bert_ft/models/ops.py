@@ -1,0 +1,84 @@
+"""The few array operations whose textbook form is slow on some backend, each with the reason it is here.
+
+Shapes are named in suffixes: R rows, S tokens a row, H hidden, D a head's width, N heads.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`x @ w` for x of shape (..., I) and w of shape (I, O), with the weight gradient as one
+    2-D product. XLA's CPU backend lays the gradient that JAX writes out badly inside a fused
+    backward pass (experiments/speed/step_parts.py measures both)."""
+    return jnp.dot(x, w)
+
+
+def _matmul_forward(x: jax.Array, w: jax.Array):
+    return jnp.dot(x, w), (x, w)
+
+
+def _matmul_backward(saved, g):
+    x, w = saved
+    dx = lax.dot_general(g, w, (((g.ndim - 1,), (1,)), ((), ())))
+    x2d, g2d = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return dx, lax.dot_general(x2d, g2d, (((0,), (0,)), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x) with the exact normal distribution function (Hendrycks & Gimpel 2016, eq. 1)."""
+    return x * (0.5 + 0.5 * lax.erf(x * np.asarray(np.sqrt(0.5), x.dtype)))
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Layer normalisation over the last axis (Ba et al. 2016), in float32, returned in x's dtype."""
+    dtype, x = x.dtype, x.astype(jnp.float32)
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return (centred * lax.rsqrt(variance + eps) * scale + bias).astype(dtype)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A 32-bit integer hash with low bias: xor-shift-multiply, constants of C. Wellons' lowbias32."""
+    x = x ^ (x >> 16)
+    x = x * np.uint32(0x7FEB352D)
+    x = x ^ (x >> 15)
+    x = x * np.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def token_salt(words: jax.Array, ids: jax.Array) -> jax.Array:
+    """One 32-bit salt for each id under a site's two key words. words uint32 (2,), ids int any shape."""
+    return _mix(_mix(ids.astype(jnp.uint32) ^ words[0]) + words[1])
+
+
+def dropout(x: jax.Array, rate: jax.Array | float, salt: jax.Array, lanes: jax.Array) -> jax.Array:
+    """Inverted dropout whose mask is a pure function of (salt, lane), not of where x lies in memory.
+
+    salt: uint32, broadcastable to x, from the site's key and the *example and position*;
+    lanes: int32, broadcastable to x, numbering the elements under one salt. So an example has the
+    same mask packed or padded, on one device or on eight, and nothing is drawn by a serial
+    generator: ten integer operations an element, fused into the multiply, and recomputed in the
+    backward pass instead of stored.
+    """
+    bits = _mix(salt ^ (lanes.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    # The top 24 bits compare exactly in float32, so the rate may be traced (a trial's own).
+    kept = (bits >> 8).astype(jnp.float32) < keep * np.float32(2**24)
+    return jnp.where(kept, x * (1.0 / keep).astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def masked_softmax(scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Softmax over the last axis in float32 among allowed places; a row with none gives zeros."""
+    scores = jnp.where(allowed, scores.astype(jnp.float32), -jnp.inf)
+    top = lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), -1e30))
+    e = jnp.exp(scores - top)
+    return e / jnp.maximum(jnp.sum(e, axis=-1, keepdims=True), 1e-30)

@@ -1,0 +1,127 @@
+"""Single-label classification of a text, or of a pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.data.encode import Encoded, tokenize
+from bert_ft.data.sources import Rows
+from bert_ft.errors import InputError
+from bert_ft.evals import metrics
+from bert_ft.models.bert import Batch
+from bert_ft.models.heads import Outputs, SequenceHead
+
+
+def _sorted_labels(values: set[str]) -> list[str]:
+    """Numbers by value, other labels by their text."""
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return sorted(values)
+
+
+class Classification:
+    """Labels are the values of `data.label` in the training rows, numbers in numerical order, others
+    in alphabetical; `task.label_names` gives them other names, in that order."""
+
+    name = "classification"
+    metric = "accuracy"  # the one that 'best' means
+
+    def __init__(self, config: ConfigDict):
+        self.text, self.pair, self.label = config.data.text, config.data.text_pair, config.data.label
+        self.names = [n.strip() for n in config.task.label_names.split(",") if n.strip()]
+
+    def signature(self) -> dict[str, Any]:
+        return {"task": self.name, "columns": self.columns(), "names": self.names}
+
+    def columns(self) -> list[str]:
+        return [c for c in (self.text, self.pair, self.label) if c]
+
+    def fit(self, rows: Rows) -> dict[str, Any]:
+        labels = _sorted_labels({str(v) for v in rows.column(self.label)})
+        if len(labels) < 2:
+            raise InputError(f"{rows.origin}: column {self.label!r} has one label only ({labels[0]!r}); at least 2")
+        if self.names and len(self.names) != len(labels):
+            raise InputError(
+                f"config.task.label_names gives {len(self.names)} names ({', '.join(self.names)}) for "
+                f"{len(labels)} labels of {rows.origin}: {', '.join(labels[:20])}"
+            )
+        return {"labels": labels, "names": self.names or labels}
+
+    def texts(self, rows: Rows, column: str) -> list[str]:
+        texts = rows.column(column)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InputError(f"{rows.where(i)}: column {column!r} is {text!r}, not a text")
+        return texts
+
+    def encode(self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]) -> Encoded:
+        pairs = self.texts(rows, self.pair) if self.pair else None
+        tokens, types, offsets, truncated = tokenize(tokenizer, self.texts(rows, self.text), pairs, max_length)
+        fields = {}
+        if self.label in rows.columns:
+            number = {label: i for i, label in enumerate(fitted["labels"])}
+            labels = [str(v) for v in rows.column(self.label)]
+            for i, label in enumerate(labels):
+                if label not in number:
+                    raise InputError(
+                        f"{rows.where(i)}: label {label!r} is not among the training labels: "
+                        f"{', '.join(map(repr, fitted['labels'][:20]))}"
+                    )
+            fields["label"] = np.asarray([number[label] for label in labels], np.int32)
+        row = np.arange(len(rows), dtype=np.int64)
+        return Encoded(tokens, types, offsets, row, truncated, fields, {}, 1, fitted, len(rows))
+
+    def head(self, fitted: Mapping[str, Any]) -> partial:
+        return partial(SequenceHead, len(fitted["labels"]))
+
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """(sum over examples of the cross entropy, their number, sums of further train metrics)."""
+        logits, weight = outputs["logits"], batch["weight"]
+        log_p = jax.nn.log_softmax(logits)
+        nll = -jnp.take_along_axis(log_p, batch["label"][:, None], axis=1)[:, 0]
+        right = (jnp.argmax(logits, axis=1) == batch["label"]).astype(jnp.float32)
+        return jnp.sum(nll * weight), jnp.sum(weight), {"accuracy": jnp.sum(right * weight)}
+
+    def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """Arrays of one entry an example, computed on the device."""
+        return {"probabilities": jax.nn.softmax(outputs["logits"])}
+
+    def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
+        """{metric: value} over the whole set; predicted arrays are in the set's order."""
+        p, label = predicted["probabilities"], np.asarray(data.fields["label"])
+        guess, classes = p.argmax(axis=1), p.shape[1]
+        confusion = metrics.confusion_matrix(label, guess, classes)
+        scores = {
+            "accuracy": metrics.accuracy(label, guess),
+            "f1_macro": metrics.f1_macro(confusion),
+            "mcc": metrics.matthews(confusion),
+            "ece": metrics.ece(p, label),
+            "loss": metrics.nll(p, label),
+        }
+        if classes == 2:
+            scores["f1"] = metrics.f1_binary(confusion)
+        return scores
+
+    def answers(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows | None = None
+    ) -> list[dict[str, Any]]:
+        """One JSON-able object an example: label, probabilities, truncated."""
+        names, out = data.fitted["names"], []
+        for i, p in enumerate(predicted["probabilities"]):
+            answer = {
+                "prediction": names[int(p.argmax())],
+                "probabilities": {name: round(float(v), 6) for name, v in zip(names, p, strict=True)},
+                "truncated": bool(data.truncated[i]),
+            }
+            if "label" in data.fields:
+                answer["label"] = names[int(data.fields["label"][i])]
+            out.append(answer)
+        return out

@@ -1,0 +1,23 @@
+"""A task's name in a config -> its class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_ft.config import nearest
+from bert_ft.errors import InputError
+from bert_ft.tasks.classification import Classification
+
+TASKS = {task.name: task for task in (Classification,)}
+
+
+def make_task(config: ConfigDict) -> Any:
+    """The task that config.task.name says; raises InputError with the names there are."""
+    name = config.task.name
+    if name not in TASKS:
+        raise InputError(
+            f"config.task.name is {name!r}; accepted: {', '.join(sorted(TASKS))}{nearest(name, list(TASKS))}"
+        )
+    return TASKS[name](config)

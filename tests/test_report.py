@@ -1,0 +1,212 @@
+"""The report: self-contained, inert whatever the texts hold, and there whatever is missing."""
+
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bert_ft.errors import InputError
+from bert_ft.evals import plots
+from bert_ft.evals.report import write_report
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</p></li></ul><img src=x onerror=alert(2)>",
+    "\"'><svg onload=alert(3)><style>body{display:none}</style>",
+    "<iframe src=http://example.com></iframe><a href='javascript:alert(4)'>&lt;x&amp;",
+    "a lone \ud800 surrogate, a \u202e turned one, a \u2028 line end, a \x00",
+)
+
+
+def _lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _run(workdir, names=("negative", "positive"), evals=(50, 100), trials=(None,), rows=60):
+    rng = np.random.default_rng(0)
+    records = [
+        {"step": s, "name": name, "value": 1 / s, **({} if t is None else {"trial": t})}
+        for t in trials
+        for name, steps in (("train/loss", range(10, 101, 10)), ("dev/accuracy", evals))
+        for s in steps
+    ]
+    _lines(workdir / "metrics.jsonl", records)
+    predictions = []
+    for i in range(rows):
+        p = rng.dirichlet(np.ones(len(names)))
+        probabilities = dict(zip(names, map(float, p), strict=True))
+        answer = {"label": names[i % len(names)], "prediction": names[int(p.argmax())]}
+        predictions.append({"text": f"text {i}", **answer, "probabilities": probabilities})
+    _lines(workdir / "predictions" / "test.jsonl", predictions)
+    score = {"mean": 0.829, "std": 0.003, "per_trial": [0.83] * len(trials), "n_examples": rows}
+    result = {"eval": {"test/accuracy": score}, "speed": {"examples_per_s": 61.2}}
+    (workdir / "result.json").write_text(json.dumps(result))
+    config = {"task": {"name": "sentiment"}, "train": {"learning_rate": 5e-5, "epochs": 3}}
+    (workdir / "config.json").write_text(json.dumps(config))
+    return workdir
+
+
+class _Tags(html.parser.HTMLParser):
+    """Collects every tag and attribute, and sees that what opens also closes."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes, self.open = set(), set(), []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def _inert(path):
+    text = path.read_text(encoding="utf-8")
+    tags = _Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert not tags.tags & {"script", "iframe", "img", "a", "link", "object", "embed", "base"}
+    assert not {name for name in tags.attributes if name.startswith("on")}
+    assert not tags.attributes & {"src", "href", "style"}
+    assert text.count("<style>") == 1 and "url(" not in text and "@import" not in text
+    assert not re.search(r"NaN|\bnan\b", re.sub(r"<p>.*?</p>", "", text))
+    return text
+
+
+@pytest.mark.parametrize("classes", [2, 3, 15, 21, 77])
+@pytest.mark.parametrize("evals", [(100,), (50, 100)])
+def test_a_page_for_any_number_of_classes_and_evaluations(tmp_path, classes, evals):
+    names = [f"class {i}" for i in range(classes)]
+    text = _inert(write_report(_run(tmp_path, names, evals, rows=200)))
+    for due in ("82.9 %", "Confusion", "Reliability", "ECE", "sentiment", "61.2"):
+        assert due in text
+    assert text.count("<li>") == 20
+    for number in re.findall(r'(?:[xy]|width|height|cx|cy)="(-?[\d.]+)"', text):
+        assert -1 <= float(number) <= 640
+
+
+def test_mistakes_are_sorted_by_confidence(tmp_path):
+    text = write_report(_run(tmp_path)).read_text()
+    sureness = [float(p) for p in re.findall(r"</span> ([\d.]+)% <span", text)]
+    assert len(sureness) == 20 and sureness == sorted(sureness, reverse=True)
+
+
+@pytest.mark.parametrize("where", ["text", "label", "metric", "config", "workdir"])
+def test_hostile_text_is_inert(tmp_path, where):
+    names = HOSTILE if where == "label" else ("negative", "positive")
+    folder = "<img onerror=alert(1)>" if where == "workdir" else "run"
+    workdir = _run(tmp_path / folder, names)
+    if where == "text":
+        path = workdir / "predictions" / "test.jsonl"
+        rows = [json.loads(line) for line in path.read_text().split("\n") if line]
+        _lines(path, [{**r, "text": HOSTILE[i % 5] * (1 + i)} for i, r in enumerate(rows)])
+    if where == "metric":
+        records = [{"step": 1, "name": f"dev/{h}", "value": 0.5} for h in HOSTILE]
+        _lines(workdir / "metrics.jsonl", records)
+        scores = {f"test/{h}": {"mean": 0.5} for h in HOSTILE}
+        (workdir / "result.json").write_text(json.dumps({"eval": scores}))
+    if where == "config":
+        config = {"model": {"pretrained": HOSTILE[1]}, "task": {"name": HOSTILE[0]}, HOSTILE[2]: 1}
+        (workdir / "config.json").write_text(json.dumps(config))
+    text = _inert(write_report(workdir, defaults={}))
+    assert "&lt;" in text
+
+
+def test_trials_show_their_spread(tmp_path):
+    text = _inert(write_report(_run(tmp_path, trials=(0, 1, 2))))
+    assert "± 0.3 %" in text and "3 trials" in text
+
+
+def test_regression_is_a_scatter(tmp_path):
+    rows = [{"text": f"t{i}", "label": i / 10, "prediction": i / 9} for i in range(50)]
+    _lines(tmp_path / "predictions" / "test.jsonl", rows)
+    text = _inert(write_report(tmp_path))
+    assert "Pearson 1.000" in text and text.count("<circle") == 50 and "Confusion" not in text
+    assert text.index("t49") < text.index("t48") < text.index("t47")
+
+
+@pytest.mark.parametrize("kept", [None, "result.json", "config.json", "metrics.jsonl"])
+def test_what_is_missing_is_said(tmp_path, kept):
+    workdir = _run(tmp_path)
+    (workdir / "predictions" / "test.jsonl").unlink()
+    for name in {"result.json", "config.json", "metrics.jsonl"} - {kept}:
+        (workdir / name).unlink()
+    text = _inert(write_report(workdir))
+    assert "no predictions/test.jsonl" in text
+    assert ("no metrics.jsonl" in text) == (kept != "metrics.jsonl")
+    assert ("No result.json" in text) == (kept != "result.json")
+
+
+def test_values_that_are_not_finite_leave_gaps(tmp_path):
+    values = [1.0, None, 0.5, None]
+    _lines(
+        tmp_path / "metrics.jsonl",
+        [{"step": s, "name": n, "value": v} for n in ("train/loss", "dev/x")
+         for s, v in enumerate(values)] + [{"step": 1, "name": "dev/y", "value": None}],
+    )  # fmt: skip
+    assert "no finite values" in _inert(write_report(tmp_path))
+
+
+def test_only_what_differs_from_the_defaults_is_shown(tmp_path):
+    defaults = {"task": {"name": "sentiment"}, "train": {"learning_rate": 2e-5, "epochs": 3}}
+    text = write_report(_run(tmp_path), defaults).read_text()
+    assert "<td>train.learning_rate</td><td>5e-05</td><td>2e-05</td>" in text
+    assert text.count("<td>train.epochs</td>") == 1  # in the fold only
+
+
+def test_a_torn_last_record_is_forgiven_and_a_broken_file_is_named(tmp_path):
+    workdir = _run(tmp_path)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 110, "na')
+    write_report(workdir)
+    (workdir / "predictions" / "test.jsonl").write_text('{"text": "a"}\n{"te\n')
+    with pytest.raises(InputError, match=r"test\.jsonl:2: "):
+        write_report(workdir)
+    (workdir / "result.json").write_text("[]")
+    with pytest.raises(InputError, match=r"result\.json"):
+        write_report(workdir)
+    with pytest.raises(InputError, match="is not a folder"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_it_imports_no_plotting_library():
+    code = (
+        "import sys, bert_ft.evals.report as r; assert not {'matplotlib', 'jax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "low,high,labels",
+    [
+        (0.61, 0.83, ["0.60", "0.65", "0.70", "0.75", "0.80", "0.85"]),
+        (0, 5e-5, ["0", "1e-5", "2e-5", "3e-5", "4e-5", "5e-5"]),
+        (3, 3, ["2.6", "2.8", "3.0", "3.2", "3.4"]),
+    ],
+)
+def test_ticks_are_round_and_few(low, high, labels):
+    assert plots.tick_labels(plots.ticks(low, high)) == labels
+
+
+def test_smoothing_starts_without_a_pull_to_zero():
+    got = plots.smooth(np.array([2.0, 2.0, np.nan, 2.0]), half_life=3)
+    np.testing.assert_allclose(got, 2.0)
+
+
+def test_thinning_keeps_the_spikes():
+    y = np.zeros(10_000)
+    y[4321], y[7] = 9.0, -9.0
+    x, thinned = plots.thin(np.arange(10_000), y)
+    assert len(x) <= 400 and thinned.max() == 9.0 and thinned.min() == -9.0
