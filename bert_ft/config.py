@@ -28,8 +28,11 @@ DTYPES = ("auto", "float32", "bfloat16")
 SWITCH = ("on", "off")
 BAD_ROWS = ("stop", "skip")
 
-# Keys that change what is shown or kept, never what is computed: a resumed run may change them.
-FREE = ("log.", "predict.", "checkpoint.", "data.cache_dir", "compile.", "eval.report")
+# Keys that change what is shown or kept, or where it is computed: a resumed run may change them.
+FREE = (
+    *("log.", "predict.", "checkpoint.", "compile.", "mesh.", "data.cache_dir", "data.prefetch"),
+    *("eval.report", "eval.every_steps", "eval.batch_size"),
+)
 
 
 def default() -> ConfigDict:
@@ -109,7 +112,9 @@ def default() -> ConfigDict:
     c.log.progress = True
 
     c.compile = ConfigDict()
-    c.compile.cache_dir = "auto"  # XLA's persistent cache; 'auto' is the user's cache directory, '' off
+    c.compile.cache_dir = (
+        "auto"  # XLA's persistent cache; 'auto' is the user's cache directory, '' off
+    )
 
     c.predict = ConfigDict()
     c.predict.input = ""  # a JSONL file
@@ -131,10 +136,14 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     return out
 
 
+def fixed(config: ConfigDict) -> dict[str, Any]:
+    """The keys that bear on what is computed: a checkpoint belongs to their values."""
+    return {k: v for k, v in flat(config).items() if not k.startswith(FREE)}
+
+
 def config_hash(config: ConfigDict) -> str:
     """SHA-256 (first 16 hex digits) over the keys that bear on what is computed."""
-    kept = {k: v for k, v in flat(config).items() if not k.startswith(FREE)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def nearest(key: str, known: list[str]) -> str:
@@ -182,7 +191,12 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         at_least(key, 0)
     for key in ("model.dropout", "train.warmup", "train.beta1", "train.beta2"):
         _require(0 <= f[key] < 1, key, f[key], "0 or more and less than 1")
-    _require(c.mesh.data == -1 or c.mesh.data >= 1, "mesh.data", c.mesh.data, "1 or more, or -1 (what is left)")
+    _require(
+        c.mesh.data == -1 or c.mesh.data >= 1,
+        "mesh.data",
+        c.mesh.data,
+        "1 or more, or -1 (what is left)",
+    )
     _require(c.mesh.trial == 1, "mesh.trial", c.mesh.trial, "1 (one trial a run)")
     _require(
         c.train.batch_size % c.train.accumulate == 0,
@@ -203,14 +217,25 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         f"0, or data.max_length ({c.data.max_length}) or more",
     )
     _require(
-        not (c.eval.keep_best and not c.data.dev), "eval.keep_best", True, "False, or data.dev set to choose on"
+        not (c.eval.keep_best and not c.data.dev),
+        "eval.keep_best",
+        True,
+        "False, or data.dev set to choose on",
     )
     if mode == "train":
         _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")
         _require(
-            c.train.steps > 0 or c.train.epochs > 0, "train.epochs", c.train.epochs, "more than 0, or train.steps > 0"
+            c.train.steps > 0 or c.train.epochs > 0,
+            "train.epochs",
+            c.train.epochs,
+            "more than 0, or train.steps > 0",
         )
     if mode == "predict":
         _require(bool(c.predict.input), "predict.input", "", "a JSONL file")
     if not c.model.pretrained:
-        _require(bool(c.model.tokenizer), "model.tokenizer", "", "a URI or a vocab.txt where model.pretrained is ''")
+        _require(
+            bool(c.model.tokenizer),
+            "model.tokenizer",
+            "",
+            "a URI or a vocab.txt where model.pretrained is ''",
+        )

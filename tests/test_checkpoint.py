@@ -192,6 +192,7 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("harm", [truncate, Path.unlink, flip])
 def test_damaged_latest_falls_back(start, said, tmp_path, harm):
     save_all(start(), 1, 2, 3)
@@ -396,12 +397,15 @@ def test_exits_quietly(tmp_path):
     checkpoints = Checkpoints(Path(sys.argv[1]), keep=2, every_steps=0, every_seconds=0, say=print)
     save_all(checkpoints, 1, 2)
     checkpoints.save_best(2, make_params(2), META, 0.5)
+    data_file(Path(sys.argv[1]).parent, 2).unlink()
+    assert checkpoints.restore(abstract(make_state()), META)[1] == 1
     if sys.argv[2] == "close":
         checkpoints.close()
     """
     for how in ("close", "leave"):
-        done = run(script, tmp_path / how, how, timeout=60)
-        assert (done.stdout, done.stderr) == ("", "")
+        done = run(script, tmp_path / how / "checkpoints", how, timeout=60)
+        assert done.stderr == ""
+        assert done.stdout.count("\n") == done.stdout.count("is damaged") == 1
 
 
 def test_killed_while_saving(start, said, tmp_path):

@@ -86,7 +86,9 @@ def _assemble(
         "weight": real.astype(np.float32),
     }
     batch |= {name: np.asarray(values[index]) for name, values in data.fields.items()}
-    batch |= {name: rows_of(np.asarray(values[source])) for name, values in data.token_fields.items()}
+    batch |= {
+        name: rows_of(np.asarray(values[source])) for name, values in data.token_fields.items()
+    }
     return batch
 
 
@@ -116,7 +118,8 @@ class BatchPlan:
         count = len(self.data)
         epochs = range(start // count, (stop - 1) // count + 1)
         parts = [
-            self._permutation(e)[max(start - e * count, 0) : min(stop - e * count, count)] for e in epochs
+            self._permutation(e)[max(start - e * count, 0) : min(stop - e * count, count)]
+            for e in epochs
         ]
         return np.concatenate(parts)
 
@@ -145,6 +148,10 @@ class BatchPlan:
         rows = next(c for c in self.counts if c >= self._needs[0][step])
         slots = -(-self._needs[1] // 4) * 4
         return Shape(rows, self.row_length, slots, self.batch_size // self.accumulate)
+
+    def tokens(self, step: int) -> int:
+        """Real tokens in the batch of a step."""
+        return int(self.data.lengths[self.examples(step)].sum())
 
     def first_step_of(self, rows: int) -> int:
         """A step whose batch has this row count."""

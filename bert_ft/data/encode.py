@@ -7,6 +7,7 @@ back memory-mapped: a second start reads no text and runs no tokenizer.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -51,7 +52,7 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.row)
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         """int32 (N, pieces): tokens of each sequence."""
         return np.diff(self.offsets).astype(np.int32).reshape(-1, self.pieces)
@@ -63,7 +64,9 @@ class Encoder(Protocol):
     def signature(self) -> dict[str, Any]: ...
     def columns(self) -> list[str]: ...
     def fit(self, rows: Rows) -> dict[str, Any]: ...
-    def encode(self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]) -> Encoded: ...
+    def encode(
+        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
+    ) -> Encoded: ...
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -90,7 +93,9 @@ def tokenize(
             return_token_type_ids=True,
             return_attention_mask=False,
         )
-        for ids, kinds, encoding in zip(out["input_ids"], out["token_type_ids"], out.encodings, strict=True):
+        for ids, kinds, encoding in zip(
+            out["input_ids"], out["token_type_ids"], out.encodings, strict=True
+        ):
             tokens.append(np.asarray(ids, np.int32))
             types.append(np.asarray(kinds, np.int8))
             lengths.append(len(ids))
@@ -101,7 +106,9 @@ def tokenize(
     return flat, kinds_flat, offsets, np.asarray(cut, bool)
 
 
-def _fingerprint(source: Source, task: Encoder, tokenizer: Any, max_length: int, fitted: Mapping | None) -> str:
+def _fingerprint(
+    source: Source, task: Encoder, tokenizer: Any, max_length: int, fitted: Mapping | None
+) -> str:
     made_of = {
         "format": FORMAT,
         "source": source.fingerprint(),
@@ -135,7 +142,9 @@ def encode(
             say(f"{source.uri}: skipped {len(rows.skipped)} rows that can't be read:")
             for line in rows.skipped[:20]:
                 say(f"  {line}")
-        made = task.encode(rows, tokenizer, max_length, task.fit(rows) if fitted is None else fitted)
+        made = task.encode(
+            rows, tokenizer, max_length, task.fit(rows) if fitted is None else fitted
+        )
         made = dataclasses.replace(made, skipped=tuple(rows.skipped), source_rows=len(rows))
         _store(made, entry)
     return dataclasses.replace(_load(entry), fingerprint=fingerprint)
@@ -146,7 +155,10 @@ def _store(encoded: Encoded, entry: Path) -> None:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=entry.parent))
-        arrays = {name: getattr(encoded, name) for name in ("tokens", "types", "offsets", "row", "truncated")}
+        arrays = {
+            name: getattr(encoded, name)
+            for name in ("tokens", "types", "offsets", "row", "truncated")
+        }
         arrays |= {f"field.{k}": v for k, v in encoded.fields.items()}
         arrays |= {f"token_field.{k}": v for k, v in encoded.token_fields.items()}
         for name, array in arrays.items():
@@ -165,12 +177,20 @@ def _store(encoded: Encoded, entry: Path) -> None:
         if entry.is_dir():  # the other process was first
             shutil.rmtree(scratch, ignore_errors=True)
             return
-        raise InputError(f"data.cache_dir: can't write {entry}: {e.strerror}; set another directory") from e
+        raise InputError(
+            f"data.cache_dir: can't write {entry}: {e.strerror}; set another directory"
+        ) from e
 
 
 def _load(entry: Path) -> Encoded:
     about = json.loads((entry / "about.json").read_text())
-    arrays = {path.name[: -len(".npy")]: np.load(path, mmap_mode="r") for path in entry.glob("*.npy")}
+    arrays = {
+        path.name[: -len(".npy")]: np.load(path, mmap_mode="r") for path in entry.glob("*.npy")
+    }
     fields = {k[len("field.") :]: arrays.pop(k) for k in list(arrays) if k.startswith("field.")}
-    token_fields = {k[len("token_field.") :]: arrays.pop(k) for k in list(arrays) if k.startswith("token_field.")}
+    token_fields = {
+        k[len("token_field.") :]: arrays.pop(k)
+        for k in list(arrays)
+        if k.startswith("token_field.")
+    }
     return Encoded(**arrays, fields=fields, token_fields=token_fields, **about)

@@ -27,7 +27,11 @@ class Places:
         sorted_row = np.take_along_axis(self.row, order, axis=-1)
         at = np.arange(self.row.shape[-1])
         first = np.concatenate(
-            [np.ones((*sorted_row.shape[:-1], 1), bool), sorted_row[..., 1:] != sorted_row[..., :-1]], axis=-1
+            [
+                np.ones((*sorted_row.shape[:-1], 1), bool),
+                sorted_row[..., 1:] != sorted_row[..., :-1],
+            ],
+            axis=-1,
         )
         start = np.maximum.accumulate(np.where(first, at, 0), axis=-1)
         out = np.empty_like(self.row)
@@ -43,13 +47,17 @@ def pack(lengths_KxB: np.ndarray, row_length: int, shared: bool = True) -> Place
     lengths = np.asarray(lengths_KxB, np.int32)
     batches, count = lengths.shape
     if count and (lengths.max(initial=0) > row_length or lengths.min(initial=1) < 1):
-        raise ValueError(f"lengths must lie in 1..{row_length}, seen {lengths.min()}..{lengths.max()}")
+        raise ValueError(
+            f"lengths must lie in 1..{row_length}, seen {lengths.min()}..{lengths.max()}"
+        )
     if not shared:
         row = np.broadcast_to(np.arange(count, dtype=np.int32), lengths.shape).copy()
         return Places(row, np.zeros_like(row), np.full(batches, count, np.int32))
     order = np.argsort(-lengths, axis=1, kind="stable")
     # At least half of every row but one is filled, so this many rows always suffice.
-    most = int(min(count, (2 * lengths.sum(axis=1, dtype=np.int64).max(initial=0)) // row_length + 1))
+    most = int(
+        min(count, (2 * lengths.sum(axis=1, dtype=np.int64).max(initial=0)) // row_length + 1)
+    )
     room = np.full((batches, most), row_length, np.int32)
     row, column = np.empty_like(lengths), np.empty_like(lengths)
     at = np.arange(batches)

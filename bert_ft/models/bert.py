@@ -127,7 +127,9 @@ class Attention(nn.Module):
 
         q_RxQxNxD, k_RxSxNxD = project("query", ask_RxQxH), project("key", x_RxSxH)
         v_RxSxNxD = project("value", x_RxSxH)
-        scores = jnp.einsum("rqnd,rknd->rnqk", q_RxQxNxD * np.asarray(width**-0.5, self.dtype), k_RxSxNxD)
+        scores = jnp.einsum(
+            "rqnd,rknd->rnqk", q_RxQxNxD * np.asarray(width**-0.5, self.dtype), k_RxSxNxD
+        )
         allowed = (ask_segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
         p_RxNxQxS = ops.masked_softmax(scores, allowed[:, None]).astype(self.dtype)
         if noise:
@@ -166,7 +168,9 @@ class Encoder(nn.Module):
         c = self.config
         std = c.initializer_range
         word = Embed(c.vocab_size, c.hidden_size, std, name="word")(batch["tokens"])
-        place = Embed(c.max_position_embeddings, c.hidden_size, std, name="position")(batch["positions"])
+        place = Embed(c.max_position_embeddings, c.hidden_size, std, name="position")(
+            batch["positions"]
+        )
         kind = Embed(c.type_vocab_size, c.hidden_size, std, name="type")(batch["types"])
         x = LayerNorm(c.layer_norm_eps, name="norm")(word + place + kind)
         if noise:

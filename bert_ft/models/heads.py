@@ -29,7 +29,9 @@ class SequenceHead(nn.Module):
         pooled = jnp.tanh(Dense(first_BxH.shape[-1], self.dtype, std, name="pooler")(first_BxH))
         if noise:
             pooled = noise.hidden(pooled, -1, batch["ordinal"])
-        logits = Dense(self.classes, jnp.float32, std, name="classifier")(pooled.astype(jnp.float32))
+        logits = Dense(self.classes, jnp.float32, std, name="classifier")(
+            pooled.astype(jnp.float32)
+        )
         return {"logits": logits}
 
 
@@ -44,7 +46,9 @@ class Model(nn.Module):
         self.encoder = Encoder(self.config, self.dtype)
         self.top = self.head(self.config, self.dtype)
 
-    def __call__(self, batch: Batch, rng: jax.Array | None = None, rate: jax.Array | float = 0.0) -> Outputs:
+    def __call__(
+        self, batch: Batch, rng: jax.Array | None = None, rate: jax.Array | float = 0.0
+    ) -> Outputs:
         noise = None if rng is None else make_noise(rng, rate, batch, self.config)
         hidden = self.encoder(batch, noise, first_only=self.top.first_only)
         return self.top(hidden, batch, noise)

@@ -35,7 +35,11 @@ class Classification:
     metric = "accuracy"  # the one that 'best' means
 
     def __init__(self, config: ConfigDict):
-        self.text, self.pair, self.label = config.data.text, config.data.text_pair, config.data.label
+        self.text, self.pair, self.label = (
+            config.data.text,
+            config.data.text_pair,
+            config.data.label,
+        )
         self.names = [n.strip() for n in config.task.label_names.split(",") if n.strip()]
 
     def signature(self) -> dict[str, Any]:
@@ -47,7 +51,9 @@ class Classification:
     def fit(self, rows: Rows) -> dict[str, Any]:
         labels = _sorted_labels({str(v) for v in rows.column(self.label)})
         if len(labels) < 2:
-            raise InputError(f"{rows.origin}: column {self.label!r} has one label only ({labels[0]!r}); at least 2")
+            raise InputError(
+                f"{rows.origin}: column {self.label!r} has one label only ({labels[0]!r}); at least 2"
+            )
         if self.names and len(self.names) != len(labels):
             raise InputError(
                 f"config.task.label_names gives {len(self.names)} names ({', '.join(self.names)}) for "
@@ -62,9 +68,13 @@ class Classification:
                 raise InputError(f"{rows.where(i)}: column {column!r} is {text!r}, not a text")
         return texts
 
-    def encode(self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]) -> Encoded:
+    def encode(
+        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
+    ) -> Encoded:
         pairs = self.texts(rows, self.pair) if self.pair else None
-        tokens, types, offsets, truncated = tokenize(tokenizer, self.texts(rows, self.text), pairs, max_length)
+        tokens, types, offsets, truncated = tokenize(
+            tokenizer, self.texts(rows, self.text), pairs, max_length
+        )
         fields = {}
         if self.label in rows.columns:
             number = {label: i for i, label in enumerate(fitted["labels"])}
@@ -82,7 +92,9 @@ class Classification:
     def head(self, fitted: Mapping[str, Any]) -> partial:
         return partial(SequenceHead, len(fitted["labels"]))
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, outputs: Outputs, batch: Batch
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(sum over examples of the cross entropy, their number, sums of further train metrics)."""
         logits, weight = outputs["logits"], batch["weight"]
         log_p = jax.nn.log_softmax(logits)
@@ -101,27 +113,35 @@ class Classification:
         confusion = metrics.confusion_matrix(label, guess, classes)
         scores = {
             "accuracy": metrics.accuracy(label, guess),
-            "f1_macro": metrics.f1_macro(confusion),
-            "mcc": metrics.matthews(confusion),
-            "ece": metrics.ece(p, label),
-            "loss": metrics.nll(p, label),
+            "f1_macro": metrics.macro_f1(confusion),
+            "mcc": metrics.matthews_correlation(confusion),
+            "ece": metrics.calibration(label, p).ece,
+            "loss": metrics.negative_log_likelihood(label, p),
         }
         if classes == 2:
-            scores["f1"] = metrics.f1_binary(confusion)
+            scores["f1"] = metrics.binary_f1(label, guess)
         return scores
 
     def answers(
-        self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows | None = None
+        self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows
     ) -> list[dict[str, Any]]:
-        """One JSON-able object an example: label, probabilities, truncated."""
+        """One JSON-able object a source row, in its order: text, prediction, probabilities, truncated,
+        and the label where the row has one."""
         names, out = data.fitted["names"], []
+        columns = [c for c in (self.text, self.pair) if c]
         for i, p in enumerate(predicted["probabilities"]):
-            answer = {
-                "prediction": names[int(p.argmax())],
-                "probabilities": {name: round(float(v), 6) for name, v in zip(names, p, strict=True)},
-                "truncated": bool(data.truncated[i]),
-            }
+            answer = {c: rows.columns[c][data.row[i]] for c in columns}
             if "label" in data.fields:
                 answer["label"] = names[int(data.fields["label"][i])]
+            answer["prediction"] = names[int(p.argmax())]
+            answer["probabilities"] = {n: round(float(v), 6) for n, v in zip(names, p, strict=True)}
+            answer["truncated"] = bool(data.truncated[i])
             out.append(answer)
         return out
+
+    def sentence(self, answer: Mapping[str, Any]) -> str:
+        """An answer in a line, for the terminal."""
+        text = str(answer[self.text])
+        shown = text if len(text) <= 90 else text[:89] + "…"
+        sure = answer["probabilities"][answer["prediction"]]
+        return f"{answer['prediction']} ({sure:.0%}; label {answer.get('label', '-')}): {shown}"

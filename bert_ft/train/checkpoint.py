@@ -15,7 +15,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar
 
 import jax
@@ -202,12 +203,15 @@ class _Store:
 
     def open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            # By hand, for Orbax's own cleaning may not be over when a process that saves nothing is.
+            if jax.process_index() == 0 and self._directory.exists():
+                for half_written in ocp.utils.tmp_checkpoints(self._directory):
+                    half_written.get().rmtree()
             # zstd would cost four times the processor time for a twelfth less disk.
             state = ocp.PyTreeCheckpointHandler(use_compression=False)
             handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
             handlers.add("state", ocp.args.PyTreeSave, state)
             options = ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=True,
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
                 # Saves are forced: `due` and `preempted` decide. Written out all the same, since
                 # a policy of one's own replaces the default that saves on preemption.
@@ -265,11 +269,9 @@ class _Store:
         self.failure = f"checkpoint {self._directory / str(step)} was not saved: {_reason(error)}"
         last = f"the last good one is that of step {kept[-1]}" if kept else "there is none yet"
         self._say(f"WARNING: {self.failure}; {last}; the next save tries again")
-        # A new manager, for this one counts the failed step among its own; opening it also frees
-        # the space that the half-written one takes.
+        # The next save opens a new manager: this one counts the failed step among its own. Opening
+        # also frees the space that the half-written one takes.
         self.close()
-        with contextlib.suppress(OSError):
-            self.open()
 
     def read_meta(self, step: int) -> dict[str, Any]:
         path = self._directory / str(step) / "meta"
@@ -283,12 +285,8 @@ class _Store:
         args = ocp.args.PyTreeRestore(
             item=leaves, restore_args=ocp.checkpoint_utils.construct_restore_args(leaves)
         )
-        # The handler itself, without the manager: it has no barrier, at which the other processes
-        # would wait for one that could not read its shard.
-        handler = ocp.PyTreeCheckpointHandler()
         with jax.transfer_guard("allow"):
-            with _unfinished_reads_unsaid():
-                state = handler.restore(self._directory / str(step) / "state", args=args)
+            state = _read_leaves(self._directory / str(step) / "state", args)
             sums = checksums(state)
         bad = [path for path in leaves if sums[path] != content["leaves"][path][1]]
         if bad:
@@ -382,29 +380,35 @@ def _reason(error: Exception | None) -> str:
     return os.strerror(int(system[1])) if system else f"{type(error).__name__}: {text[:160]}"
 
 
-@contextlib.contextmanager
-def _unfinished_reads_unsaid() -> Iterator[None]:
-    """Where one leaf cannot be read, Orbax drops the reads of the others under way, and Python would
-    print a traceback for each as it collects them. One line of what went wrong comes out instead.
-    """
-    hook, reason = sys.unraisablehook, None
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001
-        reason = _reason(error)
-    if reason is not None:
+def _read_leaves(path: epath.Path, args: ocp.args.PyTreeRestore) -> dict[str, jax.Array]:
+    """The leaves under `path`. Raises _Damaged where Orbax cannot read them."""
+    with warnings.catch_warnings():
+        # Where one read fails Orbax drops the others: "coroutine was never awaited".
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            # The handler itself, without the manager: it has no barrier, at which the other
+            # processes would wait for one that could not read its shard.
+            return ocp.PyTreeCheckpointHandler().restore(path, args=args)
+        except Exception as error:  # noqa: BLE001
+            reason = _reason(error)
         gc.collect()
-    sys.unraisablehook = hook
-    if reason is not None:
-        raise _Damaged(reason)
+    raise _Damaged(reason)
 
 
 def _quiet_orbax() -> None:
-    """Keeps Orbax's log and its tracebacks of failed saves off the terminal: `say` tells them."""
+    """Keeps Orbax's log and its tracebacks off the terminal: `say` tells what went wrong."""
     log = logging.getLogger("absl")
-    if _not_orbax not in log.filters:
-        log.addFilter(_not_orbax)
+    if _not_orbax in log.filters:
+        return
+    log.addFilter(_not_orbax)
+    earlier = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:  # the reads that a failed restore dropped, as they end
+        code = getattr(unraisable.object, "cr_code", None)
+        if "orbax" not in getattr(code, "co_filename", ""):
+            earlier(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:

@@ -1,0 +1,55 @@
+"""Exact evaluation: every example once, on any number of devices, and the number seen is asserted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bert_ft.data.batches import EvalPlan, prefetch
+from bert_ft.train.sharding import place
+from bert_ft.train.step import Programs
+
+
+def predictions(
+    programs: Programs, params: Any, plan: EvalPlan, mesh: Mesh, depth: int = 2
+) -> dict[str, np.ndarray]:
+    """What the task predicts for each example of the plan's data, (N, …), in the data's order.
+
+    The results of one step are fetched after the next was dispatched, so the device never waits.
+    """
+    first = next(iter(_batches(plan, mesh, range(1), 1)))
+    programs.compile(params, first)
+    out: dict[str, np.ndarray] = {}
+    seen = np.zeros(len(plan.data), np.int32)
+
+    def keep(step: int, result: Mapping[str, jax.Array]) -> None:
+        example = plan.order[step]
+        real = example >= 0
+        for name, value in jax.device_get(dict(result)).items():
+            if name not in out:
+                out[name] = np.zeros((len(plan.data), *value.shape[1:]), value.dtype)
+            out[name][example[real]] = value[real]
+        np.add.at(seen, example[real], 1)
+
+    last = None
+    for step, batch in enumerate(_batches(plan, mesh, range(plan.steps), depth)):
+        result = programs(params, batch)
+        if last is not None:
+            keep(*last)
+        last = (step, result)
+    if last is not None:
+        keep(*last)
+    assert (seen == 1).all(), (
+        f"{(seen != 1).sum()} of {len(seen)} examples were not evaluated exactly once"
+    )
+    return out
+
+
+def _batches(plan: EvalPlan, mesh: Mesh, steps: range, depth: int) -> Any:
+    return prefetch(
+        lambda step: place(lambda rows: plan.batch(step, rows), plan.shape.rows, mesh), steps, depth
+    )

@@ -1,0 +1,193 @@
+"""After training, and without it: scores of a set, predictions of a file, the record of a run."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from bert_ft import config as defaults
+from bert_ft.config import flat
+from bert_ft.data.batches import EvalPlan
+from bert_ft.data.encode import Encoded, encode
+from bert_ft.data.sources import Rows, open_source
+from bert_ft.errors import InputError
+from bert_ft.evals.report import write_report
+from bert_ft.train import optim, record
+from bert_ft.train.checksum import params_sha256
+from bert_ft.train.evaluate import predictions
+from bert_ft.train.sharding import replicated
+from bert_ft.train.start import trained_params
+from bert_ft.train.step import Programs, eval_step
+from bert_ft.train.system import System, assemble, cache_dir, load_fitted
+from bert_ft.train.writer import Writer
+
+Scores = dict[str, dict[str, float]]
+SHOWN = 3  # sentences at the end of a run
+
+
+def eval_plan(system: System, data: Encoded) -> EvalPlan:
+    c = system.config
+    return EvalPlan(
+        data, c.eval.batch_size, system.row_length, c.data.packing == "on", system.shards
+    )
+
+
+def eval_programs(system: System) -> Programs:
+    step = functools.partial(eval_step, model=system.model, task=system.task)
+    return Programs(step, replicated(system.mesh), donate=False)
+
+
+def predict_set(system: System, programs: Programs, params: Any, data: Encoded) -> dict[str, Any]:
+    """What the task predicts for each example of a set, in its order."""
+    return predictions(
+        programs, params, eval_plan(system, data), system.mesh, system.config.data.prefetch
+    )
+
+
+def _rows(system: System, name: str) -> Rows:
+    c = system.config
+    source = open_source(c.data[name], cache_dir=cache_dir(c), bad_rows=c.data.bad_rows)
+    return source.read()
+
+
+def write_lines(path: Path, objects: Sequence[Mapping[str, Any]]) -> None:
+    """JSON lines, whole or not at all. Raises InputError where the path can't be written."""
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("w", encoding="utf-8") as f:
+            for value in objects:
+                f.write(json.dumps(value, ensure_ascii=False) + "\n")
+        os.replace(scratch, path)
+    except OSError as e:
+        raise InputError(f"{path}: can't be written: {e.strerror}") from e
+
+
+def conclude(
+    system: System,
+    params: Any,
+    step: int,
+    scores: Scores,
+    speeds: Mapping[str, Any],
+    programs: Programs,
+    workdir: Path,
+    writer: Writer,
+) -> None:
+    """Scores the test set, writes result.json, predictions/test.jsonl and report.html, and says the
+    score, a few predictions and where the results are. `scores` already has dev's."""
+    answers: list[dict[str, Any]] = []
+    if "test" in system.sets:
+        data = system.sets["test"]
+        predicted = predict_set(system, programs, params, data)
+        scores = {**scores, "test": system.task.score(predicted, data)}
+        writer.scalars(step, {f"test/{k}": v for k, v in scores["test"].items()})
+        if system.config.eval.report:
+            answers = system.task.answers(predicted, data, _rows(system, "test"))
+    digest = params_sha256(params)
+    writer.flush()
+    if jax.process_index() != 0:
+        return
+    sizes = {name: len(data) for name, data in system.sets.items()}
+    record.write_json(
+        workdir / "result.json", record.result(system, step, scores, sizes, digest, speeds)
+    )
+    if answers:
+        write_lines(workdir / "predictions" / "test.jsonl", answers)
+    if system.config.eval.report:
+        write_report(workdir, defaults.default().to_dict())
+    for line in _last_words(system, scores, answers, workdir):
+        writer.say(line)
+
+
+def _last_words(
+    system: System, scores: Scores, answers: list[dict[str, Any]], workdir: Path
+) -> list[str]:
+    lines = []
+    for name, values in scores.items():
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
+        lines.append(f"{name} (n = {len(system.sets[name]):,}): {shown}")
+    stride = max(len(answers) // SHOWN, 1)
+    for answer in answers[::stride][:SHOWN]:
+        lines.append("  " + system.task.sentence(answer))
+    files = [
+        f
+        for f in ("report.html", "result.json", "predictions/test.jsonl")
+        if (workdir / f).exists()
+    ]
+    lines.append(f"results: {', '.join(str(workdir / f) for f in files)}")
+    return lines
+
+
+def _writer(config: ConfigDict, workdir: Path, step: int) -> Writer:
+    return Writer(
+        workdir,
+        total_steps=step,
+        start_step=step,
+        progress=False,
+        active=jax.process_index() == 0,
+        config=flat(config),
+    )
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> None:
+    """--mode=eval: scores a trained workdir on dev and test, and renews its record and report."""
+    fitted, lines = load_fitted(workdir), list[str]()
+    system = assemble(
+        config, lines.append, sets=("dev", "test"), model_dir=workdir / "model", fitted=fitted
+    )
+    if not system.sets:
+        raise InputError("config.data.dev and config.data.test are both ''; nothing to evaluate on")
+    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), lines.append)
+    programs, writer = eval_programs(system), _writer(config, workdir, step)
+    try:
+        for line in lines:
+            writer.say(line)
+        scores = {}
+        if "dev" in system.sets:
+            data = system.sets["dev"]
+            scores["dev"] = system.task.score(predict_set(system, programs, params, data), data)
+        conclude(system, params, step, scores, record.old_speed(workdir), programs, workdir, writer)
+    finally:
+        writer.close()
+
+
+def predict(config: ConfigDict, workdir: Path) -> Path:
+    """--mode=predict: one JSON line a row of config.predict.input, in its order; returns the file."""
+    fitted = load_fitted(workdir)
+    given = Path(config.predict.input).expanduser()
+    system = assemble(config, print, sets=(), model_dir=workdir / "model", fitted=fitted)
+    source = open_source(
+        f"files:{given}", cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
+    )
+    rows = source.read()
+    data = encode(
+        source, system.task, system.tokenizer, config.data.max_length, cache_dir(config), fitted
+    )
+    params, _ = trained_params(system, workdir, optim.make_optimizer(config, 1), print)
+    predicted = predict_set(system, eval_programs(system), params, data)
+    out = (
+        Path(config.predict.output).expanduser()
+        if config.predict.output
+        else workdir / "predictions" / given.name
+    )
+    if out.resolve() == given.resolve():
+        raise InputError(f"config.predict.output is the input itself ({given}); give another file")
+    answers = system.task.answers(predicted, data, rows)
+    keep = {"id": rows.columns["id"]} if "id" in rows.columns else {}
+    lines = []
+    for i, answer in enumerate(answers):
+        answer.pop("label", None)
+        lines.append(
+            {**{k: v[i] for k, v in keep.items()}, "label": answer.pop("prediction"), **answer}
+        )
+    if jax.process_index() == 0:
+        write_lines(out, lines)
+        print(f"predictions: {len(lines):,} rows in {out}")
+    return out

@@ -1,0 +1,162 @@
+"""The record of a run: result.json, the test set's predictions, the report, and the last words."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from bert_ft.config import config_hash
+from bert_ft.data.batches import BatchPlan
+from bert_ft.errors import NotFinite
+from bert_ft.models.hf import flatten
+from bert_ft.train.optim import undecayed_paths
+from bert_ft.train.system import System
+
+PACKAGES = (
+    "bert_ft",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "numpy",
+)
+
+
+class StepClock:
+    """Times of train steps, on the host, where each tick waits for the step before it."""
+
+    def __init__(self) -> None:
+        self.first_step_s: float | None = None
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+    def restart(self) -> None:
+        """After an evaluation or a save, whose time is no step's."""
+        self._last = None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+    os.replace(scratch, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that bear on a result."""
+    out = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            out[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            out[name] = ""
+    return out
+
+
+def git_commit() -> str:
+    """The commit of the code that runs, with '+' where files differ from it; '' outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+" if commit and git("status", "--porcelain", "--", str(here)) else "")
+    except OSError:
+        return ""
+
+
+def require_finite(metrics: Mapping[str, Any] | None, step: int, plan: BatchPlan) -> None:
+    """Raises NotFinite, with the source rows of the batch, for the metrics of the step before `step`."""
+    if metrics is not None and not np.isfinite(metrics["loss"]).all():
+        examples = plan.examples(step - 1)
+        raise NotFinite(step, [int(r) for r in np.asarray(plan.data.row[examples])])
+
+
+def summary(system: System, plan: BatchPlan) -> str:
+    """What is about to run, before the first step."""
+    flat = flatten(system.abstract_params)
+    mesh = ", ".join(f"{a} {n}" for a, n in system.mesh.shape.items())
+    device = system.mesh.devices.flat[0]
+    return "\n".join(
+        (
+            f"mesh: {mesh} on {device.platform} ({device.device_kind}), preset {system.config.mesh.preset}",
+            f"model: {sum(int(np.prod(x.shape)) for x in flat.values()):,} parameters, {system.model.dtype} matmuls",
+            f"no weight decay on: {', '.join(undecayed_paths(system.abstract_params))}",
+            f"batches: {plan.steps:,} steps of {plan.batch_size} examples in rows of {plan.row_length} "
+            f"tokens; row counts {', '.join(map(str, plan.counts))}, a compiled step each",
+        )
+    )
+
+
+def speed(plan: BatchPlan, first: int, compiles: int, clock: StepClock) -> dict[str, Any]:
+    """The 'speed' object of result.json; times exclude evaluations and saves."""
+    steps = range(first, plan.steps)
+    places = sum(plan.shape(s).rows for s in steps) * plan.row_length * plan.accumulate
+    real = sum(plan.tokens(s) for s in steps)
+    seconds = np.asarray(clock.seconds or [np.nan])
+    per_step = real / max(len(steps), 1)
+    return {
+        "examples_per_s": round(plan.batch_size / float(seconds.mean()), 2),
+        "tokens_per_s": round(per_step / float(seconds.mean()), 1),
+        "real_token_fraction": round(real / max(places, 1), 4),
+        "step_ms_p50": round(float(np.median(seconds)) * 1e3, 2),
+        "compiles": compiles,
+        "row_counts": list(plan.counts),
+        "seconds_to_first_step": round(clock.first_step_s or 0.0, 2),
+    }
+
+
+def old_speed(workdir: Path) -> dict[str, Any]:
+    """The 'speed' object of an earlier end of the same run, {} where there is none."""
+    path = workdir / "result.json"
+    return json.loads(path.read_text()).get("speed", {}) if path.is_file() else {}
+
+
+def result(
+    system: System,
+    step: int,
+    scores: Mapping[str, Mapping[str, float]],
+    sizes: Mapping[str, int],
+    params_sha256: str,
+    speeds: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The object of result.json. `scores`: {'test': {'accuracy': 0.83}}."""
+    total = sum(int(np.prod(x.shape)) for x in flatten(system.abstract_params).values())
+    return {
+        "config_hash": config_hash(system.config),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "data": system.data_fingerprint,
+        "seeds": [system.config.train.seed],
+        "steps": step,
+        "eval": {
+            f"{name}/{metric}": {"mean": v, "std": 0.0, "per_trial": [v], "n_examples": sizes[name]}
+            for name, values in scores.items()
+            for metric, v in values.items()
+        },
+        "params_sha256": params_sha256,
+        "speed": dict(speeds),
+        "params": {"total": total, "trainable": total},
+    }

@@ -1,0 +1,119 @@
+"""Where a run's parameters come from: its own latest checkpoint, config.resume, pretrained, scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from bert_ft.config import fixed
+from bert_ft.errors import InputError
+from bert_ft.models import hf
+from bert_ft.train.checkpoint import Checkpoints
+from bert_ft.train.sharding import replicated, shardings
+from bert_ft.train.step import TrainState
+from bert_ft.train.system import System, example_batch
+
+
+def checkpoints(
+    config: ConfigDict, workdir: Path, say: Callable[[str], None], read_only: bool = False
+) -> Checkpoints:
+    c = config.checkpoint
+    return Checkpoints(
+        workdir / "checkpoints",
+        keep=c.keep,
+        every_steps=c.every_steps,
+        every_seconds=c.every_seconds,
+        say=say,
+        read_only=read_only,
+    )
+
+
+def meta(system: System) -> dict[str, Any]:
+    """What a checkpoint must agree with: the config's lasting keys and the data."""
+    return {"config": fixed(system.config), "data": system.data_fingerprint}
+
+
+def initial_params(system: System, say: Callable[[str], None]) -> Any:
+    """Pretrained parameters where there are some, else (and for a new head) the initialisers'."""
+    wanted = hf.flatten(system.abstract_params)
+    found: dict[str, np.ndarray] = {}
+    if system.pretrained and system.config.model.pretrained:
+        found, new = hf.load(system.pretrained, system.abstract_params)
+        count = sum(v.size for v in found.values())
+        say(
+            f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; new: {', '.join(new) or '-'}"
+        )
+    else:
+        say(
+            f"start: from scratch, {sum(int(np.prod(w.shape)) for w in wanted.values()):,} parameters"
+        )
+    missing = [path for path in wanted if path not in found]
+
+    def initialise(key: jax.Array) -> dict[str, jax.Array]:
+        made = hf.flatten(system.model.init(key, example_batch())["params"])
+        return {path: made[path] for path in missing}
+
+    places = {path: wanted[path].sharding for path in missing}
+    made = jax.jit(initialise, out_shardings=places)(jax.random.key(system.config.train.seed))
+    loaded = {
+        path: jax.make_array_from_callback(a.shape, wanted[path].sharding, lambda i, a=a: a[i])
+        for path, a in found.items()
+    }
+    return hf.unflatten({**made, **loaded})
+
+
+def abstract_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state's tree of shapes with its shardings."""
+    params = system.abstract_params
+    opt = jax.eval_shape(optimizer.init, params)
+    places = shardings(opt, system.mesh, system.config.mesh.preset)
+    opt = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), opt, places)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(system.mesh))
+    return TrainState(step, params, opt)
+
+
+def initial_state(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    saved: Checkpoints,
+    say: Callable[[str], None],
+) -> TrainState:
+    """The state to go on from, in the order above, saying which it was."""
+    abstract = abstract_state(system, optimizer)
+    restored = saved.restore(abstract, meta(system))
+    if restored is not None:
+        say(f"start: own checkpoint of step {restored[1]}")
+        return restored[0]
+    if system.config.resume:
+        params, step = trained_params(system, Path(system.config.resume), optimizer, say)
+        say(f"start: parameters of {system.config.resume}, step {step}")
+    else:
+        params = initial_params(system, say)
+    places = jax.tree.map(lambda s: s.sharding, abstract.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
+    return TrainState(jax.device_put(jnp.int32(0), abstract.step.sharding), params, opt_state)
+
+
+def trained_params(
+    system: System,
+    workdir: Path,
+    optimizer: optax.GradientTransformation,
+    say: Callable[[str], None],
+) -> tuple[Any, int]:
+    """(the parameters that a run reported, their step), or those of its latest checkpoint where it
+    has not finished. Raises InputError where there are none."""
+    with checkpoints(system.config, workdir, say, read_only=True) as saved:
+        found = saved.restore_best(system.abstract_params, {})
+        if found is not None:
+            return found[0], found[1]
+        found = saved.restore(abstract_state(system, optimizer), {})
+    if found is None:
+        raise InputError(f"{workdir}: no checkpoint there; run with --mode=train first")
+    return found[0].params, found[1]

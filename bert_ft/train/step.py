@@ -1,0 +1,131 @@
+"""TrainState; pure train_step and eval_step; compiled once for each shape of batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_ft.models.bert import Batch
+from bert_ft.models.heads import Model
+
+Params = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that changes in a step. step int32 (): steps done, so the next batch is plan.batch(step)."""
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+
+
+def loss_and_gradient(
+    model: Model,
+    task: Any,
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    rate: float,
+    accumulate: int,
+) -> tuple[dict[str, jax.Array], Params]:
+    """({'loss': mean, …}, gradient) of the whole batch: sums over examples, divided once by their
+    number, so that splitting a batch over devices or micro-batches changes nothing."""
+
+    def sums(
+        params: Params, batch: Batch
+    ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+        total, count, extra = task.loss(model.apply({"params": params}, batch, rng, rate), batch)
+        return total, (count, extra)
+
+    both = jax.value_and_grad(sums, has_aux=True)
+    if accumulate == 1:
+        out = both(params, batch)
+    else:
+        first = jax.eval_shape(both, params, jax.tree.map(lambda x: x[0], batch))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+        out, _ = jax.lax.scan(
+            lambda sofar, b: (jax.tree.map(jnp.add, sofar, both(params, b)), None), zero, batch
+        )
+    (total, (count, extra)), gradient = out
+    metrics = {"loss": total / count, **{k: v / count for k, v in extra.items()}}
+    return metrics, jax.tree.map(lambda g: g / count, gradient)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: Model,
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    rate: float,
+    seed: int,
+    accumulate: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of AdamW on one global batch. Randomness is fold_in(seed, step) and nothing else."""
+    rng = jax.random.fold_in(jax.random.key(seed), state.step) if rate else None
+    metrics, gradient = loss_and_gradient(model, task, state.params, batch, rng, rate, accumulate)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    metrics["gradient_norm"] = optax.global_norm(gradient)
+    metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+    return TrainState(
+        state.step + 1, optax.apply_updates(state.params, updates), opt_state
+    ), metrics
+
+
+def eval_step(params: Params, batch: Batch, *, model: Model, task: Any) -> dict[str, jax.Array]:
+    """What the task predicts for each example of a batch, (B, …)."""
+    return task.predict(model.apply({"params": params}, batch), batch)
+
+
+class Programs:
+    """A step compiled ahead of time, once for each shape of batch. A compiled program takes no other
+    shape, so nothing can recompile behind one's back."""
+
+    def __init__(self, step: Callable, out_shardings: Any, donate: bool):
+        """`step(state, batch)`; `donate` gives the state's memory to the result."""
+        self._jit = jax.jit(
+            step, out_shardings=out_shardings, donate_argnums=(0,) if donate else ()
+        )
+        self._compiled: dict[tuple, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    def compile(self, state: Any, batch: Mapping[str, Any]) -> None:
+        """Compiles for arrays, or shapes with shardings, like these."""
+        self._compiled[_shapes(batch)] = self._jit.lower(state, dict(batch)).compile()
+
+    def __call__(self, state: Any, batch: Mapping[str, jax.Array]) -> Any:
+        return self._compiled[_shapes(batch)](state, dict(batch))
+
+
+def _shapes(batch: Mapping[str, Any]) -> tuple:
+    return tuple((name, tuple(batch[name].shape)) for name in sorted(batch))
+
+
+class CompileCount:
+    """Counts XLA compilations of functions whose name holds `name`, cached or not, while entered."""
+
+    def __init__(self, name: str):
+        self.name, self.count = name, 0
+
+    def _heard(self, event: str, _seconds: float, **about: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and self.name in str(
+            about.get("fun_name")
+        ):
+            self.count += 1
+
+    def __enter__(self) -> CompileCount:
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._heard)

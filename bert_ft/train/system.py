@@ -1,0 +1,190 @@
+"""Everything a run is made of, assembled from its config: data, tokenizer, task, model, mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bert_ft.data.encode import Encoded, encode, tokenizer_hash
+from bert_ft.data.sources import open_source
+from bert_ft.errors import InputError
+from bert_ft.models import hf
+from bert_ft.models.bert import EncoderConfig
+from bert_ft.models.heads import Model
+from bert_ft.tasks.registry import make_task
+from bert_ft.train.sharding import make_mesh, row_shards, shardings
+
+SETS = ("train", "dev", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """`sets` has those of train, dev and test that the config names."""
+
+    config: ConfigDict
+    mesh: Mesh
+    task: Any
+    tokenizer: Any
+    model: Model
+    encoder: EncoderConfig
+    sets: Mapping[str, Encoded]
+    fitted: Mapping[str, Any]
+    row_length: int
+    pretrained: Path | None
+
+    @property
+    def abstract_params(self) -> Any:
+        """The parameters' tree of shapes, with their shardings on the mesh."""
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0), example_batch())["params"]
+        places = shardings(shapes, self.mesh, self.config.mesh.preset)
+        return jax.tree.map(
+            lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places
+        )
+
+    @property
+    def data_fingerprint(self) -> str:
+        prints = {name: data.fingerprint for name, data in sorted(self.sets.items())}
+        return hashlib.sha256(json.dumps(prints).encode()).hexdigest()[:16]
+
+    @property
+    def shards(self) -> int:
+        return row_shards(self.mesh)
+
+
+def example_batch() -> dict[str, jax.Array]:
+    """The smallest batch of the right types, to shape a model with."""
+    row, one = jnp.zeros((1, 4), jnp.int32), jnp.zeros(1, jnp.int32)
+    names = ("tokens", "types", "positions", "segments", "slots")
+    return {**dict.fromkeys(names, row), "example_slot": one, "example_start": one, "ordinal": one}
+
+
+def cache_dir(config: ConfigDict) -> Path:
+    """Where wheels and encoded data are kept."""
+    if config.data.cache_dir:
+        return Path(config.data.cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bert_ft"
+
+
+def compute_dtype(config: ConfigDict, mesh: Mesh) -> jnp.dtype:
+    name = config.train.dtype
+    if name == "auto":
+        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def _encoder(config: ConfigDict, pretrained: Path | None, tokenizer: Any) -> EncoderConfig:
+    if pretrained:
+        return hf.read_config(pretrained)
+    m = config.model
+    return EncoderConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=m.hidden_size,
+        num_hidden_layers=m.layers,
+        num_attention_heads=m.heads,
+        intermediate_size=m.intermediate_size,
+        max_position_embeddings=m.max_positions,
+    )
+
+
+def _row_length(config: ConfigDict, longest: int, platform: str) -> int:
+    """The shortest row that holds the longest sequence: attention costs rows x length squared. In
+    whole vectors of the machine: 32 on a CPU, 128 lanes on a TPU (and no worse on a GPU)."""
+    if config.data.row_length:
+        return config.data.row_length
+    lane = 32 if platform == "cpu" else 128
+    return -(-longest // lane) * lane
+
+
+def assemble(
+    config: ConfigDict,
+    say: Callable[[str], None],
+    *,
+    sets: tuple[str, ...] = SETS,
+    model_dir: Path | None = None,
+    fitted: Mapping[str, Any] | None = None,
+) -> System:
+    """The system of a config. With `model_dir` and `fitted` (from a finished run's workdir) only the
+    named sets are read. Raises InputError on whatever can't work."""
+    mesh, task, cache = make_mesh(config), make_task(config), cache_dir(config)
+    pretrained = model_dir
+    if not model_dir and config.model.pretrained:
+        pretrained = hf.directory(config.model.pretrained, cache)
+    if config.model.tokenizer and not model_dir:
+        given = Path(config.model.tokenizer).expanduser()
+        tokenizer_path = given if given.is_file() else hf.directory(config.model.tokenizer, cache)
+    else:
+        assert pretrained is not None
+        tokenizer_path = pretrained
+    tokenizer = hf.load_tokenizer(tokenizer_path)
+    encoder = _encoder(config, pretrained, tokenizer)
+    if len(tokenizer) > encoder.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's table {encoder.vocab_size}; "
+            "set config.model.tokenizer to the checkpoint's own"
+        )
+    if config.data.max_length > encoder.max_position_embeddings:
+        raise InputError(
+            f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
+            f"{encoder.max_position_embeddings} positions"
+        )
+    made: dict[str, Encoded] = {}
+    for name in sets:
+        uri = config.data[name]
+        if not uri:
+            continue
+        source = open_source(uri, cache_dir=cache, bad_rows=config.data.bad_rows)
+        made[name] = encode(source, task, tokenizer, config.data.max_length, cache, fitted, say)
+        fitted = fitted or made[name].fitted
+        _tell(name, made[name], say)
+    assert fitted is not None
+    longest = max((int(d.lengths.max()) for d in made.values()), default=config.data.max_length)
+    dtype = compute_dtype(config, mesh)
+    model = Model(encoder, task.head(fitted), dtype)
+    row_length = _row_length(config, longest, mesh.devices.flat[0].platform)
+    return System(
+        config, mesh, task, tokenizer, model, encoder, made, fitted, row_length, pretrained
+    )
+
+
+def _tell(name: str, data: Encoded, say: Callable[[str], None]) -> None:
+    tokens, cut = int(data.offsets[-1]), int(data.truncated.sum())
+    say(
+        f"{name}: {len(data):,} examples of {data.source_rows:,} rows, {tokens:,} tokens "
+        f"({tokens / len(data):.1f} each, at most {int(data.lengths.max())}), {cut:,} truncated"
+        + (f", {len(data.skipped):,} bad rows skipped" if data.skipped else "")
+    )
+
+
+def save_model_files(system: System, workdir: Path) -> None:
+    """WORKDIR/model: what prediction needs beside the parameters (sizes, tokenizer, labels)."""
+    into = workdir / "model"
+    into.mkdir(parents=True, exist_ok=True)
+    system.tokenizer.save_pretrained(into)
+    sizes = {"model_type": "bert", "hidden_act": "gelu", **dataclasses.asdict(system.encoder)}
+    (into / "config.json").write_text(json.dumps(sizes, indent=1))
+    about = {
+        "fitted": dict(system.fitted),
+        "data": system.data_fingerprint,
+        "tokenizer": tokenizer_hash(system.tokenizer),
+    }
+    (into / "task.json").write_text(json.dumps(about, indent=1))
+
+
+def load_fitted(workdir: Path) -> Mapping[str, Any]:
+    """What training learnt from the data (label names); raises InputError where no run was made."""
+    path = workdir / "model" / "task.json"
+    if not path.is_file():
+        raise InputError(
+            f"{workdir}: no trained model there ({path} is missing); run with --mode=train first"
+        )
+    return json.loads(path.read_text())["fitted"]
