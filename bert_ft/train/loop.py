@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,17 +91,25 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     process began. Raises InputError on the user's faults, NotFinite on a loss that is not."""
     started = time.monotonic() if started is None else started
     _writable(workdir)
-    write_json(workdir / "config.json", flat(config))
     lines: list[str] = []
-    system = assemble(config, lines.append)
+
+    def say(line: str) -> None:
+        """Before there is a writer, whose record begins at the step that is restored below."""
+        lines.append(line)
+        if jax.process_index() == 0:
+            print(line, file=sys.stderr, flush=True)
+
+    system = assemble(config, say)
     if "train" not in system.sets:
         raise InputError("config.data.train is ''; give a data URI")
     steps = total_steps(config, len(system.sets["train"]))
     plan = batch_plan(system, steps)
-    save_model_files(system, workdir)
-    with checkpoints(config, workdir, lines.append) as saved, _told_to_stop() as stop:
-        state = initial_state(system, optim.make_optimizer(config, steps), saved, lines.append)
+    with checkpoints(config, workdir, say) as saved, _told_to_stop() as stop:
+        state = initial_state(system, optim.make_optimizer(config, steps), saved, say)
         first = int(state.step)
+        if jax.process_index() == 0:
+            write_json(workdir / "config.json", flat(config))
+            save_model_files(system, workdir)
         writer = Writer(
             workdir,
             total_steps=steps,
@@ -111,10 +120,9 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             active=jax.process_index() == 0,
             every_steps=config.log.every_steps,
             config=flat(config),
+            said=lines,
         )
         try:
-            for line in lines:
-                writer.say(line)
             return _train(system, plan, state, saved, writer, workdir, started, stop)
         finally:
             writer.close()

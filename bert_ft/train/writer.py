@@ -9,7 +9,7 @@ import dataclasses
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Writer:
         active: bool = True,
         every_steps: int = 10,
         config: dict[str, Any] | None = None,
+        said: Sequence[str] = (),
     ):
         """Opens the record and removes from it what a killed run wrote after its last checkpoint.
 
@@ -86,6 +87,7 @@ class Writer:
           active: False on every process but 0, which then writes nothing.
           every_steps: record training metrics at the multiples of it.
           config: the resolved config, for W&B.
+          said: lines shown before there was a writer, to be kept in log.txt.
 
         Raises:
           InputError: workdir can't be written, or an extra that was asked for isn't installed.
@@ -108,6 +110,7 @@ class Writer:
             workdir.mkdir(parents=True, exist_ok=True)
             self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
             self._log = (workdir / "log.txt").open("a", encoding="utf-8")
+            self._log.writelines(line + "\n" for line in said)
         if tensorboard:
             self._sinks.append(TensorBoard(workdir / "tensorboard", start_step))
         if wandb:
