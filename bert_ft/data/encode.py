@@ -70,8 +70,13 @@ class Encoder(Protocol):
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of a fast tokenizer's whole state (vocabulary, normaliser, special tokens)."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    """SHA-256 of a fast tokenizer's state (vocabulary, normaliser, special tokens).
+
+    Truncation and padding are left out: each call sets them, so with them the hash would be another
+    one after the first use than before it, and `tokenize` decides both anyway."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    lasting = {k: v for k, v in state.items() if k not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
 def tokenize(

@@ -122,19 +122,19 @@ class Attention(nn.Module):
             ids = jnp.take_along_axis(ids, slots, axis=1) if noise else None
 
         def project(name: str, y: jax.Array) -> jax.Array:
+            """(R, S, H) -> (R, N, S, D): heads first, so that each head's products are plain ones."""
             y = Dense(c.hidden_size, self.dtype, c.initializer_range, name=name)(y)
-            return y.reshape(*y.shape[:-1], heads, width)
+            return y.reshape(*y.shape[:-1], heads, width).transpose(0, 2, 1, 3)
 
-        q_RxQxNxD, k_RxSxNxD = project("query", ask_RxQxH), project("key", x_RxSxH)
-        v_RxSxNxD = project("value", x_RxSxH)
-        scores = jnp.einsum(
-            "rqnd,rknd->rnqk", q_RxQxNxD * np.asarray(width**-0.5, self.dtype), k_RxSxNxD
-        )
+        q_RxNxQxD, k_RxNxSxD = project("query", ask_RxQxH), project("key", x_RxSxH)
+        v_RxNxSxD = project("value", x_RxSxH)
+        scale = np.asarray(width**-0.5, self.dtype)
+        scores_RxNxQxS = jnp.einsum("rnqd,rnkd->rnqk", q_RxNxQxD * scale, k_RxNxSxD)
         allowed = (ask_segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
-        p_RxNxQxS = ops.masked_softmax(scores, allowed[:, None]).astype(self.dtype)
+        p_RxNxQxS = ops.masked_softmax(scores_RxNxQxS, allowed[:, None]).astype(self.dtype)
         if noise:
             p_RxNxQxS = noise.attention(p_RxNxQxS, site, ids, positions)
-        mixed = jnp.einsum("rnqk,rknd->rqnd", p_RxNxQxS, v_RxSxNxD)
+        mixed = jnp.einsum("rnqk,rnkd->rnqd", p_RxNxQxS, v_RxNxSxD).transpose(0, 2, 1, 3)
         mixed = mixed.reshape(*mixed.shape[:2], c.hidden_size)
         out = Dense(c.hidden_size, self.dtype, c.initializer_range, name="output")(mixed)
         if noise:

@@ -124,6 +124,9 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    # Without either file transformers 5 makes an empty tokenizer, to which every word is unknown.
+    if not (path.is_file() or any((path / f).is_file() for f in ("tokenizer.json", "vocab.txt"))):
+        raise InputError(f"{path}: no tokenizer there; expected: tokenizer.json or vocab.txt")
     try:
         if path.is_file():
             tokenizer = BertTokenizerFast(
@@ -163,7 +166,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             raise InputError(
                 f"{path}: pytorch_model.bin needs torch: pip install 'bert_ft[torch]'"
             ) from e
-        state = torch.load(path / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        file = path / "pytorch_model.bin"
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as e:  # torch says a damaged file and a refused pickle in many types
+            said = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise InputError(f"{file}: can't be read as weights only: {said}") from e
         return {k: v.float().numpy() for k, v in state.items()}
     raise InputError(f"{path}: neither *.safetensors nor pytorch_model.bin there")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,11 +21,15 @@ from bert_ft.models.heads import Outputs, SequenceHead
 
 
 def _sorted_labels(values: set[str]) -> list[str]:
-    """Numbers by value, other labels by their text."""
+    """Numbers by value (then by their text, '1' before '1.0'), other labels by their text. One order
+    for one set of labels: every process numbers them alike."""
     try:
-        return sorted(values, key=float)
+        numbers = {v: float(v) for v in values}
     except ValueError:
         return sorted(values)
+    if any(math.isnan(n) for n in numbers.values()):
+        return sorted(values)
+    return sorted(values, key=lambda v: (numbers[v], v))
 
 
 class Classification:

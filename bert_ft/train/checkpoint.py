@@ -403,9 +403,13 @@ def _quiet_orbax() -> None:
     log.addFilter(_not_orbax)
     earlier = sys.unraisablehook
 
-    def hook(unraisable: Any) -> None:  # the reads that a failed restore dropped, as they end
+    def hook(unraisable: Any) -> None:
+        # The reads that a failed restore dropped, as they end: the coroutine, or TensorStore's
+        # thread, which has no object to name and finds the loop of that restore closed.
         code = getattr(unraisable.object, "cr_code", None)
-        if "orbax" not in getattr(code, "co_filename", ""):
+        dropped = "orbax" in getattr(code, "co_filename", "")
+        late = unraisable.object is None and "loop is closed" in str(unraisable.exc_value)
+        if not (dropped or late):
             earlier(unraisable)
 
     sys.unraisablehook = hook

@@ -37,22 +37,24 @@ def loss_and_gradient(
     """({'loss': mean, …}, gradient) of the whole batch: sums over examples, divided once by their
     number, so that splitting a batch over devices or micro-batches changes nothing."""
 
-    def sums(
-        params: Params, batch: Batch
-    ) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+    def sums(params: Params, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         total, count, extra = task.loss(model.apply({"params": params}, batch, rng, rate), batch)
         return total, (count, extra)
 
-    both = jax.value_and_grad(sums, has_aux=True)
+    def mean(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        total, (count, extra) = sums(params, batch)
+        return total / count, {k: v / count for k, v in extra.items()}
+
     if accumulate == 1:
-        out = both(params, batch)
-    else:
-        first = jax.eval_shape(both, params, jax.tree.map(lambda x: x[0], batch))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-        out, _ = jax.lax.scan(
-            lambda sofar, b: (jax.tree.map(jnp.add, sofar, both(params, b)), None), zero, batch
-        )
-    (total, (count, extra)), gradient = out
+        # Dividing the loss, not the gradient, saves a pass over memory as large as the model.
+        (loss, extra), gradient = jax.value_and_grad(mean, has_aux=True)(params, batch)
+        return {"loss": loss, **extra}, gradient
+    both = jax.value_and_grad(sums, has_aux=True)
+    first = jax.eval_shape(both, params, jax.tree.map(lambda x: x[0], batch))
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
+    ((total, (count, extra)), gradient), _ = jax.lax.scan(
+        lambda sofar, b: (jax.tree.map(jnp.add, sofar, both(params, b)), None), zero, batch
+    )
     metrics = {"loss": total / count, **{k: v / count for k, v in extra.items()}}
     return metrics, jax.tree.map(lambda g: g / count, gradient)
 
