@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import difflib
 import importlib.util
 import os
 import re
 import sys
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +20,101 @@ from bert_ft import config as knobs
 from bert_ft.errors import InputError
 
 
+def usage(modes: Mapping[str, str]) -> str:
+    """What --help prints: the command, the modes, and every knob with its default."""
+    shown = [f"  --config.{key}={value}" for key, value in knobs.flat(knobs.default()).items()]
+    return "\n".join(
+        (
+            "usage: python -m bert_ft.main --config=FILE[:variant] --workdir=DIR [--mode=MODE] "
+            "[--config.a.b=value ...]",
+            "\nmodes:",
+            *(f"  {name:8} {text}" for name, text in modes.items()),
+            "\nknobs and their defaults, each explained in bert_ft/config.py:",
+            *shown,
+        )
+    )
+
+
 def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[ConfigDict, Path]:
-    """(checked config, workdir). Whatever is wrong on the command line is one InputError."""
+    """(checked config, absolute workdir). Whatever is wrong on the command line, or goes wrong in
+    the config file, is one InputError."""
     try:
         rest = flags.FLAGS(argv)
-    except (
-        flags.Error,
-        KeyError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        OSError,
-        ImportError,
-    ) as e:
+    except Exception as e:  # a config file is a program: it can raise anything
         raise InputError(_readable(e, argv)) from e
     if len(rest) > 1:
         raise InputError(f"{rest[1]!r} on the command line is no flag; flags are --name=value")
-    if config.value is None:
+    if not config.present:
         raise InputError(
             "--config is missing; give a config file, as --config=configs/sentiment.py"
         )
-    known = knobs.flat(knobs.default())
-    for key in knobs.flat(config.value):
-        if key not in known:
-            raise InputError(f"config.{key} is no key{knobs.nearest(key, list(known))}")
+    path = _config_path(argv)
+    if not Path(path).is_file():
+        raise InputError(_no_config(path))
+    if not isinstance(config.value, ConfigDict):
+        raise InputError(f"{path}: get_config returns {config.value!r}, not a ConfigDict")
+    if not workdir.value:
+        raise InputError("--workdir is missing; give a directory for the run, as --workdir=runs/a")
     knobs.check(config.value, mode.value)
-    return config.value, Path(workdir.value).expanduser()
+    return config.value, Path(workdir.value).expanduser().absolute()
+
+
+def _config_path(argv: list[str]) -> str:
+    """The FILE of --config=FILE:variant, '' where there is none."""
+    found = ""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL):
+            found = after if match[1] is None else match[1]
+    return found.partition(":")[0]
+
+
+def _no_config(path: str) -> str:
+    there = sorted(str(p) for p in (Path(path).parent).glob("*.py"))
+    near = difflib.get_close_matches(path, there, 1, 0.5)
+    return f"--config={path}: no such file{f'; did you mean {near[0]}?' if near else ''}"
 
 
 def _readable(error: Exception, argv: list[str]) -> str:
-    """One line for what absl and ml_collections raise on a command line."""
+    """One line for what absl, ml_collections or the config file raised."""
+    path = _config_path(argv)
+    if path and not Path(path).is_file():
+        return _no_config(path)
     known = knobs.flat(knobs.default())
-    given = [re.match(r"--config\.([\w.]+)", word) for word in argv]
-    for key in (m.group(1) for m in given if m):
+    overrides = [m for m in (re.match(r"--?config\.([\w.]+)=?(.*)", w) for w in argv) if m]
+    for key, _ in (m.groups() for m in overrides):
+        if any(k.startswith(key + ".") for k in known):
+            return (
+                f"config.{key} is a group of keys; give one of them, as --config.{key}.NAME=VALUE"
+            )
         if key not in known:
-            return f"config.{key} is no key{knobs.nearest(key, list(known))}"
+            return knobs.unknown(key)
+    for e in _chain(error):
+        if (line := _line_in(e, path)) is not None:
+            what = e.msg if isinstance(e, SyntaxError) else " ".join(str(e).split())
+            kind = "" if type(e) is ValueError else f"{type(e).__name__}: "
+            return f"{path}:{line}: {kind}{what}"
     text = " ".join(str(error).split())
-    for word in argv:
-        match = re.match(r"--config\.([\w.]+)=(.*)", word)
-        if (
-            match
-            and match.group(1) in known
-            and (match.group(1) in text or repr(match.group(2)) in text)
-        ):
-            kind = type(known[match.group(1)]).__name__
-            return f"config.{match.group(1)} is {match.group(2)!r}; accepted: {kind} (default {known[match.group(1)]!r})"
+    for key, value in (m.groups() for m in overrides):
+        if key in text or repr(value) in text:
+            return knobs.wrong_type(key, value, known[key])
     return text
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and those it arose from, the first one first."""
+    found = [error]
+    while earlier := found[-1].__cause__ or found[-1].__context__:
+        found.append(earlier)
+    return found[::-1]
+
+
+def _line_in(error: BaseException, path: str) -> int | None:
+    """The line of the config file at which an error arose; None where it arose elsewhere."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == Path(path):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if path and Path(f.filename) == Path(path)]
+    return lines[-1] if lines else None
 
 
 def prepare_host(config: ConfigDict) -> None:

@@ -156,14 +156,31 @@ def nearest(key: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def unknown(key: str) -> str:
+    """The message about a key that is none."""
+    return f"config.{key} is no key{nearest(key, list(flat(default())))}"
+
+
+def wrong_type(key: str, value: Any, usual: Any) -> str:
+    """The message about a value that is not of its default's type."""
+    return f"config.{key} is {value!r}; accepted: {type(usual).__name__} (default {usual!r})"
+
+
 def _require(ok: bool, key: str, value: Any, accepted: str) -> None:
     if not ok:
         raise InputError(f"config.{key} is {value!r}; accepted: {accepted}")
 
 
 def check(config: ConfigDict, mode: str = "train") -> None:
-    """Raises InputError on a value or a combination that can't work; touches no device and no file."""
-    c, f = config, flat(config)
+    """Raises InputError on a value or a combination that can't work; touches no device or file."""
+    c, f, usual = config, flat(config), flat(default())
+    for key, value in f.items():
+        if key not in usual:
+            raise InputError(unknown(key))
+        if type(value) is not type(usual[key]):  # None passes ml_collections' own check
+            raise InputError(wrong_type(key, value, usual[key]))
+    for key in usual.keys() - f.keys():
+        raise InputError(f"config.{key} is missing; begin with c = config.default()")
 
     def one_of(key: str, allowed: tuple[str, ...]) -> None:
         _require(f[key] in allowed, key, f[key], " or ".join(map(repr, allowed)))
@@ -178,16 +195,19 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     one_of("mesh.preset", PRESETS)
     one_of("mesh.backend", ("", "cpu", "gpu", "tpu"))
     for key in (
-        "train.batch_size train.accumulate eval.batch_size data.row_counts data.prefetch log.every_steps "
-        "checkpoint.keep mesh.trial mesh.fsdp mesh.tensor model.layers model.heads model.hidden_size "
-        "model.intermediate_size model.max_positions"
-    ).split():
+        *("train.batch_size", "train.accumulate", "eval.batch_size", "log.every_steps"),
+        *("data.row_counts", "data.prefetch", "checkpoint.keep"),
+        *("mesh.trial", "mesh.fsdp", "mesh.tensor"),
+        *("model.layers", "model.heads", "model.hidden_size"),
+        *("model.intermediate_size", "model.max_positions"),
+    ):
         at_least(key, 1)
     at_least("data.max_length", 3, "3 or more (two special tokens and one of the text)")
     for key in (
-        "train.steps train.epochs train.learning_rate train.weight_decay train.clip_norm train.seed "
-        "eval.every_steps checkpoint.every_steps checkpoint.every_seconds data.row_length"
-    ).split():
+        *("train.steps", "train.epochs", "train.learning_rate", "train.weight_decay"),
+        *("train.clip_norm", "train.seed", "eval.every_steps", "data.row_length"),
+        *("checkpoint.every_steps", "checkpoint.every_seconds"),
+    ):
         at_least(key, 0)
     for key in ("model.dropout", "train.warmup", "train.beta1", "train.beta2"):
         _require(0 <= f[key] < 1, key, f[key], "0 or more and less than 1")

@@ -5,6 +5,7 @@ EXIT_INPUT = 2  # the user's input was wrong
 EXIT_PREEMPTED = 75  # saved; start me again
 EXIT_STUCK = 76  # watchdog; stacks dumped
 EXIT_NOT_FINITE = 77  # the loss is not finite; the last good checkpoint is kept
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells report it
 
 
 class InputError(Exception):

@@ -8,16 +8,23 @@ STARTED = time.monotonic()
 from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
-from bert_ft.command_line import parse, prepare_host  # noqa: E402
-from bert_ft.errors import EXIT_DONE, EXIT_INPUT, EXIT_NOT_FINITE, InputError, NotFinite  # noqa: E402
+from bert_ft import errors  # noqa: E402
+from bert_ft.command_line import parse, prepare_host, usage  # noqa: E402
 
-MODES = ("train", "eval", "predict")
+MODES = {
+    "train": "train, or go on from the workdir's last checkpoint; then score, record and report",
+    "eval": "score a trained workdir again on data.dev and data.test",
+    "predict": "label the rows of --config.predict.input=FILE.jsonl, one JSON line a row",
+}
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="a config file")
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run keeps everything", required=True)
-MODE = flags.DEFINE_enum("mode", "train", MODES, "what to do")
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run keeps everything")
+MODE = flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
 
 
 def main(argv: list[str]) -> int:
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(usage(MODES))
+        return errors.EXIT_DONE
     try:
         config, workdir = parse(argv, CONFIG, WORKDIR, MODE)
         prepare_host(config)
@@ -28,13 +35,16 @@ def main(argv: list[str]) -> int:
         from bert_ft.train import finish
 
         (finish.evaluate if MODE.value == "eval" else finish.predict)(config, workdir)
-        return EXIT_DONE
-    except InputError as e:
+        return errors.EXIT_DONE
+    except errors.InputError as e:
         print(f"error: {e}", file=sys.stderr)
-        return EXIT_INPUT
-    except NotFinite as e:
+        return errors.EXIT_INPUT
+    except errors.NotFinite as e:
         print(f"error: {e}; the last good checkpoint is kept", file=sys.stderr)
-        return EXIT_NOT_FINITE
+        return errors.EXIT_NOT_FINITE
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return errors.EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -60,12 +60,18 @@ def model(sizes: EncoderConfig = SIZES, dtype: Any = jnp.float32, classes: int =
 
 
 def init(made: Model, seed: int = 0) -> Any:
-    """Parameters, biases and LayerNorm included, that are all different from their neighbours."""
-    params = jax.jit(made.init)(jax.random.key(seed), example_batch())["params"]
-    leaves, tree = jax.tree.flatten(params)
+    """Parameters drawn without compiling the initialisers: LayerNorm about 1, the rest about 0, with
+    biases and gains that differ, so that none can be left out unnoticed."""
+    shapes = jax.eval_shape(made.init, jax.random.key(0), example_batch())["params"]
     rng = np.random.default_rng(seed)
-    moved = [leaf + jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype) for leaf in leaves]
-    return jax.tree.unflatten(tree, moved)
+
+    def draw(keys: Any, leaf: Any) -> jax.Array:
+        name = keys[-1].key
+        spread = 0.1 if name in ("bias", "scale") else made.config.initializer_range
+        drawn = rng.normal(1.0 if name == "scale" else 0.0, spread, leaf.shape)
+        return jnp.asarray(drawn, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def config(**overrides: Any) -> ConfigDict:

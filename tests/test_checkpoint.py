@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def abstract(tree):
 
 
 def assert_same(left, right):
-    assert jax.tree.structure(left) == jax.tree.structure(right)
+    assert str(jax.tree.structure(left)) == str(jax.tree.structure(right))
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
@@ -76,12 +77,17 @@ def said():
 @pytest.fixture
 def start(tmp_path, said):
     """Opens the checkpoints of `tmp_path` as a new process would; closes the ones opened before."""
-    opened = []
+    opened: list[Checkpoints] = []
 
     def open_it(**changes):
         while opened:
             opened.pop().close()
-        options = {"keep": 3, "every_steps": 0, "every_seconds": 0.0, "ignore": IGNORE}
+        options: dict[str, Any] = {
+            "keep": 3,
+            "every_steps": 0,
+            "every_seconds": 0.0,
+            "ignore": IGNORE,
+        }
         opened.append(Checkpoints(tmp_path / "checkpoints", say=said, **(options | changes)))
         return opened[-1]
 
@@ -380,7 +386,8 @@ def test_full_disk(tmp_path):
     checkpoints.save(3, {"w": jnp.full(8, 3.0)}, META)
     checkpoints.wait()
     assert checkpoints.steps() == [1, 3], checkpoints.steps()
-    assert len(said) == 1 and "2 was not saved: File too large; the last good one is that of step 1" in said[0], said
+    assert len(said) == 1, said
+    assert "2 was not saved: File too large; the last good one is that of step 1" in said[0], said
     assert not list(Path(sys.argv[1]).glob("2*")), "the half-written one still takes space"
     with checkpoints:
         checkpoints.save(4, big(1 << 18), META)

@@ -7,6 +7,7 @@ A batch is a dict of NumPy arrays. Over R rows of S tokens, holding B examples o
     slots           int32 (R, E)    column of each sequence's first token, at most E a row
     example_slot    int32 (B*pieces,)   flat index into (R, E) of each sequence
     example_start   int32 (B*pieces,)   flat index into (R, S) of each sequence's first token
+    example_length  int32 (B*pieces,)   tokens of each sequence
     ordinal         int32 (B,)      the segment number of each example's first sequence
     weight          float32 (B,)    1 for an example, 0 for the filling of a last evaluation batch
     and the task's own fields, (B, …) or (R, S).
@@ -30,17 +31,19 @@ from bert_ft.data.packing import Places, pack, row_counts
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
-ROW_ARRAYS = ("tokens", "types", "positions", "segments", "slots")  # split over devices by row
+ROW_ARRAYS = frozenset({"tokens", "types", "positions", "segments", "slots"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What fixes a compiled program: rows, tokens a row, sequence slots a row, examples."""
+    """What fixes a compiled program: rows, tokens a row, sequence slots a row, examples; and which
+    arrays of the batch are by row, the others being by example."""
 
     rows: int
     row_length: int
     slots: int
     examples: int
+    row_arrays: frozenset[str]
 
 
 def _assemble(
@@ -82,6 +85,7 @@ def _assemble(
         "slots": slots,
         "example_slot": (row * shape.slots + slot).astype(np.int32),
         "example_start": (row * shape.row_length + column).astype(np.int32),
+        "example_length": data.lengths.reshape(-1)[sequence],
         "ordinal": (first_segment + np.arange(len(examples)) * data.pieces).astype(np.int32),
         "weight": real.astype(np.float32),
     }
@@ -147,7 +151,13 @@ class BatchPlan:
     def shape(self, step: int) -> Shape:
         rows = next(c for c in self.counts if c >= self._needs[0][step])
         slots = -(-self._needs[1] // 4) * 4
-        return Shape(rows, self.row_length, slots, self.batch_size // self.accumulate)
+        return Shape(
+            rows,
+            self.row_length,
+            slots,
+            self.batch_size // self.accumulate,
+            ROW_ARRAYS | frozenset(self.data.token_fields),
+        )
 
     def tokens(self, step: int) -> int:
         """Real tokens in the batch of a step."""
@@ -215,7 +225,13 @@ class EvalPlan:
     def shape(self) -> Shape:
         rows = -(-int(self._places.rows.max()) // self.multiple) * self.multiple
         slots = -(-(int(self._places.slot().max()) + 1) // 4) * 4
-        return Shape(rows, self.row_length, slots, self.order.shape[1])
+        return Shape(
+            rows,
+            self.row_length,
+            slots,
+            self.order.shape[1],
+            ROW_ARRAYS | frozenset(self.data.token_fields),
+        )
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         rows = rows or range(self.shape.rows)

@@ -23,6 +23,10 @@ class Places:
 
     def slot(self) -> np.ndarray:
         """Which one of its row's examples each is, from the left. int32 (K, B)."""
+        return self._slot
+
+    @functools.cached_property
+    def _slot(self) -> np.ndarray:
         order = np.lexsort((self.column, self.row), axis=-1)
         sorted_row = np.take_along_axis(self.row, order, axis=-1)
         at = np.arange(self.row.shape[-1])

@@ -203,7 +203,7 @@ class _Store:
 
     def open(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            # By hand, for Orbax's own cleaning may not be over when a process that saves nothing is.
+            # By hand: Orbax's own cleaning may not be over when a process that saves nothing ends.
             if jax.process_index() == 0 and self._directory.exists():
                 for half_written in ocp.utils.tmp_checkpoints(self._directory):
                     half_written.get().rmtree()
@@ -329,11 +329,11 @@ class _Store:
 
 
 def _attempt(call: Callable[..., T], *args: Any) -> tuple[T, None] | tuple[Any, Exception]:
-    """The result of `call(*args)` and None, or None and what it raised: a damaged file, a full disk and a
-    lost connection come out of Orbax and TensorStore as exceptions of any type."""
+    """The result of `call(*args)` and None, or None and what it raised: a damaged file, a full
+    disk and a lost connection come out of Orbax and TensorStore as exceptions of any type."""
     try:
         return call(*args), None
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return None, error
 
 
@@ -389,7 +389,7 @@ def _read_leaves(path: epath.Path, args: ocp.args.PyTreeRestore) -> dict[str, ja
             # The handler itself, without the manager: it has no barrier, at which the other
             # processes would wait for one that could not read its shard.
             return ocp.PyTreeCheckpointHandler().restore(path, args=args)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             reason = _reason(error)
         gc.collect()
     raise _Damaged(reason)
@@ -401,6 +401,7 @@ def _quiet_orbax() -> None:
     if _not_orbax in log.filters:
         return
     log.addFilter(_not_orbax)
+    logging.getLogger("asyncio").addFilter(_not_dropped_read)
     earlier = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
@@ -417,3 +418,8 @@ def _quiet_orbax() -> None:
 
 def _not_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname or record.levelno >= logging.CRITICAL
+
+
+def _not_dropped_read(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    return not ("never retrieved" in text and ("orbax" in text or "tensorstore" in text))

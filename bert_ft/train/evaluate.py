@@ -51,5 +51,5 @@ def predictions(
 
 def _batches(plan: EvalPlan, mesh: Mesh, steps: range, depth: int) -> Any:
     return prefetch(
-        lambda step: place(lambda rows: plan.batch(step, rows), plan.shape.rows, mesh), steps, depth
+        lambda step: place(lambda rows: plan.batch(step, rows), plan.shape, mesh), steps, depth
     )

@@ -159,8 +159,9 @@ def _train(
     clock = StepClock()
 
     def fetch(step: int) -> dict[str, jax.Array]:
-        rows = plan.shape(step).rows
-        return place(lambda mine: plan.batch(step, mine), rows, mesh, config.train.accumulate)
+        return place(
+            lambda rows: plan.batch(step, rows), plan.shape(step), mesh, config.train.accumulate
+        )
 
     def save(step: int) -> None:
         writer.flush()

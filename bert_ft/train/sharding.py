@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from bert_ft.data.batches import ROW_ARRAYS, Batch
+from bert_ft.data.batches import Batch, Shape
 from bert_ft.errors import InputError
 
 AXES = ("trial", "data", "fsdp", "tensor")
@@ -96,39 +96,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_shardings(
-    batch: Mapping[str, Any], mesh: Mesh, accumulate: int = 1
-) -> dict[str, NamedSharding]:
-    """Row arrays are split over the data axes, arrays of one entry an example are replicated."""
-    lead = (None,) if accumulate > 1 else ()
-    rows = len(lead)
-    out = {}
-    for name, value in batch.items():
-        by_row = name in ROW_ARRAYS or (
-            value.ndim > rows + 1 and value.shape[rows:][:2] == batch["tokens"].shape[rows:]
-        )
-        out[name] = NamedSharding(mesh, P(*lead, ROWS) if by_row else P())
-    return out
-
-
 def place(
-    make: Callable[[range | None], Batch], rows: int, mesh: Mesh, accumulate: int = 1
+    make: Callable[[range | None], Batch], shape: Shape, mesh: Mesh, accumulate: int = 1
 ) -> dict[str, jax.Array]:
-    """A batch on the mesh. `make(range)` gives the batch with only those rows; each process asks for
-    the rows of its own devices and no others."""
-    probe = NamedSharding(mesh, P(ROWS))
-    spans = [
-        index[0].indices(rows) for index in probe.addressable_devices_indices_map((rows,)).values()
-    ]
-    mine = range(min(s[0] for s in spans), max(s[1] for s in spans))
-    batch = make(mine if len(mine) < rows else None)
-    targets = batch_shardings(batch, mesh, accumulate)
-    axis = 1 if accumulate > 1 else 0
+    """A batch on the mesh: row arrays are split over the data axes, the others, of one entry an
+    example, are on every device. `make(range)` gives the batch with only those rows; each process
+    asks for the rows of its own devices and no others."""
+    lead = (None,) if accumulate > 1 else ()
+    split, whole = NamedSharding(mesh, P(*lead, ROWS)), replicated(mesh)
+    spans = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((shape.rows,)).values()
+    bounds = [index[0].indices(shape.rows) for index in spans]
+    mine = range(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
     def put(name: str, value: np.ndarray) -> jax.Array:
-        shape = list(value.shape)
-        if targets[name].spec != P():
-            shape[axis] = rows
-        return jax.make_array_from_process_local_data(targets[name], value, tuple(shape))
+        if name not in shape.row_arrays:
+            return jax.make_array_from_process_local_data(whole, value)
+        full = (*value.shape[: len(lead)], shape.rows, *value.shape[len(lead) + 1 :])
+        return jax.make_array_from_process_local_data(split, value, full)
 
-    return {name: put(name, value) for name, value in batch.items()}
+    return {k: put(k, v) for k, v in make(mine if len(mine) < shape.rows else None).items()}

@@ -1,0 +1,145 @@
+"""The command line: what it shows, and one line for whatever is wrong on it."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from bert_ft import command_line, config, main
+from conftest import ROOT, World, command, environment
+
+CONFIGS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").glob("*.py"))]
+
+
+def test_help(run_cli, tmp_path):
+    done = run_cli(tmp_path / "run", "--help").ok()
+    assert "usage: python -m bert_ft.main --config=FILE[:variant] --workdir=DIR" in done.out
+    for mode, text in main.MODES.items():
+        assert re.search(rf"^  {mode} +{re.escape(text)}$", done.out, re.MULTILINE)
+    for key in config.flat(config.default()):
+        assert f"--config.{key}=" in done.out
+    assert not done.err and not done.workdir.exists()
+
+
+def test_main_is_flags_only():
+    assert len((ROOT / "bert_ft" / "main.py").read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--wrkdir=x"], ["wrkdir", "workdir"]),
+        (["--mode=trian"], ["trian", "train", "eval", "predict"]),
+        (["extra"], ["'extra'", "--name=value"]),
+        (["--config.train.batch_sise=3"], ["train.batch_sise", "did you mean train.batch_size?"]),
+        (["--config.trian.batch_size=3"], ["trian.batch_size", "did you mean train.batch_size?"]),
+        (["--config.train=3"], ["config.train is a group", "--config.train.NAME=VALUE"]),
+        (["--config.train.batch_size=abc"], ["train.batch_size", "'abc'", "int", "32"]),
+        (["--config.train.batch_size=1.5"], ["train.batch_size", "'1.5'", "int"]),
+        (["--config.train.epochs=many"], ["train.epochs", "'many'", "float"]),
+        (["--config.eval.keep_best=maybe"], ["eval.keep_best", "'maybe'", "bool"]),
+        (["--config.train.batch_size=0"], ["train.batch_size is 0", "1 or more"]),
+        (["--config.train.learning_rate=nan"], ["train.learning_rate is nan"]),
+        (["--config.train.schedule=liner"], ["train.schedule", "'liner'", "'linear'"]),
+        (["--config.train.accumulate=3"], ["train.accumulate is 3", "divisor", "8"]),
+        (["--config.model.dropout=1.0"], ["model.dropout is 1.0", "less than 1"]),
+        (["--config.mesh.trial=2"], ["mesh.trial is 2"]),
+        (["--config.data.train="], ["data.train", "files:"]),
+        (["--mode=predict"], ["predict.input", "JSONL"]),
+    ],
+    ids=lambda value: value[0] if value[0].startswith("-") else "",
+)
+def test_refused_before_jax_starts(run_here, tmp_path, flags, words):
+    done = run_here(tmp_path / "run", *flags)
+    done.refused(*words)
+    assert not done.workdir.exists()
+
+
+def test_refused_in_a_process_of_its_own(run_cli, tmp_path):
+    done = run_cli(tmp_path / "run", "--config.train.batch_sise=3")
+    assert done.refused() == (
+        "error: config.train.batch_sise is no key; did you mean train.batch_size?"
+    )
+    assert len(done.err.splitlines()) == 1 and not done.out
+
+
+def test_what_is_missing(run_here, tmp_path, monkeypatch):
+    run_here(Path(""), "--workdir=").refused("--workdir is missing")
+    run_here(tmp_path / "run", config="").refused("--config")
+    monkeypatch.setattr("conftest.command", lambda *_: ["python", "-m", "main", "--workdir=x"])
+    run_here(tmp_path / "run").refused("--config is missing", "--config=configs/sentiment.py")
+
+
+def test_unknown_config_file_and_variant(run_here, tmp_path, world: World, monkeypatch):
+    near = str(world.config).replace("tiny", "tinny")
+    run_here(tmp_path / "run", config=near).refused(f"{near}: no such file", f"{world.config}?")
+    monkeypatch.chdir(ROOT)
+    for name in CONFIGS:
+        done = run_here(tmp_path / "run", config=f"{name}:no_such_variant")
+        done.refused(name, "no_such_variant", "accepted: ''")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("c.train.batch_sise = 3", ["train.batch_sise", "did you mean train.batch_size?"]),
+        ("c.train.batch_size = '8'", ["broken.py:4:", "batch_size", "str", "int"]),
+        ("c.train.batch_size = None", ["train.batch_size is None", "int"]),
+        ("c.train.batch_size = nosuch", ["broken.py:4:", "NameError", "nosuch"]),
+        ("c.train.batch_size = = 3", ["broken.py:4:", "SyntaxError"]),
+        ("raise OSError('no room')", ["broken.py", "no room"]),
+        ("import nosuch", ["broken.py:4:", "nosuch"]),
+        ("del c.train.seed", ["train.seed is missing"]),
+        ("return None", ["broken.py", "get_config returns None"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
+def test_a_config_file_that_is_wrong(run_here, tmp_path, line, words):
+    broken = tmp_path / "broken.py"
+    head = "from bert_ft import config\ndef get_config():\n    c = config.default()\n"
+    broken.write_text(f"{head}    {line}\n    return c\n")
+    run_here(tmp_path / "run", config=broken).refused(*words)
+
+
+def test_overrides_reach_the_config(world: World, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(command_line.knobs, "check", lambda c, mode: seen.append((c, mode)))
+    from absl import flags
+    from absl.testing import flagsaver
+
+    words = ["--config.train.learning_rate=3e-5", "--config.model.tokenizer=x", "--mode=eval"]
+    argv = command(world.config, Path("some/where"), *words)[2:]
+    monkeypatch.setattr("sys.argv", argv)
+    before = flagsaver.save_flag_values()
+    try:
+        _, workdir = command_line.parse(argv, main.CONFIG, main.WORKDIR, main.MODE)
+    finally:
+        flagsaver.restore_flag_values(before, flags.FLAGS)
+    [(parsed, mode)] = seen
+    assert (parsed.train.learning_rate, parsed.model.tokenizer, mode) == (3e-5, "x", "eval")
+    assert parsed.train.batch_size == 8 and parsed.is_locked
+    assert workdir == Path.cwd() / "some/where"
+
+
+def test_ctrl_c_leaves_with_130_and_a_line(world: World, cache: Path, tmp_path):
+    words = ["--config.train.steps=1000000", "--config.checkpoint.every_steps=5"]
+    words += ["--config.data.dev=", "--config.data.test="]
+    with subprocess.Popen(
+        command(world.config, tmp_path / "run", *words),
+        env=environment(cache),
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list(tmp_path.glob("run/checkpoints/5")):
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("interrupted; the same command goes on")
