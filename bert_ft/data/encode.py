@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from bert_ft.data.sources import Rows, Source
 from bert_ft.errors import InputError
@@ -88,7 +89,8 @@ def tokenize(
     """
     tokens, types, lengths, cut = [], [], [], []
     block = 4096  # texts at a time: the tokenizer's own objects are large
-    for at in range(0, len(texts), block):
+    quick = len(texts) < 50_000
+    for at in tqdm(range(0, len(texts), block), "tokenizing", disable=quick, unit="block"):
         second = list(pairs[at : at + block]) if pairs is not None else None
         out = tokenizer(
             list(texts[at : at + block]),

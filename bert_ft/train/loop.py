@@ -164,7 +164,7 @@ def _train(
         )
 
     def save(step: int) -> None:
-        writer.flush()
+        require_finite(writer.flush(), step, plan)
         with writer.paused():
             saved.save(step, state, meta(system))
 
@@ -212,6 +212,7 @@ def _train(
                 clock.first_step_s = time.monotonic() - started
             clock.tick()
         require_finite(writer.flush(), steps, plan)
+        writer.end_steps()
     if first < steps and compiles.count != len(plan.counts):
         raise AssertionError(
             f"{compiles.count} compilations of the train step, {len(plan.counts)} row counts"

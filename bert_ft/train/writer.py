@@ -185,6 +185,12 @@ class Writer:
                     sink.flush()
         return done
 
+    def end_steps(self) -> None:
+        """Ends the progress bar: what is said from here on stands below it."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
     def close(self) -> None:
         """Records the step still pending and closes everything. A second call does nothing."""
         try:
@@ -195,8 +201,7 @@ class Writer:
                 self._close_all()
 
     def _close_all(self) -> None:
-        if self._progress is not None:
-            self._progress.close()
+        self.end_steps()
         with _user_errors(self._workdir):
             for sink in self._sinks:
                 sink.close()
