@@ -40,6 +40,7 @@ def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[Config
     the config file, is one InputError."""
     try:
         rest = flags.FLAGS(argv)
+        getattr(config.value, "train", None)  # a file that raised OSError raises it here, again
     except Exception as e:  # a config file is a program: it can raise anything
         raise InputError(_readable(e, argv)) from e
     if len(rest) > 1:
@@ -49,8 +50,6 @@ def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[Config
             "--config is missing; give a config file, as --config=configs/sentiment.py"
         )
     path = _config_path(argv)
-    if not Path(path).is_file():
-        raise InputError(_no_config(path))
     if not isinstance(config.value, ConfigDict):
         raise InputError(f"{path}: get_config returns {config.value!r}, not a ConfigDict")
     if not workdir.value:
@@ -59,13 +58,13 @@ def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[Config
     return config.value, Path(workdir.value).expanduser().absolute()
 
 
-def _config_path(argv: list[str]) -> str:
-    """The FILE of --config=FILE:variant, '' where there is none."""
-    found = ""
+def _config_path(argv: list[str]) -> str | None:
+    """The FILE of --config=FILE:variant; None where there is no such flag."""
+    found = None
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
         if match := re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL):
-            found = after if match[1] is None else match[1]
-    return found.partition(":")[0]
+            found = (after if match[1] is None else match[1]).partition(":")[0]
+    return found
 
 
 def _no_config(path: str) -> str:
@@ -77,7 +76,7 @@ def _no_config(path: str) -> str:
 def _readable(error: Exception, argv: list[str]) -> str:
     """One line for what absl, ml_collections or the config file raised."""
     path = _config_path(argv)
-    if path and not Path(path).is_file():
+    if path is not None and not Path(path).is_file():
         return _no_config(path)
     known = knobs.flat(knobs.default())
     overrides = [m for m in (re.match(r"--?config\.([\w.]+)=?(.*)", w) for w in argv) if m]
@@ -108,7 +107,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return found[::-1]
 
 
-def _line_in(error: BaseException, path: str) -> int | None:
+def _line_in(error: BaseException, path: str | None) -> int | None:
     """The line of the config file at which an error arose; None where it arose elsewhere."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == Path(path):
         return error.lineno
@@ -135,8 +134,8 @@ def prepare_host(config: ConfigDict) -> None:
 
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory instead of giving it back to the kernel. XLA's CPU backend
-    allocates a step's temporaries afresh each step (325 MB for MiniLM at 1,024 tokens), and touching
-    new pages was a fifth of the step's CPU time (experiments/speed/page_faults.py)."""
+    allocates a step's temporaries afresh each step (325 MB for MiniLM at 1,024 tokens), and
+    touching new pages was a fifth of the step's CPU time (experiments/speed/page_faults.py)."""
     if not sys.platform.startswith("linux") or importlib.util.find_spec("libtpu"):
         return
     try:

@@ -102,7 +102,7 @@ def default() -> ConfigDict:
     c.mesh.data = -1  # -1 takes the devices that the other axes leave
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
-    c.mesh.preset = "replicate"
+    c.mesh.preset = "replicate"  # 'fsdp' with no size given puts the devices that are left on fsdp
     c.mesh.backend = ""  # cpu, gpu or tpu: anything else that JAX finds is then an error
 
     c.log = ConfigDict()
@@ -235,6 +235,12 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         "data.row_length",
         c.data.row_length,
         f"0, or data.max_length ({c.data.max_length}) or more",
+    )
+    _require(
+        not (c.eval.metric and not c.data.dev),
+        "eval.metric",
+        c.eval.metric,
+        "'', or data.dev set to measure it on",
     )
     _require(
         not (c.eval.keep_best and not c.data.dev),

@@ -18,6 +18,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Compiling takes longer than running what is compiled: a tiny model needs no fast code. The same
+# for this process and for those it starts, so that all compute the same, bit for bit.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {XLA_FLAGS}".strip()
+
 SUBJECTS = ["the film", "this movie", "the plot", "its acting", "the music", "every scene"]
 VERBS = ["is", "was", "feels", "looks", "seems", "sounds"]
 GOOD = ["great", "wonderful", "brilliant", "moving", "superb", "lovely", "fresh", "clever"]
@@ -166,13 +171,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             c.data.dev = {f"files:{made.dev}"!r}
             c.data.test = {f"files:{made.test}"!r}
             c.data.max_length = 32
-            c.data.row_length = 32
             c.data.row_counts = 2
             c.task.label_names = "negative,positive"
             c.train.batch_size = 8
             c.train.steps = 20
             c.train.learning_rate = 1e-2
-            c.train.schedule, c.train.warmup = "constant", 0.0  # one program for any number of steps
             c.eval.batch_size = 16
             c.checkpoint.every_seconds = 0.0
             c.log.every_steps = 1
@@ -231,9 +234,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment(cache: Path, devices: int = 1) -> dict[str, str]:
     """Of a subprocess: CPU devices and a cache directory of its own."""
-    # Compiling takes longer than running what is compiled: a tiny model needs no fast code.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    flags += " --xla_llvm_disable_expensive_passes=true"
+    flags = f"--xla_force_host_platform_device_count={devices} {XLA_FLAGS}"
     given = {"XDG_CACHE_HOME": str(cache), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     return os.environ | given | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -281,6 +282,7 @@ def run_here(
     """As run_cli, within this process: without the seconds that a start takes."""
     from absl import flags
     from absl.testing import flagsaver
+    from jax.experimental.compilation_cache import compilation_cache
 
     from bert_ft import main
 
@@ -288,6 +290,7 @@ def run_here(
         argv = command(config, workdir, *words)[2:]
         monkeypatch.setattr(sys, "argv", argv)
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        compilation_cache.reset_cache()  # the first compilation of a process settles where it is
         before = flagsaver.save_flag_values()
         capfd.readouterr()
         try:

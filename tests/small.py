@@ -30,9 +30,7 @@ SIZES = EncoderConfig(
 )
 
 
-def encoded(
-    lengths: Any, pieces: int = 1, seed: int = 0, vocab: int = SIZES.vocab_size
-) -> Encoded:
+def encoded(lengths: Any, pieces: int = 1, seed: int = 0, vocab: int = SIZES.vocab_size) -> Encoded:
     """Examples of `pieces` random sequences of these lengths, with a label and a field a token."""
     rng = np.random.default_rng(seed)
     lengths = np.asarray(lengths, np.int64).reshape(-1)
@@ -60,8 +58,8 @@ def model(sizes: EncoderConfig = SIZES, dtype: Any = jnp.float32, classes: int =
 
 
 def init(made: Model, seed: int = 0) -> Any:
-    """Parameters drawn without compiling the initialisers: LayerNorm about 1, the rest about 0, with
-    biases and gains that differ, so that none can be left out unnoticed."""
+    """Parameters drawn without compiling the initialisers: LayerNorm about 1, the rest about 0,
+    with biases and gains that differ, so that none can be left out unnoticed."""
     shapes = jax.eval_shape(made.init, jax.random.key(0), example_batch())["params"]
     rng = np.random.default_rng(seed)
 

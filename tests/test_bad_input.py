@@ -1,4 +1,4 @@
-"""Whatever a user can get wrong: one line that says what and where, exit code 2, nothing half-written."""
+"""What users get wrong: one line that says what and where, exit code 2, nothing half-written."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from conftest import World, read_jsonl, reviews, write_bert, write_csv, write_jsonl
 
 
@@ -146,7 +145,7 @@ def test_a_disk_that_fills_up(run_cli, small_disk):
     done = run_cli(small_disk / "run", "--config.checkpoint.every_steps=5")
     done.refused("No space left on device")
     filler = small_disk / "filler"
-    with filler.open("wb") as file, pytest.raises(OSError):
+    with pytest.raises(OSError), filler.open("wb") as file:
         while True:
             file.write(bytes(4096))
             file.flush()
@@ -155,20 +154,20 @@ def test_a_disk_that_fills_up(run_cli, small_disk):
     assert files(done.workdir) == []
 
 
+SAME = ("--config.checkpoint.every_steps=10",)
+
+
 @pytest.fixture(scope="module")
 def trained(run_cli, tmp_path_factory) -> Path:
-    """A finished run with two checkpoints, of steps 5 and 10."""
+    """A finished run with two checkpoints, of steps 10 and 20."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    run_cli(workdir, "--config.train.steps=10", "--config.checkpoint.every_steps=5").ok()
+    run_cli(workdir, *SAME).ok()
     return workdir
 
 
 @pytest.fixture
 def workdir(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
-
-
-SAME = ("--config.train.steps=10", "--config.checkpoint.every_steps=5")
 
 
 def damage(checkpoint: Path) -> None:
@@ -182,22 +181,22 @@ def damage(checkpoint: Path) -> None:
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(run_here, workdir):
     before = json.loads((workdir / "result.json").read_text())
-    damage(workdir / "checkpoints" / "10")
+    damage(workdir / "checkpoints" / "20")
     shutil.rmtree(workdir / "best")
     done = run_here(workdir, *SAME).ok()
     assert "Traceback" not in done.err
-    assert f"WARNING: checkpoint {workdir / 'checkpoints' / '10'} is damaged" in done.err
-    assert "start: own checkpoint of step 5" in done.err
+    assert f"WARNING: checkpoint {workdir / 'checkpoints' / '20'} is damaged" in done.err
+    assert "start: own checkpoint of step 10" in done.err
     assert done.result["params_sha256"] == before["params_sha256"]
-    assert len(done.values("train/loss")) == 10
+    assert len(done.values("train/loss")) == 20
 
 
 def test_damaged_checkpoints_only(run_here, workdir):
-    for step in ("5", "10"):
+    for step in ("10", "20"):
         damage(workdir / "checkpoints" / step)
     before = {p: p.read_bytes() for p in files(workdir)}
     done = run_here(workdir, *SAME)
-    done.refused("no checkpoint can be read", "step 10", "step 5", "another --workdir")
+    done.refused("no checkpoint can be read", "step 20", "step 10", "another --workdir")
     assert before == {p: p.read_bytes() for p in files(workdir)}
 
 
@@ -227,7 +226,7 @@ def test_data_changed_since_the_checkpoint(run_here, world: World, tmp_path, run
 
 
 def test_another_architecture_than_the_checkpoints(run_here, workdir, tmp_path):
-    """`resume` and the modes without training take another run's parameters: their shapes must fit."""
+    """`resume` takes another run's parameters, whose shapes must fit."""
     other = write_bert(tmp_path / "wide", hidden=16)
     done = run_here(
         tmp_path / "new", f"--config.model.pretrained={other}", f"--config.resume={workdir}"

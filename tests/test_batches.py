@@ -44,7 +44,9 @@ def sequences_of(batch, pieces=1):
             np.testing.assert_array_equal(flat["positions"][at], np.arange(at.sum()))
             start = batch["example_start"][i * pieces + piece]
             assert np.flatnonzero(at)[0] == start
-            row, slot = divmod(int(batch["example_slot"][i * pieces + piece]), batch["slots"].shape[1])
+            row, slot = divmod(
+                int(batch["example_slot"][i * pieces + piece]), batch["slots"].shape[1]
+            )
             assert row * ROW + batch["slots"][row, slot] == start
             out.setdefault(i, []).append(tuple(flat[k][at] for k in ("tokens", "types", "tag")))
     return out
@@ -89,7 +91,9 @@ def test_a_batch_holds_its_examples_and_nothing_else(packed, pieces):
 def test_every_example_once_an_epoch(count, batch_size, seed):
     """Epochs follow each other without a gap, whether or not batches divide them."""
     epochs = 3
-    p = plan(varied(count), batch_size=batch_size, steps=-(-epochs * count // batch_size), seed=seed)
+    p = plan(
+        varied(count), batch_size=batch_size, steps=-(-epochs * count // batch_size), seed=seed
+    )
     stream = np.concatenate([p.examples(step) for step in range(p.steps)])
     assert all(len(p.examples(step)) == batch_size for step in range(p.steps))
     for epoch in range(epochs):
@@ -100,7 +104,11 @@ def test_every_example_once_an_epoch(count, batch_size, seed):
 def test_epochs_and_seeds_are_shuffled_differently():
     count = 30
     p = plan(batch_size=count)
-    orders = [tuple(p.examples(0)), tuple(p.examples(1)), tuple(plan(batch_size=count, seed=4).examples(0))]
+    orders = [
+        tuple(p.examples(0)),
+        tuple(p.examples(1)),
+        tuple(plan(batch_size=count, seed=4).examples(0)),
+    ]
     assert len(set(orders)) == 3
     assert tuple(np.arange(count)) not in orders
 
@@ -200,7 +208,7 @@ def test_shapes_are_the_few_that_were_promised(multiple, accumulate):
 
 
 def test_packing_saves_rows():
-    """Eight examples of 2 to 16 tokens, 9 on average, in rows of 32: three rows, now and then four."""
+    """Eight examples of 2 to 16 tokens, 9 on average, in rows of 32: three, now and then four."""
     assert max(plan(row_length=32).counts) <= 4
     assert plan(row_length=32, packed=False).counts == (8,)
 

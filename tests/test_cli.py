@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, World, command, environment
 
 from bert_ft import command_line, config, main
-from conftest import ROOT, World, command, environment
 
 CONFIGS = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").glob("*.py"))]
 
@@ -126,8 +126,7 @@ def test_overrides_reach_the_config(world: World, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_leaves_with_130_and_a_line(world: World, cache: Path, tmp_path):
-    words = ["--config.train.steps=1000000", "--config.checkpoint.every_steps=5"]
-    words += ["--config.data.dev=", "--config.data.test="]
+    words = ["--config.train.steps=60", "--config.checkpoint.every_steps=1"]
     with subprocess.Popen(
         command(world.config, tmp_path / "run", *words),
         env=environment(cache),
@@ -136,7 +135,7 @@ def test_ctrl_c_leaves_with_130_and_a_line(world: World, cache: Path, tmp_path):
         text=True,
     ) as process:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not list(tmp_path.glob("run/checkpoints/5")):
+        while time.monotonic() < deadline and not list(tmp_path.glob("run/checkpoints/1")):
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)

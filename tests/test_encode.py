@@ -17,7 +17,7 @@ from bert_ft.errors import InputError
 from bert_ft.models.hf import load_tokenizer
 from bert_ft.tasks.classification import Classification
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the film was good bad ##ly ##ness a b c d".split()
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the film was good bad ##ly ##ness a b c d".split()  # noqa: SIM905
 TEXTS = ["the film was good", "bad", "the film was badly badness a b c d", "a b c d"]
 
 
@@ -112,7 +112,7 @@ def test_no_texts_at_all(tokenizer):
 
 def test_the_hash_of_a_tokenizer_survives_its_use(tokenizer, vocab):
     """Each call sets truncation and padding in the tokenizer; a hash that held them would give a
-    second start, which tokenizes nothing, another fingerprint, and its checkpoint would be refused."""
+    second start, which tokenizes nothing, another fingerprint, and refuse its checkpoint."""
     before = tokenizer_hash(tokenizer)
     tokenize(tokenizer, TEXTS, None, 6)
     tokenizer(TEXTS, padding="max_length", max_length=9, truncation=True)

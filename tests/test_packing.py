@@ -95,9 +95,7 @@ def fewest_rows(lengths, row_length):
         if i == len(lengths):
             return len(rooms)
         fits = [r for r in range(len(rooms)) if rooms[r] >= lengths[i]]
-        choices = [
-            place(i + 1, (*rooms[:r], rooms[r] - lengths[i], *rooms[r + 1 :])) for r in fits
-        ]
+        choices = [place(i + 1, (*rooms[:r], rooms[r] - lengths[i], *rooms[r + 1 :])) for r in fits]
         return min([*choices, place(i + 1, (*rooms, row_length - lengths[i]))])
 
     return place(0, ())

@@ -106,6 +106,8 @@ def read_config(path: Path) -> EncoderConfig:
         raw = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as e:
         raise InputError(f"{path / 'config.json'}: {e}") from e
+    if not isinstance(raw, dict):
+        raise InputError(f"{path / 'config.json'}: a JSON {type(raw).__name__}, not an object")
     kind, act = raw.get("model_type"), raw.get("hidden_act", "gelu")
     if kind != "bert":
         raise InputError(f"{path / 'config.json'}: model_type is {kind!r}; accepted: 'bert'")

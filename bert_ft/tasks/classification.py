@@ -21,8 +21,8 @@ from bert_ft.models.heads import Outputs, SequenceHead
 
 
 def _sorted_labels(values: set[str]) -> list[str]:
-    """Numbers by value (then by their text, '1' before '1.0'), other labels by their text. One order
-    for one set of labels: every process numbers them alike."""
+    """Numbers by value (then by their text, '1' before '1.0'), other labels by their text. One
+    order for one set of labels: every process numbers them alike."""
     try:
         numbers = {v: float(v) for v in values}
     except ValueError:

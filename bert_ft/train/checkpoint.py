@@ -212,6 +212,9 @@ class _Store:
             handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
             handlers.add("state", ocp.args.PyTreeSave, state)
             options = ocp.CheckpointManagerOptions(
+                # Else, where a directory cannot be made, Orbax's threads wait for it for minutes,
+                # and the process with them when it ends.
+                async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
                 # Saves are forced: `due` and `preempted` decide. Written out all the same, since
                 # a policy of one's own replaces the default that saves on preemption.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
-import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from bert_ft import config as defaults
 from bert_ft.config import flat
 from bert_ft.data.batches import EvalPlan
-from bert_ft.data.encode import Encoded, encode
+from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import Rows, open_source
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
@@ -23,6 +23,7 @@ from bert_ft.train import optim, record
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
 from bert_ft.train.sharding import replicated
+from bert_ft.train.sinks import read_metrics
 from bert_ft.train.start import trained_params
 from bert_ft.train.step import Programs, eval_step
 from bert_ft.train.system import System, assemble, cache_dir, load_fitted
@@ -57,17 +58,20 @@ def _rows(system: System, name: str) -> Rows:
     return source.read()
 
 
-def write_lines(path: Path, objects: Sequence[Mapping[str, Any]]) -> None:
-    """JSON lines, whole or not at all. Raises InputError where the path can't be written."""
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", encoding="utf-8") as f:
-            for value in objects:
-                f.write(json.dumps(value, ensure_ascii=False) + "\n")
-        os.replace(scratch, path)
-    except OSError as e:
-        raise InputError(f"{path}: can't be written: {e.strerror}") from e
+def score_set(system: System, programs: Programs, params: Any, name: str) -> dict[str, float]:
+    """{metric: value} of a set."""
+    data = system.sets[name]
+    return system.task.score(predict_set(system, programs, params, data), data)
+
+
+def require_metric(system: System, params: Any) -> None:
+    """Raises InputError where config.eval.metric is not among the scores of dev. Those of untrained
+    parameters tell, before any time is spent on training."""
+    metric = system.config.eval.metric
+    if metric:
+        scores = score_set(system, eval_programs(system), params, "dev")
+        if metric not in scores:
+            raise InputError(f"config.eval.metric is {metric!r}; accepted: {', '.join(scores)}")
 
 
 def conclude(
@@ -99,9 +103,10 @@ def conclude(
         workdir / "result.json", record.result(system, step, scores, sizes, digest, speeds)
     )
     if answers:
-        write_lines(workdir / "predictions" / "test.jsonl", answers)
+        record.write_lines(workdir / "predictions" / "test.jsonl", answers)
     if system.config.eval.report:
-        write_report(workdir, defaults.default().to_dict())
+        with record.writing(workdir / "report.html"):
+            write_report(workdir, defaults.default().to_dict())
     for line in _last_words(system, scores, answers, workdir):
         writer.say(line)
 
@@ -125,11 +130,14 @@ def _last_words(
     return lines
 
 
-def _writer(config: ConfigDict, workdir: Path, step: int) -> Writer:
+def _writer(config: ConfigDict, workdir: Path) -> Writer:
+    """One that adds to the record of a run and removes nothing from it."""
+    path = workdir / "metrics.jsonl"
+    last = max((line["step"] for line in read_metrics(path)), default=0) if path.is_file() else 0
     return Writer(
         workdir,
-        total_steps=step,
-        start_step=step,
+        total_steps=last,
+        start_step=last,
         progress=False,
         active=jax.process_index() == 0,
         config=flat(config),
@@ -145,14 +153,13 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     if not system.sets:
         raise InputError("config.data.dev and config.data.test are both ''; nothing to evaluate on")
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), lines.append)
-    programs, writer = eval_programs(system), _writer(config, workdir, step)
+    programs, writer = eval_programs(system), _writer(config, workdir)
     try:
         for line in lines:
             writer.say(line)
         scores = {}
         if "dev" in system.sets:
-            data = system.sets["dev"]
-            scores["dev"] = system.task.score(predict_set(system, programs, params, data), data)
+            scores["dev"] = score_set(system, programs, params, "dev")
         conclude(system, params, step, scores, record.old_speed(workdir), programs, workdir, writer)
     finally:
         writer.close()
@@ -161,33 +168,46 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def predict(config: ConfigDict, workdir: Path) -> Path:
     """--mode=predict: one JSON line a row of config.predict.input, in its order; returns the file."""
     fitted = load_fitted(workdir)
-    given = Path(config.predict.input).expanduser()
-    system = assemble(config, print, sets=(), model_dir=workdir / "model", fitted=fitted)
+    given, out = _predict_paths(config, workdir)
     source = open_source(
         f"files:{given}", cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
     )
     rows = source.read()
-    data = encode(
-        source, system.task, system.tokenizer, config.data.max_length, cache_dir(config), fitted
+    for line in rows.skipped:
+        _tell(f"skipped {line}")
+    # Labels, where the rows have any, play no part: they need not be those of the training set.
+    columns = {k: v for k, v in rows.columns.items() if k != config.data.label}
+    rows = dataclasses.replace(rows, columns=columns)
+    system = assemble(config, _tell, sets=(), model_dir=workdir / "model", fitted=fitted)
+    data = system.task.encode(rows, system.tokenizer, config.data.max_length, fitted)
+    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
+    answers = system.task.answers(
+        predict_set(system, eval_programs(system), params, data), data, rows
     )
-    params, _ = trained_params(system, workdir, optim.make_optimizer(config, 1), print)
-    predicted = predict_set(system, eval_programs(system), params, data)
-    out = (
-        Path(config.predict.output).expanduser()
-        if config.predict.output
-        else workdir / "predictions" / given.name
-    )
-    if out.resolve() == given.resolve():
-        raise InputError(f"config.predict.output is the input itself ({given}); give another file")
-    answers = system.task.answers(predicted, data, rows)
-    keep = {"id": rows.columns["id"]} if "id" in rows.columns else {}
-    lines = []
-    for i, answer in enumerate(answers):
-        answer.pop("label", None)
-        lines.append(
-            {**{k: v[i] for k, v in keep.items()}, "label": answer.pop("prediction"), **answer}
-        )
+    lines = [{"label": answer.pop("prediction"), **answer} for answer in answers]
+    if "id" in columns:
+        lines = [{"id": i, **line} for i, line in zip(columns["id"], lines, strict=True)]
     if jax.process_index() == 0:
-        write_lines(out, lines)
-        print(f"predictions: {len(lines):,} rows in {out}")
+        record.write_lines(out, lines)
+        cut = sum(line["truncated"] for line in lines)
+        print(f"{len(lines):,} rows labelled by step {step:,}, {cut:,} truncated: {out}")
     return out
+
+
+def _tell(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _predict_paths(config: ConfigDict, workdir: Path) -> tuple[Path, Path]:
+    """(input, output); raises InputError where the output would replace what must stay."""
+    given = Path(config.predict.input).expanduser()
+    folder = workdir / "predictions"
+    out = Path(config.predict.output or folder / f"{given.stem}.jsonl").expanduser()
+    for taken, what in (
+        (given, "the input"),
+        (folder / "test.jsonl", "the test set's, of the run"),
+    ):
+        if out.resolve() == taken.resolve():
+            raise InputError(f"config.predict.output would be {out}, {what}; give another file")
+    return given, out

@@ -19,7 +19,7 @@ from bert_ft.data.batches import BatchPlan, prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError
 from bert_ft.train import optim
 from bert_ft.train.checkpoint import Checkpoints
-from bert_ft.train.finish import conclude, eval_programs, predict_set
+from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set
 from bert_ft.train.record import StepClock, old_speed, require_finite, speed, summary, write_json
 from bert_ft.train.sharding import place, replicated
 from bert_ft.train.start import checkpoints, initial_state, meta
@@ -107,6 +107,8 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     with checkpoints(config, workdir, say) as saved, _told_to_stop() as stop:
         state = initial_state(system, optim.make_optimizer(config, steps), saved, say)
         first = int(state.step)
+        if first < steps:
+            require_metric(system, state.params)
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))
             save_model_files(system, workdir)
@@ -132,8 +134,10 @@ def _writable(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / ".writable"
-        probe.write_bytes(b"0" * 4096)
-        probe.unlink()
+        try:
+            probe.write_bytes(b"0" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as e:
         raise InputError(
             f"--workdir={workdir}: {e.strerror}; give a directory that can be written"
@@ -171,12 +175,9 @@ def _train(
     def assess(step: int) -> dict[str, float]:
         """Scores dev; under keep_best keeps the parameters that score higher than any before."""
         nonlocal best
-        data = system.sets["dev"]
         with writer.paused():
-            scores = system.task.score(predict_set(system, evaluators, state.params, data), data)
+            scores = score_set(system, evaluators, state.params, "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})
-        if metric not in scores:
-            raise InputError(f"config.eval.metric is {metric!r}; accepted: {', '.join(scores)}")
         if config.eval.keep_best and scores[metric] > best[1]:
             best = step, scores[metric]
             saved.save_best(step, state.params, meta(system), best[1])
@@ -226,8 +227,7 @@ def _train(
         assert found is not None
         params, reported = found[0], found[1]
         if reported != steps:
-            data = system.sets["dev"]
-            scores["dev"] = system.task.score(predict_set(system, evaluators, params, data), data)
+            scores["dev"] = score_set(system, evaluators, params, "dev")
     else:
         saved.save_best(steps, params, meta(system), scores.get("dev", {}).get(metric, 0.0))
     saved.wait()

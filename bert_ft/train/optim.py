@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -45,10 +46,22 @@ def undecayed_paths(params: Any) -> list[str]:
     )
 
 
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """g * min(1, limit / |g|) (Pascanu et al. 2013, algorithm 1). optax's own divides by the norm,
+    and XLA then writes the quotient to memory instead of fusing it into both moments' updates."""
+
+    def clip(gradient: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        norm = optax.global_norm(gradient)
+        scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-30))
+        return jax.tree.map(lambda g: g * scale, gradient)
+
+    return optax.stateless(clip)
+
+
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) behind a clip of the global norm."""
     t = config.train
-    parts = [optax.clip_by_global_norm(t.clip_norm)] if t.clip_norm else []
+    parts = [clip_by_global_norm(t.clip_norm)] if t.clip_norm else []
     parts += [
         optax.scale_by_adam(t.beta1, t.beta2, t.epsilon),
         optax.add_decayed_weights(t.weight_decay, mask=decayed),

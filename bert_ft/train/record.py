@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from bert_ft.config import config_hash
 from bert_ft.data.batches import BatchPlan
-from bert_ft.errors import NotFinite
+from bert_ft.errors import InputError, NotFinite
 from bert_ft.models.hf import flatten
 from bert_ft.train.optim import undecayed_paths
 from bert_ft.train.system import System
@@ -31,6 +32,10 @@ PACKAGES = (
     "orbax-checkpoint",
     "transformers",
     "numpy",
+)
+SPEED = (
+    *("examples_per_s", "tokens_per_s", "real_token_fraction", "step_ms_p50", "compiles"),
+    *("row_counts", "seconds_to_first_step"),
 )
 
 
@@ -53,11 +58,38 @@ class StepClock:
         self._last = None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes a disk that is full, or may not be written, the user's error."""
+    try:
+        yield
+    except OSError as e:
+        raise InputError(
+            f"{e.filename or path}: can't be written: {e.strerror or e}; make room or choose another"
+        ) from e
+
+
+def write_text(path: Path, text: str) -> None:
+    """A UTF-8 file, whole or not at all. Raises InputError where it can't be written."""
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
-    os.replace(scratch, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # JSON can carry a lone surrogate, which has no UTF-8.
+            scratch.write_text(text, encoding="utf-8", errors="replace")
+            os.replace(scratch, path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+
+
+def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
+    """JSON lines."""
+    write_text(path, "".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects))
 
 
 def versions() -> dict[str, str]:
@@ -128,9 +160,10 @@ def speed(plan: BatchPlan, first: int, compiles: int, clock: StepClock) -> dict[
 
 
 def old_speed(workdir: Path) -> dict[str, Any]:
-    """The 'speed' object of an earlier end of the same run, {} where there is none."""
+    """The 'speed' object of an earlier end of the same run; nulls where there was none."""
     path = workdir / "result.json"
-    return json.loads(path.read_text()).get("speed", {}) if path.is_file() else {}
+    found = json.loads(path.read_text()).get("speed") if path.is_file() else None
+    return found or dict.fromkeys(SPEED)
 
 
 def result(

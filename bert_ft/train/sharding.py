@@ -44,7 +44,10 @@ def make_mesh(config: ConfigDict) -> Mesh:
         raise InputError(
             f"config.mesh.backend is {wanted!r}, but JAX found {devices[0].platform!r} ({devices[0]})"
         )
-    sizes = [config.mesh[a] for a in AXES]
+    wanted_sizes = {a: config.mesh[a] for a in AXES}
+    if config.mesh.preset == "fsdp" and (config.mesh.data, config.mesh.fsdp) == (-1, 1):
+        wanted_sizes |= {"data": 1, "fsdp": -1}  # an axis of 1 would shard nothing
+    sizes = list(wanted_sizes.values())
     fixed = math.prod(s for s in sizes if s > 0)
     if -1 in sizes and len(devices) % fixed == 0:
         sizes[sizes.index(-1)] = len(devices) // fixed

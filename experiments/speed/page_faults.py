@@ -64,7 +64,7 @@ def measure(case: str, steps: int) -> dict[str, float]:
         state = initial_state(system, optimizer, saved, quiet)
     programs = loop.train_programs(system, total, state)
     batches = [
-        place(lambda mine, step=step: plan.batch(step, mine), rows, system.mesh)
+        place(lambda mine, step=step: plan.batch(step, mine), plan.shape(step), system.mesh)
         for step in islice(alike, WARMUP + steps)
     ]
     programs.compile(state, batches[0])

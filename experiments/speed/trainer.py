@@ -82,11 +82,15 @@ def _time_main(scratch: Path, seed: int, steps: int) -> float:
     with (scratch / "log").open("w+") as log:
         main = subprocess.Popen(command, stdout=log, stderr=log)
         ended: dict[int, float] = {}
-        while WARMUP + steps not in ended and main.poll() is None:
-            time.sleep(0.5)
-            ended = _ends(scratch / "run" / "metrics.jsonl")
-        main.send_signal(signal.SIGTERM)
-        if main.wait() != PREEMPTED or WARMUP + steps not in ended:
+        try:
+            while WARMUP + steps not in ended and main.poll() is None:
+                time.sleep(0.5)
+                ended = _ends(scratch / "run" / "metrics.jsonl")
+            main.send_signal(signal.SIGTERM)
+            main.wait()
+        finally:
+            main.kill()
+        if main.returncode != PREEMPTED or WARMUP + steps not in ended:
             log.seek(0)
             raise RuntimeError(f"{' '.join(command)} ended with {main.returncode}:\n{log.read()}")
     return ended[WARMUP + steps] - ended[WARMUP]

@@ -1,0 +1,174 @@
+"""Classification: labels are found and numbered alike everywhere, loss and scores by definition."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from small import config, encoded
+
+from bert_ft.data.sources import Rows
+from bert_ft.errors import InputError
+from bert_ft.models.hf import load_tokenizer
+from bert_ft.tasks.classification import Classification, _sorted_labels
+from bert_ft.tasks.registry import make_task
+
+
+def task(**overrides):
+    return Classification(config(**overrides))
+
+
+def rows(**columns):
+    count = len(next(iter(columns.values())))
+    return Rows(columns, list(range(2, count + 2)), "reviews.csv")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("uncased") / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"]) + "\n")
+    return load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (["pos", "neg", "pos"], ["neg", "pos"]),
+        ([10, 9, 1], ["1", "9", "10"]),
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        ([0.5, 2, 10], ["0.5", "2", "10"]),
+        ([True, False], ["False", "True"]),
+        (["10", "9", "b"], ["10", "9", "b"]),
+        (["1", "1.0", "01", "2"], ["01", "1", "1.0", "2"]),
+        (["nan", "2", "10"], ["10", "2", "nan"]),
+    ],
+)
+def test_labels_in_order(values, expected):
+    assert task().fit(rows(label=values))["labels"] == expected
+
+
+def test_every_process_numbers_labels_alike():
+    """Sets of strings come in another order under another hash seed: hosts must not differ."""
+    labels = ["nan", "1", "01", "1.0", "1e0", "+1", "2", "inf"]
+    code = "import sys; from bert_ft.tasks.classification import _sorted_labels as s; "
+    code += "print(s(set(sys.argv[1:])), s(set(sys.argv[2:])))"
+    root = Path(__file__).parents[1]
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *labels],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == f"{_sorted_labels(set(labels))} {_sorted_labels(set(labels[1:]))}\n"
+
+
+def test_one_label_only_is_refused():
+    with pytest.raises(
+        InputError, match=r"reviews\.csv: column 'label' has one label only \('1'\)"
+    ):
+        task().fit(rows(label=[1, 1]))
+
+
+def test_names_for_labels():
+    named = task(task__label_names="bad, good")
+    assert named.fit(rows(label=[1, 0])) == {"labels": ["0", "1"], "names": ["bad", "good"]}
+    with pytest.raises(InputError, match=r"label_names gives 2 names .* for 3 labels"):
+        named.fit(rows(label=[0, 1, 2]))
+
+
+FITTED = {"labels": ["0", "1"], "names": ["bad", "good"]}
+
+
+def test_encoding(tokenizer):
+    out = task().encode(rows(text=["a b", "c d e f", "a"], label=[1, 0, 1]), tokenizer, 5, FITTED)
+    np.testing.assert_array_equal(out.fields["label"], [1, 0, 1])
+    np.testing.assert_array_equal(out.lengths[:, 0], [4, 5, 3])
+    np.testing.assert_array_equal(out.truncated, [False, True, False])
+    np.testing.assert_array_equal(out.row, [0, 1, 2])
+    assert out.pieces == 1 and out.fitted == FITTED
+
+
+def test_pairs(tokenizer):
+    paired = task(data__text_pair="other")
+    out = paired.encode(rows(text=["a"], other=["b c"], label=[0]), tokenizer, 9, FITTED)
+    assert [tokenizer.convert_ids_to_tokens(int(t)) for t in out.tokens] == [
+        "[CLS]", "a", "[SEP]", "b", "c", "[SEP]",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(out.types, [0, 0, 0, 1, 1, 1])
+    assert paired.columns() == ["text", "other", "label"]
+
+
+def test_a_label_that_training_lacked_is_named_with_its_line(tokenizer):
+    with pytest.raises(InputError, match=r"reviews\.csv:3: label '2' is not among .*: '0', '1'"):
+        task().encode(rows(text=["a", "b"], label=[1, 2]), tokenizer, 9, FITTED)
+
+
+@pytest.mark.parametrize("text, seen", [(3, "3"), (None, "no value"), (["a"], r"\['a'\]")])
+def test_what_is_not_a_text_is_named_with_its_line(text, seen, tokenizer):
+    with pytest.raises(InputError, match=rf"reviews\.csv:3: .*{seen}"):
+        task().encode(rows(text=["a", text], label=[1, 0]), tokenizer, 9, FITTED)
+
+
+def test_a_missing_column_says_which_there_are(tokenizer):
+    with pytest.raises(InputError, match=r"no column 'text'; there are: texts, label"):
+        task().encode(rows(texts=["a"], label=[1]), tokenizer, 9, FITTED)
+    with pytest.raises(InputError, match=r"no column 'label'; there are: text, stars"):
+        task().fit(rows(text=["a"], stars=[1]))
+
+
+def test_rows_without_labels_can_be_predicted(tokenizer):
+    assert task().encode(rows(text=["a"]), tokenizer, 9, FITTED).fields == {}
+
+
+def test_the_loss_is_a_sum_over_the_examples_there_are():
+    rng = np.random.default_rng(0)
+    logits, label = rng.normal(0, 3, (6, 3)), rng.integers(0, 3, 6)
+    weight = np.array([1, 1, 0, 1, 0, 1], np.float32)
+    batch = {"label": jnp.asarray(label), "weight": jnp.asarray(weight)}
+    out = {"logits": jnp.asarray(logits, jnp.float32)}
+    total, count, extra = task().loss(out, batch)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(total, -(log_p[np.arange(6), label] * weight).sum(), rtol=1e-5)
+    assert count == 4
+    assert extra["accuracy"] == ((logits.argmax(axis=1) == label) * weight).sum()
+    p = task().predict(out, batch)["probabilities"]
+    np.testing.assert_allclose(p, np.exp(log_p), rtol=1e-5)
+
+
+def test_two_classes_have_an_f1_too():
+    rng = np.random.default_rng(1)
+    data = encoded([3] * 40)
+    data.fields["label"][:] = rng.integers(0, 2, 40)
+    p = rng.random((40, 1))
+    scores = task().score({"probabilities": np.hstack([p, 1 - p])}, data)
+    expected = sk.f1_score(data.fields["label"], p[:, 0] < 0.5)
+    assert scores["f1"] == pytest.approx(expected) and 0.1 < expected < 0.9
+
+
+def test_answers_are_joined_to_their_rows(tokenizer):
+    named = task(task__label_names="bad,good")
+    source = rows(text=["a b", "c d e f"], label=[1, 0])
+    data = named.encode(source, tokenizer, 5, FITTED)
+    p = np.array([[0.25, 0.75], [0.125, 0.875]])
+    answers = named.answers({"probabilities": p}, data, source)
+    assert answers[1] == {
+        "text": "c d e f",
+        "label": "bad",
+        "prediction": "good",
+        "probabilities": {"bad": 0.125, "good": 0.875},
+        "truncated": True,
+    }
+    assert answers[0]["text"] == "a b" and not answers[0]["truncated"]
+    assert named.sentence(answers[1]) == "good (88%; label bad): c d e f"
+
+
+def test_a_task_that_is_not_one():
+    assert isinstance(make_task(config()), Classification)
+    with pytest.raises(InputError, match=r"'clasification'; accepted: .*did you mean class"):
+        make_task(config(task__name="clasification"))

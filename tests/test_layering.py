@@ -1,0 +1,97 @@
+"""Data flows one way: a module imports only from the lines above its own, and this is the list."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# One line a layer: its modules may not import each other, only what stands above.
+LAYERS = """
+errors
+config evals.metrics evals.page data.columns data.packing data.wheels train.checksum
+command_line evals.plots
+data.annotated data.hubs
+data.formats
+data.sources
+data.encode
+data.batches
+models.ops
+models.bert
+models.heads
+models.hf
+evals.answers
+evals.report
+tasks.classification
+tasks.registry
+train.sharding train.optim train.refuse train.sinks
+train.checkpoint train.writer
+train.step
+train.system train.evaluate
+train.start train.record
+train.finish
+train.loop
+main
+"""
+RANK = {name: i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
+# The input pipeline and the record of a run work where JAX does not.
+WITHOUT_JAX = ("errors", "config", "command_line", "data.", "evals.", "main")
+LONGEST = 320
+TOO_LONG = {"train.checkpoint", "train.writer"}  # until they are split
+
+
+def modules() -> dict[str, Path]:
+    package = ROOT / "bert_ft"
+    paths = [p for p in sorted(package.rglob("*.py")) if p.name != "__init__.py"]
+    return {".".join(p.relative_to(package).with_suffix("").parts): p for p in paths}
+
+
+def imported(path: Path, top: bool = False) -> set[str]:
+    """Names of the modules that a file imports; with `top`, not those inside its functions."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_has_its_place():
+    assert set(modules()) == set(RANK), set(modules()) ^ set(RANK)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_point_upwards(name):
+    ours = {n.removeprefix("bert_ft.") for n in imported(modules()[name])} & set(RANK)
+    wrong = {other for other in ours if RANK[other] >= RANK[name]}
+    assert not wrong, f"bert_ft.{name} imports {sorted(wrong)}, which stand beside or below it"
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if n.startswith(WITHOUT_JAX)])
+def test_no_jax_without_need(name):
+    if name in ("command_line", "main"):  # they import it once the command line is known to be good
+        found = imported(modules()[name], top=True)
+    else:
+        found = imported(modules()[name])
+    packages = {module.partition(".")[0] for module in found}
+    assert not packages & {"jax", "jaxlib", "flax", "optax", "orbax"}
+
+
+def test_only_one_module_knows_orbax():
+    users = {n for n, path in modules().items() if any("orbax" in m for m in imported(path))}
+    assert users == {"train.checkpoint"}
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_file_has_one_job(name):
+    assert name.rpartition(".")[2] not in ("utils", "util", "helpers", "common", "misc")
+    lines = len(modules()[name].read_text().splitlines())
+    assert lines <= LONGEST or name in TOO_LONG, f"{name} has {lines} lines"
+
+
+def test_packages_are_only_places():
+    for path in (ROOT / "bert_ft").rglob("__init__.py"):
+        assert not imported(path), f"{path} imports: `import bert_ft` should cost nothing"

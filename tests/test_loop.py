@@ -1,0 +1,113 @@
+"""What the loop holds itself to: compilations, meshes, a loss that is finite."""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import read_jsonl
+
+from bert_ft.train import loop
+from bert_ft.train.step import CompileCount, Programs
+
+
+def test_compilations_equal_row_counts(run_here, tmp_path):
+    with CompileCount("train_step") as train, CompileCount("eval_step") as evaluation:
+        done = run_here(tmp_path / "run", "--config.eval.every_steps=5").ok()
+    speed = done.result["speed"]
+    assert speed["compiles"] == len(speed["row_counts"]) == train.count == 2
+    assert evaluation.count == 2, "one for dev, in which there were four evaluations, one for test"
+
+
+def test_a_compilation_too_many_fails_the_run(run_here, tmp_path, monkeypatch):
+    class Careless(Programs):
+        def __call__(self, state, batch):
+            if self._donates and int(state.step) == 7:
+                self._jit.lower(state, dict(batch)).compile()
+            return super().__call__(state, batch)
+
+        def __init__(self, step, out_shardings, donate):
+            super().__init__(step, out_shardings, donate)
+            self._donates = donate
+
+    monkeypatch.setattr(loop, "Programs", Careless)
+    monkeypatch.setattr(loop.jax, "transfer_guard", loop.jax.transfer_guard_device_to_device)
+    with pytest.raises(AssertionError, match="3 compilations of the train step, 2 row counts"):
+        run_here(tmp_path / "run")
+
+
+def test_the_transfer_guard_stands_over_the_step(run_here, tmp_path, monkeypatch):
+    class Careless(Programs):
+        def __call__(self, state, batch):
+            return super().__call__(state, batch | {"weight": np.ones(8, np.float32)})
+
+    monkeypatch.setattr(loop, "Programs", Careless)
+    with pytest.raises(Exception, match="transfer"):
+        run_here(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite(run_here, tmp_path):
+    flags = ["--config.train.learning_rate=1e30", "--config.checkpoint.every_steps=1"]
+    done = run_here(tmp_path / "run", *flags)
+    assert done.code == 77, done.err
+    last = done.err.strip().splitlines()[-1]
+    match = re.fullmatch(
+        r"error: loss is not finite at step (\d+); rows of its batch: (\[.*\]); "
+        r"the last good checkpoint is kept",
+        last,
+    )
+    assert match, last
+    step, rows = int(match[1]), json.loads(match[2])
+    assert len(set(rows)) == 8 and set(rows) <= set(range(160))
+    assert "Traceback" not in done.err
+    kept = sorted(int(p.name) for p in (done.workdir / "checkpoints").glob("[0-9]*"))
+    assert kept and kept[-1] < step, (kept, step)
+    [lost] = [m for m in done.metrics if m["step"] == step and m["name"] == "train/loss"]
+    assert lost["value"] is None and lost["not_finite"] in ("nan", "inf")
+    assert not (done.workdir / "result.json").exists()
+    # The checkpoint that is kept can be read: the same run goes the same way again.
+    again = run_here(tmp_path / "run", *flags)
+    assert again.code == 77 and again.err.strip().splitlines()[-1] == last
+    assert f"start: own checkpoint of step {kept[-1]}" in again.err
+
+
+@pytest.fixture(scope="module")
+def on_devices(run_cli, tmp_path_factory):
+    """{name: run} of the same 20 steps on other meshes."""
+    root = tmp_path_factory.mktemp("devices")
+    plans = {
+        "1": (1, []),
+        "8": (8, []),
+        "8 fsdp": (8, ["--config.mesh.preset=fsdp"]),
+        "2x4 fsdp": (8, ["--config.mesh.preset=fsdp", "--config.mesh.fsdp=4"]),
+    }
+
+    def run(name):
+        devices, flags = plans[name]
+        words = ["--config.eval.every_steps=10", *flags]
+        return run_cli(root / name.replace(" ", "-"), *words, devices=devices, timeout=300)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(plans, pool.map(run, plans), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("8", "data 8, fsdp 1"), ("8 fsdp", "data 1, fsdp 8"), ("2x4 fsdp", "data 2, fsdp 4")],
+)
+def test_the_same_losses_on_any_mesh(on_devices, name, mesh):
+    one, many = on_devices["1"].ok(), on_devices[name].ok()
+    assert f"mesh: trial 1, {mesh}, tensor 1" in many.err
+    assert many.result["devices"].startswith("8 x ")
+    for metric in ("train/loss", "dev/loss"):
+        a, b = one.values(metric), many.values(metric)
+        assert list(a) == list(b) and len(a) in (20, 2)
+        np.testing.assert_allclose(list(b.values()), list(a.values()), rtol=0, atol=1e-4)
+    assert many.result["eval"]["test/accuracy"]["n_examples"] == 45
+    assert len(read_jsonl(many.workdir / "predictions" / "test.jsonl")) == 45
+    answers = [read_jsonl(r.workdir / "predictions/test.jsonl") for r in (one, many)]
+    # Every example has its own prediction, whichever device made it.
+    for x, y in zip(*answers, strict=True):
+        assert x["text"] == y["text"]
+        assert x["probabilities"] == pytest.approx(y["probabilities"], abs=1e-4)

@@ -1,0 +1,203 @@
+"""A run that is killed and started again computes what it would have computed without."""
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Done, command, environment
+
+from bert_ft.train.sinks import read_metrics
+
+STEPS, EVAL, SAVE = 60, 7, 5
+FLAGS = (
+    f"--config.train.steps={STEPS}",
+    f"--config.eval.every_steps={EVAL}",
+    f"--config.checkpoint.every_steps={SAVE}",
+    # A schedule that moves, and dropout: both must go on from where they were.
+    "--config.train.schedule=linear",
+    "--config.train.warmup=0.2",
+    "--config.model.dropout=0.1",
+)
+BEST = (*FLAGS, "--config.eval.keep_best=True")
+KILLS = ("step", "save", "evaluation", "step", "save", "evaluation", "step", "save", "save", "step")
+
+
+def last_step(workdir: Path, name: str = "train/loss") -> int:
+    path = workdir / "metrics.jsonl"
+    lines = read_metrics(path) if path.exists() else []
+    return max((line["step"] for line in lines if line["name"] == name), default=0)
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a checkpoint is being written: it has its temporary name."""
+    return any(workdir.glob("checkpoints/*tmp*")) or any(workdir.glob("best/*tmp*"))
+
+
+@dataclasses.dataclass
+class Watched:
+    """The program in a process, watched through what it writes."""
+
+    workdir: Path
+    process: subprocess.Popen
+
+    def __enter__(self) -> "Watched":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def until(self, reached: Callable[[], bool], pause: float = 0.002) -> bool:
+        """Waits; False where the program ended first."""
+        deadline = time.monotonic() + 120
+        while self.process.poll() is None:
+            if reached():
+                return True
+            assert time.monotonic() < deadline, (self.workdir / "stderr.txt").read_text()
+            time.sleep(pause)
+        return False
+
+
+def start(workdir: Path, world, cache: Path, flags: tuple[str, ...]) -> Watched:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "stderr.txt").open("ab") as err:
+        process = subprocess.Popen(
+            command(world.config, workdir, *flags), env=environment(cache), cwd=ROOT, stderr=err
+        )
+    return Watched(workdir, process)
+
+
+def kill(run: Watched, kind: str, rng: random.Random) -> str:
+    """Kills the run in the middle of a `kind`, as well as one can see from outside. What it was."""
+    first = max((int(p.name) for p in run.workdir.glob("checkpoints/[0-9]*")), default=0)
+    if kind == "save":
+        reached = run.until(lambda: saving(run.workdir), pause=0.0005)
+        time.sleep(rng.uniform(0, 0.01))
+    elif kind == "evaluation":
+        # The last step before an evaluation is written down after it.
+        due = (first // EVAL + 1) * EVAL
+        reached = run.until(lambda: last_step(run.workdir) >= due - 1)
+        time.sleep(rng.uniform(0.01, 0.2))
+    else:
+        target = first + rng.randint(1, SAVE)
+        reached = run.until(lambda: last_step(run.workdir) >= target)
+        time.sleep(rng.uniform(0, 0.005))
+    was_saving = saving(run.workdir)
+    run.process.send_signal(signal.SIGKILL)
+    code = run.process.wait()
+    if not reached or code != -signal.SIGKILL:
+        return "ended"
+    if was_saving and saving(run.workdir):
+        return "save"
+    at = last_step(run.workdir)
+    if (at + 1) % EVAL == 0 and last_step(run.workdir, "dev/loss") < at + 1:
+        return "evaluation"
+    return "step"
+
+
+def finish(workdir: Path, world, cache: Path, flags: tuple[str, ...]) -> Done:
+    with start(workdir, world, cache, flags) as run:
+        code = run.process.wait(timeout=120)
+    return Done(code, "", (workdir / "stderr.txt").read_text(), workdir)
+
+
+def kill_ten_times(workdir: Path, world, cache: Path, flags: tuple[str, ...], seed: int):
+    rng, kinds = random.Random(seed), []
+    for kind in KILLS:
+        with start(workdir, world, cache, flags) as run:
+            kinds.append(kill(run, kind, rng))
+    return finish(workdir, world, cache, flags), kinds
+
+
+def ask_to_stop(workdir: Path, world, cache: Path, flags: tuple[str, ...]):
+    with start(workdir, world, cache, flags) as run:
+        assert run.until(lambda: last_step(workdir) >= 17)
+        run.process.send_signal(signal.SIGTERM)
+        code = run.process.wait(timeout=60)
+    stopped = Done(code, "", (workdir / "stderr.txt").read_text(), workdir)
+    return stopped, finish(workdir, world, cache, flags)
+
+
+@pytest.fixture(scope="module")
+def runs(world, cache, tmp_path_factory):
+    """{name: what came of it}; two at a time, after the first has compiled for all."""
+    root = tmp_path_factory.mktemp("resume")
+    out = {"plain": finish(root / "plain", world, cache, FLAGS).ok()}
+    with ThreadPoolExecutor(2) as pool:
+        plans = {
+            "plain, killed": (kill_ten_times, FLAGS, 1),
+            "best, killed": (kill_ten_times, BEST, 2),
+            "best": (finish, BEST),
+            "stopped": (ask_to_stop, FLAGS),
+        }
+        futures = {
+            name: pool.submit(what, root / name.replace(", ", "-"), world, cache, *rest)
+            for name, (what, *rest) in plans.items()
+        }
+        return out | {name: future.result() for name, future in futures.items()}
+
+
+def assert_same(done: Done, unbroken: Done) -> None:
+    assert done.result["params_sha256"] == unbroken.result["params_sha256"]
+    assert done.result["eval"] == unbroken.result["eval"]
+    assert done.result["steps"] == unbroken.result["steps"]
+
+    def values(run: Done) -> dict[tuple[int, str], float]:
+        lines = [line for line in run.metrics if not line["name"].endswith("_per_s")]
+        found = {(line["step"], line["name"]): line["value"] for line in lines}
+        assert len(found) == len(lines), "a step has a metric twice"
+        return found
+
+    assert values(done) == values(unbroken)
+    assert set(done.values("train/loss")) == set(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("name", ["plain", "best"])
+def test_ten_kills_change_nothing(runs, name):
+    done, kinds = runs[f"{name}, killed"]
+    assert "ended" not in kinds and len(kinds) == 10, kinds
+    assert {kind: kinds.count(kind) >= 2 for kind in set(KILLS)} == dict.fromkeys(KILLS, True), (
+        kinds
+    )
+    assert_same(done.ok(), runs[name].ok())
+    assert not saving(done.workdir), "what killed saves left behind is not removed"
+    assert "WARNING" not in done.err, "a kill damaged a checkpoint"
+
+
+def test_the_best_is_not_the_last(runs):
+    """Else keep_best would have shown nothing here."""
+    scores = runs["best"].values("dev/accuracy")
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert runs["best"].result["steps"] == best
+    assert runs["best"].result["eval"]["dev/accuracy"]["mean"] == scores[best]
+    assert runs["best"].values("dev/loss") == runs["plain"].values("dev/loss")
+
+
+def test_sigterm_saves_and_leaves_with_75(runs):
+    stopped, done = runs["stopped"]
+    assert stopped.code == 75, stopped.err
+    assert "preempted: saved at step" in stopped.err and "start me again" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert_same(done.ok(), runs["plain"])
+
+
+def test_a_finished_run_started_again_does_no_step(runs, run_here):
+    plain = runs["plain"]
+    before, lines = plain.result, plain.metrics
+    again = run_here(plain.workdir, *FLAGS).ok()
+    assert f"start: own checkpoint of step {STEPS}" in again.err
+    assert again.result == before
+
+    def kept(metrics: list[dict]) -> list[str]:
+        """With the time at which each was written."""
+        return [json.dumps(line) for line in metrics if line["name"].startswith("train/")]
+
+    assert kept(again.metrics) == kept(lines)
