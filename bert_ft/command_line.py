@@ -109,10 +109,12 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _line_in(error: BaseException, path: str | None) -> int | None:
     """The line of the config file at which an error arose; None where it arose elsewhere."""
+    if path is None:
+        return None
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == Path(path):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if path and Path(f.filename) == Path(path)]
+    lines = [f.lineno for f in frames if Path(f.filename) == Path(path)]
     return lines[-1] if lines else None
 
 

@@ -203,7 +203,7 @@ def test_damaged_checkpoints_only(run_here, workdir):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--config.train.learning_rate=0.02", ["train.learning_rate: 0.01 -> 0.02"]),
+        ("--config.train.learning_rate=0.02", ["train.learning_rate: 0.003 -> 0.02"]),
         ("--config.train.seed=1", ["train.seed: 0 -> 1"]),
         ("--config.data.test=", ["data.test: ", '-> ""']),
     ],

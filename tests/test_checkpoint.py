@@ -364,7 +364,7 @@ def run(script, *args, check=True, devices=1, **options):
     import jax, jax.numpy as jnp, numpy as np
     from tests.test_checkpoint import *
     """
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     code = textwrap.dedent(prologue) + textwrap.dedent(script)
     return subprocess.run(

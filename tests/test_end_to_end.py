@@ -55,7 +55,7 @@ def test_result_json_keeps_its_contract(run):
 
 def test_it_has_learned(run):
     losses = run.values("train/loss")
-    assert losses[STEPS] < losses[1] / 2
+    assert sum(losses[step] for step in range(51, 61)) / 10 < losses[1] / 2
     assert run.result["eval"]["test/accuracy"]["mean"] > 0.9
 
 
@@ -86,7 +86,7 @@ def test_predictions_and_report(run, world):
     right = sum(a["prediction"] == a["label"] for a in answers) / len(answers)
     assert right == pytest.approx(run.result["eval"]["test/accuracy"]["mean"])
     html = (run.workdir / "report.html").read_text()
-    assert "<svg" in html and "http" not in re.sub(r"http://www\.w3\.org/\S+", "", html)
+    assert "<svg" in html and not re.search(r"(src|href)=\W?https?:", html)
 
 
 def test_what_is_said(run):

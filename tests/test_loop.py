@@ -4,6 +4,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 from conftest import read_jsonl
@@ -21,18 +22,15 @@ def test_compilations_equal_row_counts(run_here, tmp_path):
 
 
 def test_a_compilation_too_many_fails_the_run(run_here, tmp_path, monkeypatch):
+    def train_step(step):
+        return step + 1
+
     class Careless(Programs):
         def __call__(self, state, batch):
-            if self._donates and int(state.step) == 7:
-                self._jit.lower(state, dict(batch)).compile()
+            jax.jit(train_step)(state.step)
             return super().__call__(state, batch)
 
-        def __init__(self, step, out_shardings, donate):
-            super().__init__(step, out_shardings, donate)
-            self._donates = donate
-
     monkeypatch.setattr(loop, "Programs", Careless)
-    monkeypatch.setattr(loop.jax, "transfer_guard", loop.jax.transfer_guard_device_to_device)
     with pytest.raises(AssertionError, match="3 compilations of the train step, 2 row counts"):
         run_here(tmp_path / "run")
 
@@ -86,7 +84,7 @@ def on_devices(run_cli, tmp_path_factory):
     def run(name):
         devices, flags = plans[name]
         words = ["--config.eval.every_steps=10", *flags]
-        return run_cli(root / name.replace(" ", "-"), *words, devices=devices, timeout=300)
+        return run_cli(root / name.replace(" ", "-"), *words, devices=devices)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(plans, pool.map(run, plans), strict=True))

@@ -57,7 +57,7 @@ class Watched:
 
     def until(self, reached: Callable[[], bool], pause: float = 0.002) -> bool:
         """Waits; False where the program ended first."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while self.process.poll() is None:
             if reached():
                 return True
@@ -77,7 +77,8 @@ def start(workdir: Path, world, cache: Path, flags: tuple[str, ...]) -> Watched:
 
 def kill(run: Watched, kind: str, rng: random.Random) -> str:
     """Kills the run in the middle of a `kind`, as well as one can see from outside. What it was."""
-    first = max((int(p.name) for p in run.workdir.glob("checkpoints/[0-9]*")), default=0)
+    saved = [p.name for p in run.workdir.glob("checkpoints/*")]
+    first = max((int(name) for name in saved if name.isdigit()), default=0)
     if kind == "save":
         reached = run.until(lambda: saving(run.workdir), pause=0.0005)
         time.sleep(rng.uniform(0, 0.01))
@@ -105,7 +106,7 @@ def kill(run: Watched, kind: str, rng: random.Random) -> str:
 
 def finish(workdir: Path, world, cache: Path, flags: tuple[str, ...]) -> Done:
     with start(workdir, world, cache, flags) as run:
-        code = run.process.wait(timeout=120)
+        code = run.process.wait(timeout=6000)
     return Done(code, "", (workdir / "stderr.txt").read_text(), workdir)
 
 
@@ -121,7 +122,7 @@ def ask_to_stop(workdir: Path, world, cache: Path, flags: tuple[str, ...]):
     with start(workdir, world, cache, flags) as run:
         assert run.until(lambda: last_step(workdir) >= 17)
         run.process.send_signal(signal.SIGTERM)
-        code = run.process.wait(timeout=60)
+        code = run.process.wait(timeout=600)
     stopped = Done(code, "", (workdir / "stderr.txt").read_text(), workdir)
     return stopped, finish(workdir, world, cache, flags)
 
