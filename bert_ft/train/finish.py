@@ -166,7 +166,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
-    """--mode=predict: one JSON line a row of config.predict.input, in its order; returns the file."""
+    """--mode=predict: a JSON line a row of config.predict.input, in its order; returns the file."""
     fitted = load_fitted(workdir)
     given, out = _predict_paths(config, workdir)
     source = open_source(

@@ -29,7 +29,7 @@ from bert_ft.train.writer import Writer
 
 
 def total_steps(config: ConfigDict, examples: int) -> int:
-    """train.steps, or as many as train.epochs take; the last batch is filled from the next epoch."""
+    """train.steps, or as many as train.epochs take; the next epoch fills the last batch."""
     return config.train.steps or math.ceil(config.train.epochs * examples / config.train.batch_size)
 
 
@@ -87,8 +87,8 @@ def _told_to_stop() -> Iterator[Callable[[], bool]]:
 
 
 def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
-    """Trains, evaluates and reports; returns the exit code. `started`: time.monotonic() at which the
-    process began. Raises InputError on the user's faults, NotFinite on a loss that is not."""
+    """Trains, evaluates and reports; returns the exit code. `started`: time.monotonic() at which
+    the process began. Raises InputError on the user's faults, NotFinite on a loss that is not."""
     started = time.monotonic() if started is None else started
     _writable(workdir)
     lines: list[str] = []

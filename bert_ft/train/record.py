@@ -65,7 +65,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as e:
         raise InputError(
-            f"{e.filename or path}: can't be written: {e.strerror or e}; make room or choose another"
+            f"{e.filename or path}: can't be written: {e.strerror or e}; make room or "
+            "choose another"
         ) from e
 
 
@@ -104,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, with '+' where files differ from it; '' outside a checkout."""
+    """The commit of the code that runs, '+' where files differ from it; '' outside a checkout."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -119,7 +120,7 @@ def git_commit() -> str:
 
 
 def require_finite(metrics: Mapping[str, Any] | None, step: int, plan: BatchPlan) -> None:
-    """Raises NotFinite, with the source rows of the batch, for the metrics of the step before `step`."""
+    """Raises NotFinite, with its batch's source rows, for the metrics of the step before `step`."""
     if metrics is not None and not np.isfinite(metrics["loss"]).all():
         examples = plan.examples(step - 1)
         raise NotFinite(step, [int(r) for r in np.asarray(plan.data.row[examples])])
@@ -129,14 +130,16 @@ def summary(system: System, plan: BatchPlan) -> str:
     """What is about to run, before the first step."""
     flat = flatten(system.abstract_params)
     mesh = ", ".join(f"{a} {n}" for a, n in system.mesh.shape.items())
-    device = system.mesh.devices.flat[0]
+    device, preset = system.mesh.devices.flat[0], system.config.mesh.preset
+    size = sum(int(np.prod(x.shape)) for x in flat.values())
     return "\n".join(
         (
-            f"mesh: {mesh} on {device.platform} ({device.device_kind}), preset {system.config.mesh.preset}",
-            f"model: {sum(int(np.prod(x.shape)) for x in flat.values()):,} parameters, {system.model.dtype} matmuls",
+            f"mesh: {mesh} on {device.platform} ({device.device_kind}), preset {preset}",
+            f"model: {size:,} parameters, {system.model.dtype} matmuls",
             f"no weight decay on: {', '.join(undecayed_paths(system.abstract_params))}",
-            f"batches: {plan.steps:,} steps of {plan.batch_size} examples in rows of {plan.row_length} "
-            f"tokens; row counts {', '.join(map(str, plan.counts))}, a compiled step each",
+            f"batches: {plan.steps:,} steps of {plan.batch_size} examples in rows of "
+            f"{plan.row_length} tokens; row counts {', '.join(map(str, plan.counts))}, "
+            "a compiled step each",
         )
     )
 

@@ -42,7 +42,8 @@ def make_mesh(config: ConfigDict) -> Mesh:
     wanted = config.mesh.backend
     if wanted and devices[0].platform != wanted:
         raise InputError(
-            f"config.mesh.backend is {wanted!r}, but JAX found {devices[0].platform!r} ({devices[0]})"
+            f"config.mesh.backend is {wanted!r}, but JAX found "
+            f"{devices[0].platform!r} ({devices[0]})"
         )
     wanted_sizes = {a: config.mesh[a] for a in AXES}
     if config.mesh.preset == "fsdp" and (config.mesh.data, config.mesh.fsdp) == (-1, 1):

@@ -1,4 +1,4 @@
-"""Where a run's parameters come from: its own latest checkpoint, config.resume, pretrained, scratch."""
+"""Where parameters come from: the run's own checkpoint, config.resume, pretrained, scratch."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
         found, new = hf.load(system.pretrained, system.abstract_params)
         count = sum(v.size for v in found.values())
         say(
-            f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; new: {', '.join(new) or '-'}"
+            f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; "
+            f"new: {', '.join(new) or '-'}"
         )
     else:
-        say(
-            f"start: from scratch, {sum(int(np.prod(w.shape)) for w in wanted.values()):,} parameters"
-        )
+        count = sum(int(np.prod(w.shape)) for w in wanted.values())
+        say(f"start: from scratch, {count:,} parameters")
     missing = [path for path in wanted if path not in found]
 
     def initialise(key: jax.Array) -> dict[str, jax.Array]:

@@ -18,7 +18,7 @@ Params = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes in a step. step int32 (): steps done, so the next batch is plan.batch(step)."""
+    """All that changes in a step. step int32 (): steps done; the next batch is plan.batch(step)."""
 
     step: jax.Array
     params: Params
@@ -88,8 +88,8 @@ def eval_step(params: Params, batch: Batch, *, model: Model, task: Any) -> dict[
 
 
 class Programs:
-    """A step compiled ahead of time, once for each shape of batch. A compiled program takes no other
-    shape, so nothing can recompile behind one's back."""
+    """A step compiled ahead of time, once for each shape of batch. A compiled program takes no
+    other shape, so nothing can recompile behind one's back."""
 
     def __init__(self, step: Callable, out_shardings: Any, donate: bool):
         """`step(state, batch)`; `donate` gives the state's memory to the result."""
@@ -115,7 +115,7 @@ def _shapes(batch: Mapping[str, Any]) -> tuple:
 
 
 class CompileCount:
-    """Counts XLA compilations of functions whose name holds `name`, cached or not, while entered."""
+    """Counts XLA compilations of functions whose name holds `name`, while entered."""
 
     def __init__(self, name: str):
         self.name, self.count = name, 0

@@ -113,8 +113,8 @@ def assemble(
     model_dir: Path | None = None,
     fitted: Mapping[str, Any] | None = None,
 ) -> System:
-    """The system of a config. With `model_dir` and `fitted` (from a finished run's workdir) only the
-    named sets are read. Raises InputError on whatever can't work."""
+    """The system of a config. With `model_dir` and `fitted` (from a finished run's workdir) only
+    the named sets are read. Raises InputError on whatever can't work."""
     mesh, task, cache = make_mesh(config), make_task(config), cache_dir(config)
     pretrained = model_dir
     if not model_dir and config.model.pretrained:

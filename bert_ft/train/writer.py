@@ -18,14 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from bert_ft.errors import InputError
+from bert_ft.train.progress import Bar, Lines
 from bert_ft.train.sinks import MetricsFile, Scalar, Sink, TensorBoard, WandB
 
 # Speed shown is that of the last steps, so that it follows a machine whose load changes.
 RATE_WINDOW_STEPS = 50
-# Where standard error is a file, each redraw of a bar would be a line of it.
-LINE_EVERY_SECONDS = 10.0
-LINE_EVERY_SHARE = 0.05
-LINE_AT_LATEST_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +99,7 @@ class Writer:
         self._written_mark: _Mark | None = None
         self._totals = (0, 0)
         self._paused_s = 0.0
-        self._progress: _Bar | _Lines | None = None
+        self._progress: Bar | Lines | None = None
         self._sinks: list[Sink] = []
         if not active:
             return
@@ -116,7 +113,7 @@ class Writer:
         if wandb:
             self._sinks.append(WandB(wandb, workdir, config or {}))
         if progress:
-            shown = _Bar if sys.stderr.isatty() else _Lines
+            shown = Bar if sys.stderr.isatty() else Lines
             self._progress = shown(total_steps, start_step)
 
     def train(
@@ -253,52 +250,6 @@ class Writer:
             self._metrics.write(step, values)
             for sink in self._sinks:
                 sink.write(step, values)
-
-
-class _Bar:
-    """One line of the terminal, drawn over itself."""
-
-    def __init__(self, total_steps: int, start_step: int):
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}",
-        )
-
-    def show(self, step: int, text: str) -> None:
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(step - self._bar.n)
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-class _Lines:
-    """For logs: a line each 5 %, but 10 s apart at least and 5 minutes at most; and the last."""
-
-    def __init__(self, total_steps: int, start_step: int):
-        self._total_steps = total_steps
-        self._shown_step = start_step
-        self._shown_at = time.monotonic()
-        self._unshown = ""
-
-    def show(self, step: int, text: str) -> None:
-        self._unshown = f"step {step}/{self._total_steps}, {text}"
-        waited = time.monotonic() - self._shown_at
-        far = step - self._shown_step >= LINE_EVERY_SHARE * self._total_steps
-        if waited >= (LINE_EVERY_SECONDS if far else LINE_AT_LATEST_SECONDS):
-            self._print()
-            self._shown_step, self._shown_at = step, time.monotonic()
-
-    def close(self) -> None:
-        if self._unshown:
-            self._print()
-
-    def _print(self) -> None:
-        print(self._unshown, file=sys.stderr, flush=True)
-        self._unshown = ""
 
 
 def _flatten(values: dict[str, Any]) -> list[Scalar]:
