@@ -1,7 +1,7 @@
 """Hugging Face directories <-> params: safetensors by one table of names, both ways.
 
-A directory holds config.json, model.safetensors (or shards with an index, or pytorch_model.bin where
-torch is installed) and tokenizer files.
+A directory holds config.json, model.safetensors (or shards with an index, or pytorch_model.bin
+where torch is installed) and tokenizer files.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def directory(uri: str, cache_dir: Path) -> Path:
 
 
 def read_config(path: Path) -> EncoderConfig:
-    """The encoder's sizes from config.json. Raises InputError for a model that is not BERT's shape."""
+    """The encoder's sizes from config.json. Raises InputError for a model not of BERT's shape."""
     try:
         raw = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as e:
@@ -213,6 +213,7 @@ def load(path: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], 
     unused = sorted(k for k in theirs if not _IGNORED.match(k))
     if unused:
         raise InputError(
-            f"{path}: {len(unused)} tensors that this encoder has no place for: {', '.join(unused[:5])}"
+            f"{path}: {len(unused)} tensors that this encoder has no place for: "
+            f"{', '.join(unused[:5])}"
         )
     return found, new
