@@ -274,7 +274,8 @@ def check(config: ConfigDict, mode: str = "train") -> None:
             c.task.stride < c.data.max_length - 2,
             "task.stride",
             c.task.stride,
-            f"less than {c.data.max_length - 2}: data.max_length less two special tokens",
+            f"less than {c.data.max_length - 2}: data.max_length ({c.data.max_length}) less two "
+            "special tokens",
         )
     if mode == "train":
         _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")

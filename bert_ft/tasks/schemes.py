@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from bert_ft.data.columns import shown
 from bert_ft.errors import InputError
 
 # The prefixes of each scheme and the role each plays.
@@ -95,10 +94,13 @@ def detect(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> s
         if all(fault(tags, name) is None for tags in rows):
             return name
     if not fits:
-        accepted = ", ".join(f"{n} ({''.join(r)})" for n, r in SCHEMES.items() if r)
+        unknown = letters - {prefix for roles in SCHEMES.values() for prefix in roles}
+        odd = {tag for tag in prefixed if tag[0] in unknown} or prefixed
+        i, k = next((i, k) for i, row in enumerate(rows) for k, t in enumerate(row) if t in odd)
+        accepted = ", ".join(f"{name} ({''.join(r)})" for name, r in SCHEMES.items() if r)
         raise InputError(
-            f"{_first(rows, prefixed, where)}: the tags have the prefixes {shown(sorted(letters))}; "
-            f"accepted: those of {accepted}, or none at all"
+            f"{where(i, k)}: tag {rows[i][k]!r}: no scheme has all prefixes of these tags "
+            f"({', '.join(sorted(letters))}); accepted: those of {accepted}, or none at all"
         )
     check(rows, fits[0], where)
     raise AssertionError("a scheme without a fault was not detected")
@@ -112,10 +114,6 @@ def check(rows: Sequence[Sequence[str]], scheme: str, where: Callable[[int, int]
                 f"{where(i, found[0])}: {found[1]}; mend the tag, or set task.scheme to another of "
                 f"{', '.join(SCHEMES)}"
             )
-
-
-def _first(rows: Sequence[Sequence[str]], tags: set[str], where: Callable[[int, int], str]) -> str:
-    return next(where(i, k) for i, row in enumerate(rows) for k, t in enumerate(row) if t in tags)
 
 
 def iob1_to_iob2(tags: Sequence[str]) -> list[str]:
