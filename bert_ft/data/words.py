@@ -27,7 +27,7 @@ class Words:
 def split(tokenizer: Any, rows: Sequence[str | Sequence[str]]) -> list[Words]:
     """Words of texts, or of rows that are lists of words already.
 
-    A text is cut into the words that the tokenizer makes before it makes sub-words (BERT: at blanks,
+    A text is cut into the words that the tokenizer makes before sub-words (BERT: at blanks,
     punctuation and Chinese characters). The text of a list is its words joined by single blanks. A
     given word that the tokenizer leaves nothing of becomes its unknown token, so that it is scored.
     """

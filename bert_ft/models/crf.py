@@ -1,9 +1,9 @@
 """Linear-chain conditional random field (Lafferty et al. 2001) and Viterbi, for a batch of chains.
 
 B chains of at most W steps over C labels. `emissions` float32 (B, W, C). `mask` bool (B, W): the
-steps that a chain has; those without are passed over, wherever they stand. `start` float32 (B, C) is
-added to the first step of a chain, `end` (B, C) to the last, `steps` (C, C) between neighbours (row:
-the label before). A chain without steps scores 0.
+steps that a chain has; the others are passed over, wherever they stand. `start` float32 (B, C) is
+added to the first step of a chain, `end` (B, C) to the last, `steps` (C, C) between neighbours
+(row: the label before). A chain without steps scores 0.
 """
 
 from __future__ import annotations

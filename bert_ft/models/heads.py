@@ -36,12 +36,12 @@ class SequenceHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Logits of each token: dropout, dense, as BertForTokenClassification has it. Reads (R, S, H) and
+    """Logits of each token: dropout, dense, as BertForTokenClassification has it. Reads (R, S, H),
     gives {'logits': float32 (R, S, classes)}; with crf_rate > 0 also the scores of a linear chain
-    over the labels, 'start' and 'end' (classes,) and 'steps' (classes, classes), row: the one before.
+    over the labels, 'start' and 'end' (classes,) and 'steps' (classes, classes), row: the former.
 
-    Adam moves every parameter by about the learning rate a step, which is too little for scores that
-    start from 0 beside a pretrained encoder. So the parameters are scores divided by crf_rate: they
+    Adam moves every parameter by about the learning rate a step, too little for scores that start
+    from 0 beside a pretrained encoder. So the parameters are scores divided by crf_rate: they
     move as if their learning rate were crf_rate times the encoder's."""
 
     classes: int

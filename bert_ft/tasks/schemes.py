@@ -160,8 +160,8 @@ def to_tags(spans: Iterable[Span], words: int) -> list[str]:
 
 
 def forbidden(labels: Sequence[str], scheme: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """float32 (C,), (C, C), (C,): 0 where a label may begin a sentence, follow another (row: the one
-    before) and end a sentence; FORBIDDEN where not."""
+    """float32 (C,), (C, C), (C,): 0 where a label may begin a sentence, follow another (row: the
+    former) and end a sentence; FORBIDDEN where not."""
 
     def cost(before: str, after: str) -> float:
         return 0.0 if legal(before, after, scheme) else FORBIDDEN

@@ -1,4 +1,4 @@
-"""Annotated rows -> tags of words: lists of words with their tags, or texts with character spans."""
+"""Annotated rows -> tags of words: lists of words with tags, or texts with character spans."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def inputs(rows: Rows, column: str) -> list[str | list[str]]:
 
 
 def fit(rows: Rows, text: str, label: str, scheme: str) -> dict[str, Any]:
-    """{'labels', 'names', 'scheme', 'read_as'}: the training rows' tags, 'O' first, and their scheme
-    ('auto' finds it). Spans are tagged in IOB2, as are tags in IOB1."""
+    """{'labels', 'names', 'scheme', 'read_as'}: the training rows' tags, 'O' first, and their
+    scheme ('auto' finds it). Spans are tagged in IOB2, as are tags in IOB1."""
     given = inputs(rows, text)
     spans = {kind for i, s in _spans_of(rows, label, given) for _, _, kind in s}
     written = _tags_of(rows, label, given)
@@ -52,13 +52,13 @@ def fit(rows: Rows, text: str, label: str, scheme: str) -> dict[str, Any]:
         labels = [OUTSIDE, *labels]
     if len(labels) < 2:
         raise InputError(
-            f"{rows.origin}: column {label!r} has the tag {labels[0] if labels else OUTSIDE!r} only; "
-            "at least 2 are needed"
+            f"{rows.origin}: column {label!r} has the tag {labels[0] if labels else OUTSIDE!r} "
+            "only; at least 2 are needed"
         )
     if spans and read_as not in ("IOB2", "IOB1"):
         raise InputError(
-            f"config.task.scheme is {scheme!r}, but column {label!r} of {rows.origin} has character "
-            "spans, which are tagged in IOB2; accepted: 'auto' or 'IOB2'"
+            f"config.task.scheme is {scheme!r}, but column {label!r} of {rows.origin} has "
+            "character spans, which are tagged in IOB2; accepted: 'auto' or 'IOB2'"
         )
     made = "IOB2" if read_as == "IOB1" else read_as
     return {"labels": labels, "names": labels, "scheme": made, "read_as": read_as}
@@ -72,7 +72,7 @@ def tags(
     fitted: Mapping[str, Any],
     widen: bool,
 ) -> list[list[str]]:
-    """One tag a word, in the scheme of `fitted`. InputError on tags that it forbids, on tags that are
+    """One tag a word, in the scheme of `fitted`. InputError on tags that it forbids, that are
     not as many as the words, and on spans that are out of the text, overlap or cut a word."""
     out: list[list[str]] = [[] for _ in given]
     written = _tags_of(rows, label, given)
@@ -115,8 +115,8 @@ def _tags_of(
         tags = _listed(value)
         if tags is None or not all(isinstance(t, str) and t for t in tags):
             raise InputError(
-                f"{rows.where(i)}: column {label!r} is {_short(value)}; accepted where the text is a "
-                "list of words: a list of tags, as strings"
+                f"{rows.where(i)}: column {label!r} is {_short(value)}; accepted where the text is "
+                "a list of words: a list of tags, as strings"
             )
         if len(tags) != len(words):
             raise InputError(f"{rows.where(i)}: {len(tags)} tags for {len(words)} words")
@@ -138,19 +138,20 @@ def _spans_of(
                 raise TypeError
         except (TypeError, KeyError, ValueError):
             raise InputError(
-                f"{rows.where(i)}: column {label!r} is {_short(value)}; accepted where the text is a "
-                'string: a list of spans {"start": 0, "end": 4, "label": "TYPE"}'
+                f"{rows.where(i)}: column {label!r} is {_short(value)}; accepted where the text is "
+                'a string: a list of spans {"start": 0, "end": 4, "label": "TYPE"}'
             ) from None
         last = 0
         for start, end, kind in spans:
             if not 0 <= start < end <= len(text):
                 raise InputError(
-                    f"{rows.where(i)}: span {start}-{end} ({kind}) is not in 0-{len(text)}, its text"
+                    f"{rows.where(i)}: span {start}-{end} ({kind}) is not within "
+                    f"0-{len(text)}, its text"
                 )
             if start < last:
                 raise InputError(
-                    f"{rows.where(i)}: span {start}-{end} ({kind}) overlaps the one before it, which "
-                    f"ends at {last}"
+                    f"{rows.where(i)}: span {start}-{end} ({kind}) overlaps the one before it, "
+                    f"which ends at {last}"
                 )
             last = end
         found.append((i, spans))
@@ -158,7 +159,7 @@ def _spans_of(
 
 
 def _span(value: Any) -> CharacterSpan:
-    """From (start, end, type), or an object with start, end and label, or type as in predictions."""
+    """From (start, end, type), or an object with start, end and label (predictions say type)."""
     if isinstance(value, Mapping):
         value = value["start"], value["end"], value["label"] if "label" in value else value["type"]
     start, end, kind = value

@@ -6,7 +6,7 @@ length of its sentence, and the number is asserted.
 
 Fields of an example (one window; W: the most words of any), besides the batch's own:
 
-    words   int32 (N, W)   column of each word's first sub-word in the window, -1 where there is none
+    words   int32 (N, W)   column of each word's first sub-word in the window, -1 for none
     owned   int32 (N, W)   1 for the words that are scored in this window
     edges   int32 (N, 2)   1 where the window begins, and where it ends, the sentence
     tag     int32 (N, W)   the label, where rows have one; from len(labels) on: unseen in training
@@ -38,8 +38,8 @@ SHOWN_TYPES = 30  # types whose own F1 is reported; more would drown the others
 
 
 class Tagging:
-    """Labels are the tags of the training rows in alphabetical order, 'O' first. `data.text` names the
-    column of the words or the text, `data.label` that of the tags or the spans."""
+    """Labels are the tags of the training rows in alphabetical order, 'O' first. `data.text` names
+    the column of the words or the text, `data.label` that of the tags or the spans."""
 
     name = "tagging"
     metric = "f1"
@@ -113,7 +113,7 @@ class Tagging:
     def loss(
         self, outputs: Outputs, batch: Batch
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """(sum over words of the negative log-likelihood, their number, sums of further metrics)."""
+        """(sum over words of the negative log-likelihood, their number, sums of other metrics)."""
         logits, tag = _of_words(outputs, batch), batch["tag"]
         owned = (batch["owned"] > 0) & (batch["weight"] > 0)[:, None]
         right = jnp.sum(owned & (jnp.argmax(logits, axis=2) == tag))
@@ -249,7 +249,7 @@ def _without_place(span: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_words(outputs: Outputs, batch: Batch) -> jax.Array:
-    """Logits of the words of each window, float32 (B, W, C), from those of packed rows (R, S, C)."""
+    """Logits of the words of each window, float32 (B, W, C), from packed rows' (R, S, C)."""
     logits = outputs["logits"]
     index = batch["example_start"][:, None] + jnp.maximum(batch["words"], 0)
     return logits.reshape(-1, logits.shape[-1])[index]
