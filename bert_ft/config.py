@@ -27,6 +27,8 @@ SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 SWITCH = ("on", "off")
 BAD_ROWS = ("stop", "skip")
+SCHEMES = ("auto", "IOB2", "IOB1", "BIOES", "BMES", "BILOU", "plain")
+DECODERS = ("argmax", "viterbi", "crf")
 
 # Keys that change what is shown or kept, or where it is computed: a resumed run may change them.
 FREE = (
@@ -68,6 +70,19 @@ def default() -> ConfigDict:
     c.task = ConfigDict()
     c.task.name = "classification"
     c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
+
+    # Of windows over texts longer than data.max_length.
+    c.task.stride = (
+        128  # tokens that consecutive windows share, so that what one cuts another holds
+    )
+    # Of 'tagging'.
+    c.task.scheme = "auto"  # IOB2, IOB1, BIOES, BMES, BILOU or plain; 'auto' finds it in the tags
+    c.task.decode = (
+        "viterbi"  # the best legal path; 'argmax': each word alone; 'crf': a learnt chain
+    )
+    c.task.crf_rate = 100.0  # the chain's learning rate, in train.learning_rate; it starts from 0
+    c.task.unseen_tags = "score"  # those of dev and test that train lacks: as missed; or 'stop'
+    c.task.cut_spans = "stop"  # at a span that ends inside a word; 'widen' takes the word whole
 
     c.train = ConfigDict()
     c.train.batch_size = 32  # examples a step, over all devices; never a token budget
@@ -248,6 +263,20 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         True,
         "False, or data.dev set to choose on",
     )
+    one_of("task.scheme", SCHEMES)
+    one_of("task.decode", DECODERS)
+    one_of("task.unseen_tags", ("score", "stop"))
+    one_of("task.cut_spans", ("stop", "widen"))
+    _require(c.task.crf_rate > 0, "task.crf_rate", c.task.crf_rate, "more than 0")
+    at_least("task.stride", 0)
+    if c.task.name == "tagging":
+        _require(
+            c.task.stride < c.data.max_length - 2,
+            "task.stride",
+            c.task.stride,
+            f"less than {c.data.max_length - 2}: data.max_length ({c.data.max_length}) less two "
+            "special tokens",
+        )
     if mode == "train":
         _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")
         _require(

@@ -35,6 +35,35 @@ class SequenceHead(nn.Module):
         return {"logits": logits}
 
 
+class TokenHead(nn.Module):
+    """Logits of each token: dropout, dense, as BertForTokenClassification has it. Reads (R, S, H),
+    gives {'logits': float32 (R, S, classes)}; with crf_rate > 0 also the scores of a linear chain
+    over the labels, 'start' and 'end' (classes,) and 'steps' (classes, classes), row: the former.
+
+    Adam moves every parameter by about the learning rate a step, too little for scores that start
+    from 0 beside a pretrained encoder. So the parameters are scores divided by crf_rate: they
+    move as if their learning rate were crf_rate times the encoder's."""
+
+    classes: int
+    crf_rate: float
+    config: EncoderConfig
+    dtype: jnp.dtype
+    first_only = False
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
+        if noise:
+            hidden = noise.hidden(hidden, -1)
+        dense = Dense(self.classes, jnp.float32, self.config.initializer_range, name="classifier")
+        out = {"logits": dense(hidden.astype(jnp.float32))}
+        if self.crf_rate:
+            for name, axes in (("start", 1), ("steps", 2), ("end", 1)):
+                shape, zeros = (self.classes,) * axes, nn.initializers.zeros
+                scores = self.param(f"crf_{name}", zeros, shape, jnp.float32)
+                out[name] = scores * self.crf_rate
+        return out
+
+
 class Model(nn.Module):
     """encoder + head. `rng` is None where nothing is random; `rate` may be traced."""
 

@@ -36,10 +36,13 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("encoder/layer_{}/norm/", _LAYER + "output.LayerNorm."),
     ("top/pooler/", "pooler.dense."),
     ("top/classifier/", "classifier."),
+    ("top/crf_start", "crf.start"),  # no convention of theirs: scores divided by task.crf_rate
+    ("top/crf_steps", "crf.steps"),
+    ("top/crf_end", "crf.end"),
 )
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 # What a checkpoint may hold beyond the table: buffers, and the heads of other tasks.
-_IGNORED = re.compile(r"embeddings\.position_ids|cls\.|classifier\.|qa_outputs\.|pooler\.")
+_IGNORED = re.compile(r"embeddings\.position_ids|cls\.|classifier\.|crf\.|qa_outputs\.|pooler\.")
 
 
 def hf_name(path: str) -> str:

