@@ -68,6 +68,13 @@ def default() -> ConfigDict:
     c.task = ConfigDict()
     c.task.name = "classification"
     c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
+    # Of windows over texts longer than data.max_length.
+    c.task.stride = 128  # tokens that consecutive windows share: what one cuts another holds
+    # Of 'span'; the four values are those of Devlin et al.'s run_squad.py.
+    c.task.max_question = 64  # tokens of a question; longer ones are cut and counted
+    c.task.max_answer = 30  # tokens of an answer, at most
+    c.task.n_best = 20  # answers kept of each window, and listed for each question
+    c.task.null_threshold = 0.0  # 'no answer' where its score exceeds the best answer's by more
 
     c.train = ConfigDict()
     c.train.batch_size = 32  # examples a step, over all devices; never a token budget
@@ -248,6 +255,19 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         True,
         "False, or data.dev set to choose on",
     )
+    for key in ("task.max_question", "task.max_answer", "task.n_best"):
+        at_least(key, 1)
+    at_least("task.stride", 0)
+    if c.task.name == "span":
+        _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the context")
+        room = c.data.max_length - c.task.max_question - 3
+        _require(
+            c.task.stride < room,
+            "task.stride",
+            c.task.stride,
+            f"less than {room}, the room for the context: data.max_length ({c.data.max_length}) - "
+            f"task.max_question ({c.task.max_question}) - 3",
+        )
     if mode == "train":
         _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")
         _require(

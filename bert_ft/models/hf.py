@@ -36,6 +36,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("encoder/layer_{}/norm/", _LAYER + "output.LayerNorm."),
     ("top/pooler/", "pooler.dense."),
     ("top/classifier/", "classifier."),
+    ("top/qa_outputs/", "qa_outputs."),
 )
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 # What a checkpoint may hold beyond the table: buffers, and the heads of other tasks.

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.tasks.classification import Classification
+from bert_ft.tasks.span import SpanAnswers
 
-TASKS = {task.name: task for task in (Classification,)}
+TASKS = {task.name: task for task in (Classification, SpanAnswers)}
 
 
 def make_task(config: ConfigDict) -> Any:
