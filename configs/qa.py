@@ -1,5 +1,5 @@
-"""Extractive answers: SQuAD 1.1 (default), SQuAD 2.0 with questions that have no answer, and a split
-of SQuAD's development set by article that needs no hub.
+"""Extractive answers: SQuAD 1.1 (default), SQuAD 2.0 with questions that have no answer, and a
+split of SQuAD's development set by article that needs no hub.
 
 python -m bert_ft.main --config=configs/qa.py --workdir=runs/squad
     BERT-base on SQuAD 1.1; not yet measured. Devlin et al. 2019 (table 2): EM 80.8, F1 88.5.

@@ -62,8 +62,8 @@ class SpanAnswers:
 
     An example is a window: the question and a slice of the context. For scores the encoded set has
     `aside`, which no batch holds: `characters` int32 (T, 2), the characters of its context that
-    each token is; the texts of contexts (`context`, `context_offsets`, and `context_of` for each row)
-    and of gold answers (`gold`, `gold_offsets`; row r has those from `gold_of`[r] to [r + 1])."""
+    each token is; the texts of contexts (`context`, `context_offsets`, and `context_of` by row) and
+    of gold answers (`gold`, `gold_offsets`; row r has those from `gold_of`[r] to [r + 1])."""
 
     name = "span"
     metric = "f1"
