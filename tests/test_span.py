@@ -275,6 +275,16 @@ def test_windows_of_a_row_and_what_no_batch_holds(data):
     assert not data.fields["answer"][data.row == 2].any()
 
 
+def test_an_answer_that_no_window_holds_is_counted(tokenizer, tmp_path):
+    text = CONTEXTS[0][15:]
+    columns = {k: list(v) for k, v in ROWS.items()} | {
+        "answers": [[{"text": text, "start": 15}], ROWS["answers"][1], []]
+    }
+    made = encode(Fixed(columns), task(), tokenizer, 40, tmp_path)
+    assert [bool(made.truncated[made.row == r].all()) for r in range(3)] == [True, True, False]
+    assert not made.fields["answer"][made.row == 0].any()
+
+
 def test_answers_are_the_exact_characters(data):
     wanted = [(24, 34, 5.0), (11, 18, 4.0), (0, 1, 3.0)]
     predicted, rows = scored_windows(data, wanted), Fixed(ROWS).read()

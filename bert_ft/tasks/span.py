@@ -60,10 +60,12 @@ class SpanAnswers:
     the answers: a list of {"text", "start"}, start in characters of the context, empty where the
     context holds no answer. Training takes the first answer of a row, scoring all of them.
 
-    An example is a window: the question and a slice of the context. For scores the encoded set has
-    `aside`, which no batch holds: `characters` int32 (T, 2), the characters of its context that
-    each token is; the texts of contexts (`context`, `context_offsets`, and `context_of` by row) and
-    of gold answers (`gold`, `gold_offsets`; row r has those from `gold_of`[r] to [r + 1])."""
+    An example is a window: the question and a slice of the context. It counts as truncated where
+    the question is cut, or where no window holds the first answer, longer than what windows share,
+    whole, so that all of them point to [CLS]. For scores the encoded set has `aside`, which no
+    batch holds: `characters` int32 (T, 2), the characters of its context that each token is; the
+    texts of contexts (`context`, `context_offsets`, and `context_of` by row) and of gold answers
+    (`gold`, `gold_offsets`; row r has those from `gold_of`[r] to [r + 1])."""
 
     name = "span"
     metric = "f1"
@@ -128,7 +130,7 @@ class SpanAnswers:
         packed, offsets = pack_texts(list(number))
         aside = {"characters": w.characters, "context": packed, "context_offsets": offsets}
         aside["context_of"] = np.asarray([number[text] for text in contexts], np.int32)
-        fields = {"context": w.context}
+        fields, truncated = {"context": w.context}, w.cut
         if self.label in rows.columns:
             golds = self._golds(rows)
             aside["gold"], aside["gold_offsets"] = pack_texts([t for g in golds for t, _ in g])
@@ -136,8 +138,11 @@ class SpanAnswers:
             first = np.asarray([g[0][1] if g else -1 for g in golds], np.int64)
             after = np.asarray([g[0][1] + len(g[0][0]) if g else -1 for g in golds], np.int64)
             fields["answer"] = find_span(w, first, after)
+            held = np.zeros(len(rows), bool)
+            held[w.row[fields["answer"][:, 1] > 0]] = True
+            truncated = truncated | ((first >= 0) & ~held)[w.row]
         return Encoded(
-            w.tokens, w.types, w.offsets, w.row, w.cut, fields, {}, 1, fitted, len(rows),
+            w.tokens, w.types, w.offsets, w.row, truncated, fields, {}, 1, fitted, len(rows),
             aside=aside,
         )  # fmt: skip
 
@@ -234,7 +239,7 @@ class SpanAnswers:
     ) -> list[dict[str, Any]]:
         """One JSON-able object a source row, in its order: its id, question and context, the gold
         answers as `label`, the best candidate as `prediction`, all of them as `n_best`, and whether
-        the question was cut (`truncated`); start and end are characters of the context."""
+        it was `truncated`; start and end are characters of the context."""
         golds = self._golds(rows) if self.label in rows.columns else []
         cut = np.zeros(len(rows), bool)
         cut[data.row] = data.truncated
