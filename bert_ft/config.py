@@ -70,16 +70,17 @@ def default() -> ConfigDict:
     c.task = ConfigDict()
     c.task.name = "classification"
     c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
-
     # Of windows over texts longer than data.max_length.
-    c.task.stride = (
-        128  # tokens that consecutive windows share, so that what one cuts another holds
-    )
+    c.task.stride = 128  # tokens that consecutive windows share: what one cuts another holds
+    # Of 'span'; the four values are those of Devlin et al.'s run_squad.py.
+    c.task.max_question = 64  # tokens of a question; longer ones are cut and counted
+    c.task.max_answer = 30  # tokens of an answer, at most
+    c.task.n_best = 20  # answers kept of each window, and listed for each question
+    c.task.null_threshold = 0.0  # 'no answer' where its score exceeds the best answer's by more
+
     # Of 'tagging'.
     c.task.scheme = "auto"  # IOB2, IOB1, BIOES, BMES, BILOU or plain; 'auto' finds it in the tags
-    c.task.decode = (
-        "viterbi"  # the best legal path; 'argmax': each word alone; 'crf': a learnt chain
-    )
+    c.task.decode = "viterbi"  # the best legal path; 'argmax': each word alone; 'crf': a chain
     c.task.crf_rate = 100.0  # the chain's learning rate, in train.learning_rate; it starts from 0
     c.task.unseen_tags = "score"  # those of dev and test that train lacks: as missed; or 'stop'
     c.task.cut_spans = "stop"  # at a span that ends inside a word; 'widen' takes the word whole
@@ -263,12 +264,14 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         True,
         "False, or data.dev set to choose on",
     )
+    for key in ("task.max_question", "task.max_answer", "task.n_best"):
+        at_least(key, 1)
+    at_least("task.stride", 0)
     one_of("task.scheme", SCHEMES)
     one_of("task.decode", DECODERS)
     one_of("task.unseen_tags", ("score", "stop"))
     one_of("task.cut_spans", ("stop", "widen"))
     _require(c.task.crf_rate > 0, "task.crf_rate", c.task.crf_rate, "more than 0")
-    at_least("task.stride", 0)
     if c.task.name == "tagging":
         _require(
             c.task.stride < c.data.max_length - 2,
@@ -276,6 +279,16 @@ def check(config: ConfigDict, mode: str = "train") -> None:
             c.task.stride,
             f"less than {c.data.max_length - 2}: data.max_length ({c.data.max_length}) less two "
             "special tokens",
+        )
+    if c.task.name == "span":
+        _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the context")
+        room = c.data.max_length - c.task.max_question - 3
+        _require(
+            c.task.stride < room,
+            "task.stride",
+            c.task.stride,
+            f"less than {room}, the room for the context: data.max_length ({c.data.max_length}) - "
+            f"task.max_question ({c.task.max_question}) - 3",
         )
     if mode == "train":
         _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")

@@ -81,7 +81,9 @@ def test_no_jax_without_need(name):
 
 
 def test_only_one_module_knows_orbax():
-    users = {n for n, path in modules().items() if any(m.startswith("orbax") for m in imported(path))}
+    users = {
+        n for n, path in modules().items() if any(m.startswith("orbax") for m in imported(path))
+    }
     assert users == {"train.store"}
 
 

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT, Done, command, environment
 
+from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.sinks import read_metrics
+from bert_ft.train.store import Store
 
 STEPS, EVAL, SAVE = 60, 7, 5
 FLAGS = (
@@ -144,6 +147,24 @@ def runs(world, cache, tmp_path_factory):
             for name, (what, *rest) in plans.items()
         }
         return out | {name: future.result() for name, future in futures.items()}
+
+
+def test_a_checkpoint_never_outruns_the_best_before_it(tmp_path, monkeypatch):
+    """Both are written in the background; a kill between them must not lose the best."""
+    seen = []
+
+    def save(self, step, *rest):
+        seen.append((self._directory.name, (tmp_path / "best" / str(step)).exists()))
+        return before(self, step, *rest)
+
+    before = Store.save
+    monkeypatch.setattr(Store, "save", save)
+    state = {"x": jnp.arange(1000.0)}
+    rules = {"keep": 2, "every_steps": 1, "every_seconds": 0.0, "say": print}
+    with Checkpoints(tmp_path / "checkpoints", **rules) as saved:
+        saved.save_best(5, state, {}, 0.5)
+        saved.save(5, state, {})
+    assert seen == [("best", False), ("checkpoints", True)]
 
 
 def assert_same(done: Done, unbroken: Done) -> None:

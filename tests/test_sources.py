@@ -58,6 +58,13 @@ def test_where_conditions_add_up(table, tmp_path):
     assert rows.columns["text"] == [f"text {i}" for i in range(0, 60, 6)]
     message = refusal(f"files:{table}?where=source==c", tmp_path)
     assert "where=source==c leaves no row; source has the values: a, b" in message
+    assert len(rows_of(f"files:{table}?where=source=~a|b", tmp_path)) == len(
+        rows_of(f"files:{table}", tmp_path)
+    )
+    kept = rows_of(f"files:{table}?where=source!~[ac].?", tmp_path)
+    assert set(kept.columns["source"]) == {"b"}
+    assert "leaves no row" in refusal(f"files:{table}?where=source=~.b", tmp_path)
+    assert "no regular expression" in refusal(f"files:{table}?where=source=~b(", tmp_path)
     assert "no column 'sauce'" in refusal(f"files:{table}?where=sauce==c", tmp_path)
 
 

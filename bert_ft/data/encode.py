@@ -35,6 +35,7 @@ class Encoded:
     row int64 (N,): the source row of each example, so a prediction can be joined to its text.
     truncated bool (N,). fields: per example, (N, …). token_fields: per token, (T, …).
     fitted: what was learnt from the training rows (label names); source_rows: rows that were read.
+    aside: arrays of any shape that scoring reads on the host and no batch holds (gold texts).
     """
 
     tokens: np.ndarray
@@ -49,6 +50,7 @@ class Encoded:
     source_rows: int
     skipped: Sequence[str] = ()
     fingerprint: str = ""
+    aside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.row)
@@ -168,6 +170,7 @@ def _store(encoded: Encoded, entry: Path) -> None:
         }
         arrays |= {f"field.{k}": v for k, v in encoded.fields.items()}
         arrays |= {f"token_field.{k}": v for k, v in encoded.token_fields.items()}
+        arrays |= {f"aside.{k}": v for k, v in encoded.aside.items()}
         for name, array in arrays.items():
             np.save(scratch / f"{name}.npy", array)
         about = {
@@ -194,10 +197,9 @@ def _load(entry: Path) -> Encoded:
     arrays = {
         path.name[: -len(".npy")]: np.load(path, mmap_mode="r") for path in entry.glob("*.npy")
     }
-    fields = {k[len("field.") :]: arrays.pop(k) for k in list(arrays) if k.startswith("field.")}
-    token_fields = {
-        k[len("token_field.") :]: arrays.pop(k)
-        for k in list(arrays)
-        if k.startswith("token_field.")
-    }
-    return Encoded(**arrays, fields=fields, token_fields=token_fields, **about)
+
+    def group(prefix: str) -> dict[str, np.ndarray]:
+        return {k[len(prefix) :]: arrays.pop(k) for k in list(arrays) if k.startswith(prefix)}
+
+    fields, token_fields, aside = group("field."), group("token_field."), group("aside.")
+    return Encoded(**arrays, fields=fields, token_fields=token_fields, aside=aside, **about)

@@ -6,8 +6,9 @@
 `hf:NAME[/CONFIG][:SPLIT]`                      see `hubs.py`
 
 Options of `files:` and `pypi:` are those of the format (`formats.py`) and `format`, else taken from
-the suffix. Options of every scheme choose rows, in this order: `where=COLUMN==VALUE` or `!=` (again
-for more), `split=train|dev|test` with `split_by=COLUMN` (default `text`), `limit=N` (the first N).
+the suffix. Options of every scheme choose rows, in this order: `where=COLUMN==VALUE` or `!=`, or
+`where=COLUMN=~REGEX` or `!~` for values that match as a whole (again for more),
+`split=train|dev|test` with `split_by=COLUMN` (default `text`), `limit=N` (the first N).
 `bad_rows=stop|skip` overrides the argument of that name for one source with known bad lines.
 In values, `%26`, `%23` and so on stand for `&`, `#`, ...
 """
@@ -192,8 +193,8 @@ def _parse_options(uri: str, scheme: str, text: str) -> list[tuple[str, str]]:
             raise InputError(f"{uri}: split={value}; accepted: {', '.join(SPLITS)}")
         if key == "limit" and not (value.isascii() and value.isdigit() and int(value) > 0):
             raise InputError(f"{uri}: limit={value}; accepted: a whole number above 0")
-        if key == "where" and not re.match(".+?[!=]=", value):
-            raise InputError(f"{uri}: where={value}; accepted: COLUMN==VALUE or COLUMN!=VALUE")
+        if key == "where":
+            _check_condition(value, uri)
         options.append((key, value))
     if "split_by" in dict(options) and "split" not in dict(options):
         raise InputError(f"{uri}: split_by= without split=train, dev or test")
@@ -283,12 +284,27 @@ def _joined(tables: list[tuple[str, Table]], bad: BadRows, uri: str) -> Rows:
     return rows
 
 
+_OPERATOR = "([!=]=|[!=]~)"
+
+
+def _check_condition(condition: str, uri: str) -> None:
+    if not re.match(f".+?{_OPERATOR}", condition):
+        accepted = "COLUMN==VALUE, COLUMN!=VALUE, COLUMN=~REGEX or COLUMN!~REGEX"
+        raise InputError(f"{uri}: where={condition}; accepted: {accepted}")
+    _, operator, value = re.split(_OPERATOR, condition, maxsplit=1)
+    try:
+        re.compile(value if "~" in operator else "")
+    except re.error as e:
+        raise InputError(f"{uri}: where={condition}: no regular expression: {e}") from None
+
+
 def _where(rows: Rows, condition: str, uri: str) -> Rows:
-    column, operator, value = re.split("([!=]=)", condition, maxsplit=1)
+    column, operator, value = re.split(_OPERATOR, condition, maxsplit=1)
     if column not in rows.columns:
         rows.column(column)
     values = [_written(seen) for seen in rows.columns[column]]
-    kept = [i for i, seen in enumerate(values) if (seen == value) == (operator == "==")]
+    alike = re.compile(value).fullmatch if "~" in operator else value.__eq__
+    kept = [i for i, seen in enumerate(values) if bool(alike(seen)) != ("!" in operator)]
     if not kept:
         seen = shown(sorted(set(values)))
         raise InputError(f"{uri}: where={condition} leaves no row; {column} has the values: {seen}")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from bert_ft.models.bert import Batch, Dense, Encoder, EncoderConfig, Noise, make_noise
 
 Outputs = dict[str, jax.Array]
+MASKED = -1e30  # a logit of what is no choice; the sum of two is still finite
 
 
 class SequenceHead(nn.Module):
@@ -62,6 +63,27 @@ class TokenHead(nn.Module):
                 scores = self.param(f"crf_{name}", zeros, shape, jnp.float32)
                 out[name] = scores * self.crf_rate
         return out
+
+
+class SpanHead(nn.Module):
+    """Logits of each token of an example to be an answer's first and its last: one dense layer
+    without dropout (Devlin et al. 2019, 4.2). Reads (R, S, H) and gives {'start', 'end': float32
+    (B, S)}, counted from the example's own first token; MASKED beyond its last."""
+
+    config: EncoderConfig
+    dtype: jnp.dtype
+    first_only = False
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
+        rows, length = hidden.shape[:2]
+        dense = Dense(2, jnp.float32, self.config.initializer_range, name="qa_outputs")
+        logits = dense(hidden.astype(jnp.float32)).reshape(rows * length, 2)
+        at = jnp.arange(length)
+        where_BxS = jnp.minimum(batch["example_start"][:, None] + at, rows * length - 1)
+        own_BxSx1 = (at < batch["example_length"][:, None])[..., None]
+        of_example_BxSx2 = jnp.where(own_BxSx1, logits[where_BxS], MASKED)
+        return {"start": of_example_BxSx2[..., 0], "end": of_example_BxSx2[..., 1]}
 
 
 class Model(nn.Module):

@@ -39,6 +39,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("top/crf_start", "crf.start"),  # no convention of theirs: scores divided by task.crf_rate
     ("top/crf_steps", "crf.steps"),
     ("top/crf_end", "crf.end"),
+    ("top/qa_outputs/", "qa_outputs."),
 )
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 # What a checkpoint may hold beyond the table: buffers, and the heads of other tasks.

@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.tasks.classification import Classification
+from bert_ft.tasks.span import SpanAnswers
 from bert_ft.tasks.tagging import Tagging
 
-TASKS = {task.name: task for task in (Classification, Tagging)}
+TASKS = {task.name: task for task in (Classification, SpanAnswers, Tagging)}
 
 
 def make_task(config: ConfigDict) -> Any:

@@ -64,7 +64,13 @@ def checksums(tree: PyTree) -> dict[str, int]:
     """
     # One small program per distinct shape rather than one for the whole tree: a BERT has a dozen
     # shapes and hundreds of leaves, and compiling hundreds of reductions takes longer than saving.
-    sums = {path: _mixed_sum(x) for path, x in flatten(tree).items()}
+    sums = {}
+    for path, x in flatten(tree).items():
+        sums[path] = _mixed_sum(x)
+        if len(x.sharding.device_set) > 1 and jax.default_backend() == "cpu":
+            # XLA's CPU backend has a thread a device: sums whose reductions over devices are in
+            # flight together can each hold some of the threads, and wait for the others for ever.
+            sums[path].block_until_ready()
     return {path: int(x) for path, x in jax.device_get(sums).items()}
 
 

@@ -98,7 +98,7 @@ def conclude(
     writer.flush()
     if jax.process_index() != 0:
         return
-    sizes = {name: len(data) for name, data in system.sets.items()}
+    sizes = {name: data.source_rows for name, data in system.sets.items()}
     record.write_json(
         workdir / "result.json", record.result(system, step, scores, sizes, digest, speeds)
     )
@@ -117,7 +117,7 @@ def _last_words(
     lines = []
     for name, values in scores.items():
         shown = ", ".join(f"{k} {v:.4f}" for k, v in values.items())
-        lines.append(f"{name} (n = {len(system.sets[name]):,}): {shown}")
+        lines.append(f"{name} (n = {system.sets[name].source_rows:,}): {shown}")
     stride = max(len(answers) // SHOWN, 1)
     for answer in answers[::stride][:SHOWN]:
         lines.append("  " + system.task.sentence(answer))

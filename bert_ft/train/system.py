@@ -65,7 +65,8 @@ def example_batch() -> dict[str, jax.Array]:
     """The smallest batch of the right types, to shape a model with."""
     row, one = jnp.zeros((1, 4), jnp.int32), jnp.zeros(1, jnp.int32)
     names = ("tokens", "types", "positions", "segments", "slots")
-    return {**dict.fromkeys(names, row), "example_slot": one, "example_start": one, "ordinal": one}
+    by_example = ("example_slot", "example_start", "example_length", "ordinal")
+    return {**dict.fromkeys(names, row), **dict.fromkeys(by_example, one)}
 
 
 def cache_dir(config: ConfigDict) -> Path:

