@@ -178,8 +178,10 @@ def _train(
         with writer.paused():
             scores = score_set(system, evaluators, state.params, "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})
-        if config.eval.keep_best and scores[metric] > best[1]:
-            best = step, scores[metric]
+        # An undefined score, such as the correlation of a constant, is worse than any other.
+        value = -math.inf if math.isnan(scores[metric]) else scores[metric]
+        if config.eval.keep_best and (best[0] < 0 or value > best[1]):
+            best = step, value
             saved.save_best(step, state.params, meta(system), best[1])
         return scores
 
