@@ -14,7 +14,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 # Rows of train, dev and test, as shared/data/README.md and the files' own authors count them.
 FILES = {
     "cola": (8551, 1043, 0),
-    "mrpc": (3668, 408, 1725),
+    "mrpc": (3667, 408, 1725),
     "rte": (2490, 277, 0),
     "stsb": (5749, 1500, 0),
 }

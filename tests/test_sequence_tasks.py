@@ -13,6 +13,7 @@ from small import config, encoded, init, model, varied
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
+from bert_ft.evals.answers import prediction_sections
 from bert_ft.models import hf
 from bert_ft.models.heads import Coral
 from bert_ft.tasks.classification import Classification, cross_entropy
@@ -221,6 +222,8 @@ def test_numbers_in_and_out():
     assert [a["label"] for a in answers] == [3.8, 1.0, 5.0, 0.0]
     assert answers[0]["prediction"] == pytest.approx(values[0], abs=1e-6)
     json.dumps(answers)
+    page = "".join(prediction_sections([{**a, "text": [f"{a['text']}!", "?"]} for a in answers]))
+    assert "Pearson" in page and "Largest errors" in page and "a!\n?" in page
 
     plain = Regression(config(task__label_scaling="none"))
     assert plain.targets(rows, plain.fit(rows))["target"].tolist() == fields["label"].tolist()

@@ -94,7 +94,7 @@ class LstmEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, batch: Batch, noise: Noise | None = None, first_only: bool = False):
-        """States (R, S, D), D being H or, of both directions, 2 H; with first_only (R, E, D), that is
+        """States (R, S, D), D being H or, of both directions, 2 H; with first_only (R, E, D),
         each sequence's vector, pooled from all its states, in the place of its first token."""
         c, segments = self.config, batch["segments"]
         edge = segments[:, 1:] != segments[:, :-1]

@@ -21,6 +21,7 @@ def make_task(config: ConfigDict) -> Any:
     name = config.task.name
     if name not in TASKS:
         raise InputError(
-            f"config.task.name is {name!r}; accepted: {', '.join(sorted(TASKS))}{nearest(name, list(TASKS))}"
+            f"config.task.name is {name!r}; accepted: {', '.join(sorted(TASKS))}"
+            f"{nearest(name, list(TASKS))}"
         )
     return TASKS[name](config)
