@@ -315,7 +315,8 @@ def test_thresholds_of_dev_are_kept_and_used(run_here, world: World, tmp_path):
     both = sum(len(a["label"]) + len(a["prediction"]) for a in answers)
     assert result["eval"]["test/f1_micro"]["mean"] == pytest.approx(2 * hits / both)
     # Another process reads them with the model.
-    predict = ["--mode=predict", f"--config.predict.input={sets['test']}"]
+    (tmp_path / "new.jsonl").write_text(sets["test"].read_text())
+    predict = ["--mode=predict", f"--config.predict.input={tmp_path / 'new.jsonl'}"]
     run_here(workdir, *flags, *predict).ok()
-    again = read_jsonl(workdir / "predictions/test.jsonl")
+    again = read_jsonl(workdir / "predictions/new.jsonl")
     assert [a["label"] for a in again] == [a["prediction"] for a in answers]
