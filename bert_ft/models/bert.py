@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -36,6 +37,10 @@ class EncoderConfig:
     initializer_range: float = 0.02
     pooler: bool = True
 
+    def encoder(self, dtype: jnp.dtype) -> nn.Module:
+        """The encoder of these sizes, called as (batch, noise, first_only=…)."""
+        return Encoder(self, dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
@@ -58,7 +63,7 @@ class Noise:
 
 
 def make_noise(
-    key: jax.Array, rate: jax.Array | float, batch: Batch, config: EncoderConfig, extra: int = 1
+    key: jax.Array, rate: jax.Array | float, batch: Batch, config: Any, extra: int = 1
 ) -> Noise:
     """Noise for an encoder of this size and `extra` sites of a head (the last ones)."""
     words = jax.random.bits(key, (2 * config.num_hidden_layers * 2 + 1 + extra, 2), jnp.uint32)

@@ -7,33 +7,88 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from bert_ft.models.bert import Batch, Dense, Encoder, EncoderConfig, Noise, make_noise
+from bert_ft.models.bert import Batch, Dense, Noise, make_noise
 
 Outputs = dict[str, jax.Array]
 MASKED = -1e30  # a logit of what is no choice; the sum of two is still finite
 
 
+def pooled_first(
+    hidden: jax.Array, batch: Batch, noise: Noise | None, config: Any, dtype: jnp.dtype
+) -> jax.Array:
+    """float32 (B, H) of (R, E, H): each example's first token behind the pooler (dense, tanh) and
+    dropout, as BERT has it (Devlin et al. 2019, 3.2 and A.2); without the pooler where the config
+    has none. To be called within a head, whose parameters 'pooler/' then are."""
+    pooled_BxH = hidden.reshape(-1, hidden.shape[-1])[batch["example_slot"]]
+    if config.pooler:
+        dense = Dense(hidden.shape[-1], dtype, config.initializer_range, name="pooler")
+        pooled_BxH = jnp.tanh(dense(pooled_BxH))
+    if noise:
+        pooled_BxH = noise.hidden(pooled_BxH, -1, batch["ordinal"])
+    return pooled_BxH.astype(jnp.float32)
+
+
 class SequenceHead(nn.Module):
-    """Logits of each example from its first token: pooler (dense, tanh), dropout, dense, as BERT has it
-    (Devlin et al. 2019, 3.2 and A.2). Reads (R, E, H) and gives {'logits': float32 (B, classes)}."""
+    """Logits of each example from its first token: pooler, dropout, dense. Reads (R, E, H), gives
+    {'logits': float32 (B, classes)}, and 'class_weights', float32 (classes,), where there are some:
+    constants of the training data that the loss needs."""
 
     classes: int
-    config: EncoderConfig
+    config: Any
     dtype: jnp.dtype
+    class_weights: tuple[float, ...] = ()
     first_only = True  # reads no other token's last hidden state
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
-        first_BxH = hidden.reshape(-1, hidden.shape[-1])[batch["example_slot"]]
+        pooled = pooled_first(hidden, batch, noise, self.config, self.dtype)
         std = self.config.initializer_range
-        pooled = jnp.tanh(Dense(first_BxH.shape[-1], self.dtype, std, name="pooler")(first_BxH))
-        if noise:
-            pooled = noise.hidden(pooled, -1, batch["ordinal"])
-        logits = Dense(self.classes, jnp.float32, std, name="classifier")(
-            pooled.astype(jnp.float32)
-        )
-        return {"logits": logits}
+        logits = Dense(self.classes, jnp.float32, std, name="classifier")(pooled)
+        if not self.class_weights:
+            return {"logits": logits}
+        return {"logits": logits, "class_weights": jnp.asarray(self.class_weights, jnp.float32)}
+
+
+class Coral(nn.Module):
+    """x (B, H) -> x w + b_k, float32 (B, len(initial)), one weight vector for all k.
+
+    `bias` holds b_0 and then what softplus makes the falls b_k-1 - b_k: so the biases fall in every
+    state of training. The free ones of the paper fall at the optimum only (its theorem 1), which is
+    thereby not excluded. `initial`: the biases to begin with, falling strictly.
+    """
+
+    initial: tuple[float, ...]
+    std: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        falls = -np.diff(self.initial)
+        start = np.concatenate([self.initial[:1], np.log(np.expm1(falls))])
+        init = nn.initializers.truncated_normal(self.std)
+        kernel = self.param("kernel", init, (x.shape[-1], 1), jnp.float32)
+        raw = self.param("bias", lambda *_: jnp.asarray(start, jnp.float32))
+        bias = raw[0] - jnp.concatenate([jnp.zeros(1), jnp.cumsum(nn.softplus(raw[1:]))])
+        return x @ kernel + bias
+
+
+class CoralHead(nn.Module):
+    """Logits of P(rank > k), k = 0 … ranks - 2 (CORAL: Cao, Mirjalili & Raschka 2020, section 3.3),
+    from each example's first token: pooler, dropout, `Coral`. Reads (R, E, H) and gives {'logits':
+    float32 (B, ranks - 1)}, falling in k."""
+
+    initial: tuple[float, ...]
+    config: Any
+    dtype: jnp.dtype
+    first_only = True
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
+        pooled = pooled_first(hidden, batch, noise, self.config, self.dtype)
+        return {
+            "logits": Coral(self.initial, self.config.initializer_range, name="classifier")(pooled)
+        }
 
 
 class TokenHead(nn.Module):
@@ -47,7 +102,7 @@ class TokenHead(nn.Module):
 
     classes: int
     crf_rate: float
-    config: EncoderConfig
+    config: Any
     dtype: jnp.dtype
     first_only = False
 
@@ -70,7 +125,7 @@ class SpanHead(nn.Module):
     without dropout (Devlin et al. 2019, 4.2). Reads (R, S, H) and gives {'start', 'end': float32
     (B, S)}, counted from the example's own first token; MASKED beyond its last."""
 
-    config: EncoderConfig
+    config: Any
     dtype: jnp.dtype
     first_only = False
 
@@ -89,12 +144,12 @@ class SpanHead(nn.Module):
 class Model(nn.Module):
     """encoder + head. `rng` is None where nothing is random; `rate` may be traced."""
 
-    config: EncoderConfig
+    config: Any  # an EncoderConfig, or another that makes an encoder and has its names
     head: Any
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.config, self.dtype)
+        self.encoder = self.config.encoder(self.dtype)
         self.top = self.head(self.config, self.dtype)
 
     def __call__(

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.data.encode import Encoded, tokenize
+from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
+from bert_ft.tasks.sequence import SequenceTask
 
 
-def _sorted_labels(values: set[str]) -> list[str]:
+def sorted_labels(values: set[str]) -> list[str]:
     """Numbers by value (then by their text, '1' before '1.0'), other labels by their text. One
     order for one set of labels: every process numbers them alike."""
     try:
@@ -32,80 +33,114 @@ def _sorted_labels(values: set[str]) -> list[str]:
     return sorted(values, key=lambda v: (numbers[v], v))
 
 
-class Classification:
-    """Labels are the values of `data.label` in the training rows, numbers in numerical order, others
-    in alphabetical; `task.label_names` gives them other names, in that order."""
+def class_weights(text: str, counts: np.ndarray, total: int, labels: list[str]) -> list[float]:
+    """task.class_weights -> a weight a label; [] is none. 'balanced' is total / (labels x count)
+    (King & Zeng 2001; scikit-learn's rule), so that every label has the same share of the loss.
+    Raises InputError where their number is not that of the labels."""
+    if not text:
+        return []
+    if text == "balanced":
+        return [float(total / (len(counts) * c)) for c in counts]
+    weights = [float(part) for part in text.split(",")]
+    if len(weights) != len(labels):
+        raise InputError(
+            f"config.task.class_weights gives {len(weights)} weights for {len(labels)} labels: "
+            f"{', '.join(labels[:20])}"
+        )
+    return weights
+
+
+def cross_entropy(
+    logits_BxC: jax.Array, labels_B: jax.Array, weights: jax.Array | None, smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+    """(loss, weight) of each example, float32 (B,): sum(loss) / sum(weight) is the mean of torch's
+    `cross_entropy(logits, labels, weights, label_smoothing=smoothing)`.
+
+    Smoothing (Szegedy et al. 2016, section 7) mixes the one-hot target with the uniform one; a
+    class weight multiplies its own term of the sum over classes, and an example counts as much as
+    its label's weight.
+    """
+    log_p = jax.nn.log_softmax(logits_BxC)
+    loss = -jnp.take_along_axis(log_p, labels_B[:, None], axis=1)[:, 0]
+    counted = jnp.ones_like(loss)
+    if weights is not None:
+        counted = weights[labels_B]
+        loss = loss * counted
+    if smoothing:
+        terms = log_p if weights is None else log_p * weights
+        loss = (1 - smoothing) * loss - smoothing * jnp.mean(terms, axis=1)
+    return loss, counted
+
+
+class Classification(SequenceTask):
+    """Labels are the values of `data.label` in the training rows, numbers in numerical order,
+    others in alphabetical; `task.label_names` gives them other names, in that order."""
 
     name = "classification"
     metric = "accuracy"  # the one that 'best' means
 
     def __init__(self, config: ConfigDict):
-        self.text, self.pair, self.label = (
-            config.data.text,
-            config.data.text_pair,
-            config.data.label,
-        )
+        super().__init__(config)
         self.names = [n.strip() for n in config.task.label_names.split(",") if n.strip()]
+        self.weighting = config.task.class_weights
+        self.smoothing = config.task.label_smoothing
+        self.positive = config.task.positive_label
 
     def signature(self) -> dict[str, Any]:
-        return {"task": self.name, "columns": self.columns(), "names": self.names}
-
-    def columns(self) -> list[str]:
-        return [c for c in (self.text, self.pair, self.label) if c]
+        more = {"weights": self.weighting, "positive": self.positive}
+        return {**super().signature(), "names": self.names, **{k: v for k, v in more.items() if v}}
 
     def fit(self, rows: Rows) -> dict[str, Any]:
-        labels = _sorted_labels({str(v) for v in rows.column(self.label)})
+        values = [str(v) for v in rows.column(self.label)]
+        labels = sorted_labels(set(values))
         if len(labels) < 2:
             raise InputError(
-                f"{rows.origin}: column {self.label!r} has one label only ({labels[0]!r}); at least 2"
+                f"{rows.origin}: column {self.label!r} has one label only ({labels[0]!r}); "
+                "at least 2"
             )
         if self.names and len(self.names) != len(labels):
             raise InputError(
-                f"config.task.label_names gives {len(self.names)} names ({', '.join(self.names)}) for "
-                f"{len(labels)} labels of {rows.origin}: {', '.join(labels[:20])}"
+                f"config.task.label_names gives {len(self.names)} names ({', '.join(self.names)}) "
+                f"for {len(labels)} labels of {rows.origin}: {', '.join(labels[:20])}"
             )
-        return {"labels": labels, "names": self.names or labels}
+        names = self.names or labels
+        if self.positive and self.positive not in names:
+            raise InputError(
+                f"config.task.positive_label is {self.positive!r}; accepted: "
+                f"{', '.join(map(repr, names[:20]))}"
+            )
+        counts = np.asarray([values.count(label) for label in labels])
+        weights = class_weights(self.weighting, counts, len(values), labels)
+        fitted = {"labels": labels, "names": names}
+        return {**fitted, "weights": weights} if weights else fitted
 
-    def texts(self, rows: Rows, column: str) -> list[str]:
-        texts = rows.column(column)
-        for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise InputError(f"{rows.where(i)}: column {column!r} is {text!r}, not a text")
-        return texts
-
-    def encode(
-        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
-    ) -> Encoded:
-        pairs = self.texts(rows, self.pair) if self.pair else None
-        tokens, types, offsets, truncated = tokenize(
-            tokenizer, self.texts(rows, self.text), pairs, max_length
-        )
-        fields = {}
-        if self.label in rows.columns:
-            number = {label: i for i, label in enumerate(fitted["labels"])}
-            labels = [str(v) for v in rows.column(self.label)]
-            for i, label in enumerate(labels):
-                if label not in number:
-                    raise InputError(
-                        f"{rows.where(i)}: label {label!r} is not among the training labels: "
-                        f"{', '.join(map(repr, fitted['labels'][:20]))}"
-                    )
-            fields["label"] = np.asarray([number[label] for label in labels], np.int32)
-        row = np.arange(len(rows), dtype=np.int64)
-        return Encoded(tokens, types, offsets, row, truncated, fields, {}, 1, fitted, len(rows))
+    def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """label int32 (N,): its number."""
+        number = {label: i for i, label in enumerate(fitted["labels"])}
+        labels = [str(v) for v in rows.column(self.label)]
+        for i, label in enumerate(labels):
+            if label not in number:
+                raise InputError(
+                    f"{rows.where(i)}: label {label!r} is not among the training labels: "
+                    f"{', '.join(map(repr, fitted['labels'][:20]))}"
+                )
+        return {"label": np.asarray([number[label] for label in labels], np.int32)}
 
     def head(self, fitted: Mapping[str, Any]) -> partial:
-        return partial(SequenceHead, len(fitted["labels"]))
+        weights = tuple(fitted.get("weights", ()))
+        return partial(SequenceHead, len(fitted["labels"]), class_weights=weights)
 
     def loss(
         self, outputs: Outputs, batch: Batch
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """(sum over examples of the cross entropy, their number, sums of further train metrics)."""
-        logits, weight = outputs["logits"], batch["weight"]
-        log_p = jax.nn.log_softmax(logits)
-        nll = -jnp.take_along_axis(log_p, batch["label"][:, None], axis=1)[:, 0]
+        """(sum over examples of the cross entropy, their number, sums of further train metrics).
+        With class weights an example counts as much as its label's weight, in all three."""
+        logits, weights = outputs["logits"], outputs.get("class_weights")
+        loss, counted = cross_entropy(logits, batch["label"], weights, self.smoothing)
         right = (jnp.argmax(logits, axis=1) == batch["label"]).astype(jnp.float32)
-        return jnp.sum(nll * weight), jnp.sum(weight), {"accuracy": jnp.sum(right * weight)}
+        name = "accuracy" if weights is None else "weighted_accuracy"
+        counted = counted * batch["weight"]
+        return jnp.sum(loss * batch["weight"]), jnp.sum(counted), {name: jnp.sum(right * counted)}
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Arrays of one entry an example, computed on the device."""
@@ -123,30 +158,24 @@ class Classification:
             "ece": metrics.calibration(label, p).ece,
             "loss": metrics.negative_log_likelihood(label, p),
         }
-        if classes == 2:
-            scores["f1"] = metrics.binary_f1(label, guess)
+        names = list(data.fitted["names"])
+        if classes == 2 or self.positive:
+            positive = names.index(self.positive) if self.positive else 1
+            scores["f1"] = metrics.binary_f1(label, guess, positive)
         return scores
 
-    def answers(
-        self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows
-    ) -> list[dict[str, Any]]:
-        """One JSON-able object a source row, in its order: text, prediction, probabilities, truncated,
-        and the label where the row has one."""
-        names, out = data.fitted["names"], []
-        columns = [c for c in (self.text, self.pair) if c]
-        for i, p in enumerate(predicted["probabilities"]):
-            answer = {c: rows.columns[c][data.row[i]] for c in columns}
-            if "label" in data.fields:
-                answer["label"] = names[int(data.fields["label"][i])]
-            answer["prediction"] = names[int(p.argmax())]
-            answer["probabilities"] = {n: round(float(v), 6) for n, v in zip(names, p, strict=True)}
-            answer["truncated"] = bool(data.truncated[i])
-            out.append(answer)
-        return out
+    def label_of(self, data: Encoded, i: int) -> str:
+        return data.fitted["names"][int(data.fields["label"][i])]
+
+    def guess_of(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
+    ) -> dict[str, Any]:
+        names, p = data.fitted["names"], predicted["probabilities"][i]
+        probabilities = {n: round(float(v), 6) for n, v in zip(names, p, strict=True)}
+        return {"prediction": names[int(p.argmax())], "probabilities": probabilities}
 
     def sentence(self, answer: Mapping[str, Any]) -> str:
         """An answer in a line, for the terminal."""
-        text = str(answer[self.text])
-        shown = text if len(text) <= 90 else text[:89] + "…"
         sure = answer["probabilities"][answer["prediction"]]
-        return f"{answer['prediction']} ({sure:.0%}; label {answer.get('label', '-')}): {shown}"
+        label = answer.get("label", "-")
+        return f"{answer['prediction']} ({sure:.0%}; label {label}): {self.shown(answer)}"

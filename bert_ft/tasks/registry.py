@@ -9,10 +9,14 @@ from ml_collections import ConfigDict
 from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.tasks.classification import Classification
+from bert_ft.tasks.multilabel import MultiLabel
+from bert_ft.tasks.ordinal import Ordinal
+from bert_ft.tasks.regression import Regression
 from bert_ft.tasks.span import SpanAnswers
 from bert_ft.tasks.tagging import Tagging
 
-TASKS = {task.name: task for task in (Classification, SpanAnswers, Tagging)}
+ALL = (Classification, MultiLabel, Regression, Ordinal, SpanAnswers, Tagging)
+TASKS = {task.name: task for task in ALL}
 
 
 def make_task(config: ConfigDict) -> Any:
@@ -20,6 +24,7 @@ def make_task(config: ConfigDict) -> Any:
     name = config.task.name
     if name not in TASKS:
         raise InputError(
-            f"config.task.name is {name!r}; accepted: {', '.join(sorted(TASKS))}{nearest(name, list(TASKS))}"
+            f"config.task.name is {name!r}; accepted: {', '.join(sorted(TASKS))}"
+            f"{nearest(name, list(TASKS))}"
         )
     return TASKS[name](config)

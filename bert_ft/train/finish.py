@@ -26,7 +26,7 @@ from bert_ft.train.sharding import replicated
 from bert_ft.train.sinks import read_metrics
 from bert_ft.train.start import trained_params
 from bert_ft.train.step import Programs, eval_step
-from bert_ft.train.system import System, assemble, cache_dir, load_fitted
+from bert_ft.train.system import System, assemble, cache_dir, load_fitted, save_model_files
 from bert_ft.train.writer import Writer
 
 Scores = dict[str, dict[str, float]]
@@ -72,6 +72,24 @@ def require_metric(system: System, params: Any) -> None:
         scores = score_set(system, eval_programs(system), params, "dev")
         if metric not in scores:
             raise InputError(f"config.eval.metric is {metric!r}; accepted: {', '.join(scores)}")
+
+
+def tune(
+    system: System, params: Any, scores: Scores, programs: Programs, workdir: Path
+) -> tuple[System, Scores]:
+    """What a task chooses on dev once training is over, such as thresholds (its optional method
+    `tune(predicted, data)`), joins what it learnt from the training rows: in the system, in
+    WORKDIR/model, and in dev's scores. Without such a method, or a dev set, nothing changes."""
+    choose = getattr(system.task, "tune", None)
+    if choose is None or "dev" not in system.sets:
+        return system, scores
+    predicted = predict_set(system, programs, params, system.sets["dev"])
+    fitted = {**system.fitted, **choose(predicted, system.sets["dev"])}
+    sets = {n: dataclasses.replace(data, fitted=fitted) for n, data in system.sets.items()}
+    tuned = dataclasses.replace(system, sets=sets, fitted=fitted)
+    if jax.process_index() == 0:
+        save_model_files(tuned, workdir)
+    return tuned, {**scores, "dev": tuned.task.score(predicted, sets["dev"])}
 
 
 def conclude(

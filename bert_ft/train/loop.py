@@ -19,7 +19,7 @@ from bert_ft.data.batches import BatchPlan, prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError
 from bert_ft.train import optim
 from bert_ft.train.checkpoint import Checkpoints
-from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set
+from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
 from bert_ft.train.record import StepClock, old_speed, require_finite, speed, summary, write_json
 from bert_ft.train.sharding import place, replicated
 from bert_ft.train.start import checkpoints, initial_state, meta
@@ -178,8 +178,10 @@ def _train(
         with writer.paused():
             scores = score_set(system, evaluators, state.params, "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})
-        if config.eval.keep_best and scores[metric] > best[1]:
-            best = step, scores[metric]
+        # An undefined score, such as the correlation of a constant, is worse than any other.
+        value = -math.inf if math.isnan(scores[metric]) else scores[metric]
+        if config.eval.keep_best and (best[0] < 0 or value > best[1]):
+            best = step, value
             saved.save_best(step, state.params, meta(system), best[1])
         return scores
 
@@ -232,5 +234,6 @@ def _train(
         saved.save_best(steps, params, meta(system), scores.get("dev", {}).get(metric, 0.0))
     saved.wait()
     speeds = speed(plan, first, compiles.count, clock) if first < steps else old_speed(workdir)
+    system, scores = tune(system, params, scores, evaluators, workdir)
     conclude(system, params, reported, scores, speeds, evaluators, workdir, writer)
     return EXIT_DONE

@@ -21,6 +21,7 @@ from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
+from bert_ft.models.lstm import lstm_config
 from bert_ft.tasks.registry import make_task
 from bert_ft.train.sharding import make_mesh, row_shards, shardings
 
@@ -36,7 +37,7 @@ class System:
     task: Any
     tokenizer: Any
     model: Model
-    encoder: EncoderConfig
+    encoder: Any  # an EncoderConfig or LstmConfig
     sets: Mapping[str, Encoded]
     fitted: Mapping[str, Any]
     row_length: int
@@ -83,7 +84,10 @@ def compute_dtype(config: ConfigDict, mesh: Mesh) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def _encoder(config: ConfigDict, pretrained: Path | None, tokenizer: Any) -> EncoderConfig:
+def _encoder(config: ConfigDict, pretrained: Path | None, tokenizer: Any) -> Any:
+    """The sizes of the encoder, which also make it (`.encoder(dtype)`)."""
+    if config.model.kind == "lstm":
+        return lstm_config(config, len(tokenizer))
     if pretrained:
         return hf.read_config(pretrained)
     m = config.model
@@ -171,7 +175,8 @@ def save_model_files(system: System, workdir: Path) -> None:
     into = workdir / "model"
     into.mkdir(parents=True, exist_ok=True)
     system.tokenizer.save_pretrained(into)
-    sizes = {"model_type": "bert", "hidden_act": "gelu", **dataclasses.asdict(system.encoder)}
+    kind = system.config.model.kind
+    sizes = {"model_type": kind, "hidden_act": "gelu", **dataclasses.asdict(system.encoder)}
     (into / "config.json").write_text(json.dumps(sizes, indent=1))
     about = {
         "fitted": dict(system.fitted),

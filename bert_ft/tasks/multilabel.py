@@ -1,0 +1,167 @@
+"""Multi-label classification: any number of labels for a text, each with a threshold of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.data.encode import Encoded
+from bert_ft.data.sources import Rows
+from bert_ft.errors import InputError
+from bert_ft.evals import metrics
+from bert_ft.models.bert import Batch
+from bert_ft.models.heads import Outputs, SequenceHead
+from bert_ft.tasks.classification import class_weights, sorted_labels
+from bert_ft.tasks.sequence import SequenceTask
+
+
+class MultiLabel(SequenceTask):
+    """`data.label` holds a list of labels (JSON), or one string of them with `task.label_delimiter`
+    between; an empty one is a text that no label fits.
+
+    A label is predicted where its sigmoid reaches its threshold. `tune` chooses the thresholds on
+    dev once training is over, and they are kept with the model; until then, and without a dev set,
+    they are 0.5.
+    """
+
+    name = "multilabel"
+    metric = "f1_micro"
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        self.delimiter = config.task.label_delimiter
+        self.weighting = config.task.class_weights
+
+    def signature(self) -> dict[str, Any]:
+        more = {"delimiter": self.delimiter, "weights": self.weighting}
+        return {**super().signature(), **more}
+
+    def label_sets(self, rows: Rows) -> list[set[str]]:
+        """Each row's labels. Raises InputError where a row's are neither a list nor a string."""
+        out = []
+        for i, value in enumerate(rows.column(self.label)):
+            if isinstance(value, str):
+                value = value.split(self.delimiter)
+            elif not isinstance(value, list) or not all(isinstance(v, str | int) for v in value):
+                raise InputError(
+                    f"{rows.where(i)}: {self.label} is {value!r}; accepted: a list of labels, or a "
+                    f"string of them with {self.delimiter!r} between (config.task.label_delimiter)"
+                )
+            out.append({str(v).strip() for v in value} - {""})
+        return out
+
+    def fit(self, rows: Rows) -> dict[str, Any]:
+        sets = self.label_sets(rows)
+        labels = sorted_labels(set().union(*sets))
+        if not labels:
+            raise InputError(f"{rows.origin}: column {self.label!r} has no label in any row")
+        counts = np.asarray([sum(label in s for s in sets) for label in labels])
+        # Of a label's own two classes: its positives weigh as much as its negatives.
+        balanced = ",".join(str((len(sets) - c) / c or 1.0) for c in counts)
+        text = balanced if self.weighting == "balanced" else self.weighting
+        return {"labels": labels, "weights": class_weights(text, counts, len(sets), labels)}
+
+    def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """label int8 (N, labels): 1 where a row has the label."""
+        number = {label: i for i, label in enumerate(fitted["labels"])}
+        out = np.zeros((len(rows), len(number)), np.int8)
+        for i, labels in enumerate(self.label_sets(rows)):
+            for label in sorted(labels):
+                if label not in number:
+                    raise InputError(
+                        f"{rows.where(i)}: label {label!r} is not among the training labels: "
+                        f"{', '.join(map(repr, fitted['labels'][:20]))}"
+                    )
+                out[i, number[label]] = 1
+        return {"label": out}
+
+    def head(self, fitted: Mapping[str, Any]) -> partial:
+        weights = tuple(fitted.get("weights", ()))
+        return partial(SequenceHead, len(fitted["labels"]), class_weights=weights)
+
+    def loss(
+        self, outputs: Outputs, batch: Batch
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """(sum over examples of the mean over labels of the binary cross entropy, their number,
+        {}): torch's `binary_cross_entropy_with_logits`, class weights being its `pos_weight`."""
+        logits, label = outputs["logits"], batch["label"].astype(jnp.float32)
+        hit, miss = -jax.nn.log_sigmoid(logits), -jax.nn.log_sigmoid(-logits)
+        if "class_weights" in outputs:
+            hit = hit * outputs["class_weights"]
+        per_example = jnp.mean(label * hit + (1 - label) * miss, axis=1)
+        return jnp.sum(per_example * batch["weight"]), jnp.sum(batch["weight"]), {}
+
+    def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        return {"probabilities": jax.nn.sigmoid(outputs["logits"])}
+
+    def tune(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, Any]:
+        """{'thresholds': one a label}: the ones of the best F1 on these data."""
+        label = np.asarray(data.fields["label"])
+        p = predicted["probabilities"]
+        return {"thresholds": [best_threshold(label[:, k], p[:, k]) for k in range(p.shape[1])]}
+
+    def guesses(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> np.ndarray:
+        """bool (N, labels): which labels are predicted."""
+        p = predicted["probabilities"]
+        return p >= np.asarray(data.fitted.get("thresholds", [0.5] * p.shape[1]))
+
+    def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
+        label, guess = np.asarray(data.fields["label"]) > 0, self.guesses(predicted, data)
+        hits, extra, missed = (
+            (a & b).sum(axis=0) for a, b in ((label, guess), (~label, guess), (label, ~guess))
+        )
+        f1 = metrics.precision_recall_f1
+        precision, recall, micro = f1(hits.sum(), extra.sum(), missed.sum())
+        p = predicted["probabilities"].astype(np.float64)
+        right = np.where(label, p, 1 - p)
+        return {
+            "f1_micro": float(micro),
+            "f1_macro": float(f1(hits, extra, missed)[2].mean()),
+            "precision": float(precision),
+            "recall": float(recall),
+            "exact_match": float((label == guess).all(axis=1).mean()),
+            "loss": float(-np.log(np.maximum(right, np.finfo(np.float32).eps)).mean()),
+        }
+
+    def label_of(self, data: Encoded, i: int) -> list[str]:
+        return [n for n, y in zip(data.fitted["labels"], data.fields["label"][i], strict=True) if y]
+
+    def guess_of(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
+    ) -> dict[str, Any]:
+        names, p = data.fitted["labels"], predicted["probabilities"][i]
+        guess = self.guesses({"probabilities": p[None]}, data)[0]
+        return {
+            "prediction": [n for n, y in zip(names, guess, strict=True) if y],
+            "probabilities": {n: round(float(v), 6) for n, v in zip(names, p, strict=True)},
+        }
+
+    def sentence(self, answer: Mapping[str, Any]) -> str:
+        """An answer in a line, for the terminal."""
+        said = ", ".join(answer["prediction"]) or "none"
+        label = ", ".join(answer["label"]) or "none" if "label" in answer else "-"
+        return f"{said} (label {label}): {self.shown(answer)}"
+
+
+def best_threshold(labels: np.ndarray, p: np.ndarray) -> float:
+    """The threshold (p >= threshold is positive) of the highest F1: of those midway between
+    neighbouring values of p, and 0.5. Among equals the one nearest 0.5; 0.5 where no label is 1.
+
+    labels (N,) 0 or 1; p (N,) within 0..1.
+    """
+    labels, p = np.asarray(labels) > 0, np.asarray(p, np.float64)
+    if not labels.any():
+        return 0.5
+    seen = np.unique(p)
+    choices = np.append((seen[1:] + seen[:-1]) / 2, [0.5, seen[0]])
+    hits_above = np.concatenate([np.cumsum(labels[np.argsort(-p, kind="stable")]), [0]])
+    predicted = (len(p) - np.searchsorted(np.sort(p), choices, side="left")).astype(int)
+    hits = np.where(predicted > 0, hits_above[predicted - 1], 0)
+    f1 = metrics.precision_recall_f1(hits, predicted - hits, labels.sum() - hits)[2]
+    return float(choices[np.lexsort((np.abs(choices - 0.5), -f1))[0]])

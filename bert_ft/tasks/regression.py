@@ -1,0 +1,117 @@
+"""Regression: a number for a text or a pair of texts, such as a similarity or a rating."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.data.encode import Encoded
+from bert_ft.data.sources import Rows
+from bert_ft.errors import InputError
+from bert_ft.evals import metrics
+from bert_ft.models.bert import Batch
+from bert_ft.models.heads import Outputs, SequenceHead
+from bert_ft.tasks.sequence import SequenceTask, number_in, range_of
+
+
+class Regression(SequenceTask):
+    """Squared error of `data.label`, a number within `task.range`.
+
+    The model's own unit is the label less `mean`, over `scale`. Under
+    `task.label_scaling='standard'` those are of the training rows, so that the head begins at the
+    mean and no learning rate depends on the label's unit. Scores and answers are in that unit;
+    predictions are not clipped to the range.
+    """
+
+    name = "regression"
+    metric = "pearson"
+
+    def __init__(self, config: ConfigDict):
+        super().__init__(config)
+        self.low, self.high = range_of(config.task.range)
+        self.scaling = config.task.label_scaling
+
+    def signature(self) -> dict[str, Any]:
+        # As text: infinities are no JSON.
+        return {**super().signature(), "range": f"{self.low},{self.high}", "scaling": self.scaling}
+
+    def numbers(self, rows: Rows) -> np.ndarray:
+        """float64 (N,)."""
+        values = enumerate(rows.column(self.label))
+        return np.asarray(
+            [number_in(rows, self.label, i, v, self.low, self.high) for i, v in values]
+        )
+
+    def fit(self, rows: Rows) -> dict[str, Any]:
+        numbers = self.numbers(rows)
+        if (numbers == numbers[0]).all():
+            raise InputError(
+                f"{rows.origin}: column {self.label!r} has one value only ({numbers[0]:g})"
+            )
+        if self.scaling == "none":
+            return {"mean": 0.0, "scale": 1.0}
+        return {"mean": float(numbers.mean()), "scale": float(numbers.std())}
+
+    def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """label, in its own unit, and target, in the model's: float32 (N,)."""
+        numbers = self.numbers(rows)
+        target = (numbers - fitted["mean"]) / fitted["scale"]
+        return {"label": numbers.astype(np.float32), "target": target.astype(np.float32)}
+
+    def head(self, fitted: Mapping[str, Any]) -> partial:
+        return partial(SequenceHead, 1)
+
+    def loss(
+        self, outputs: Outputs, batch: Batch
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """(sum over examples of the squared error in the model's unit, their number, {})."""
+        error, weight = outputs["logits"][:, 0] - batch["target"], batch["weight"]
+        return jnp.sum(jnp.square(error) * weight), jnp.sum(weight), {}
+
+    def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """value float32 (B,), in the model's unit."""
+        return {"value": outputs["logits"][:, 0]}
+
+    def values(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> np.ndarray:
+        """float64 (N,): predictions in the label's unit."""
+        fitted = data.fitted
+        return predicted["value"].astype(np.float64) * fitted["scale"] + fitted["mean"]
+
+    def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
+        return number_scores(np.asarray(data.fields["label"]), self.values(predicted, data))
+
+    def label_of(self, data: Encoded, i: int) -> float:
+        return shortest(data.fields["label"][i])
+
+    def guess_of(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
+    ) -> dict[str, Any]:
+        value = self.values({"value": predicted["value"][i : i + 1]}, data)[0]
+        return {"prediction": round(float(value), 6)}
+
+    def sentence(self, answer: Mapping[str, Any]) -> str:
+        """An answer in a line, for the terminal."""
+        return (
+            f"{answer['prediction']:.2f} (label {answer.get('label', '-')}): {self.shown(answer)}"
+        )
+
+
+def shortest(value: np.float32) -> float:
+    """A float32 as the shortest decimal that stands for it: 3.8, not 3.799999952316284."""
+    return float(str(np.float32(value)))
+
+
+def number_scores(labels: np.ndarray, values: np.ndarray) -> dict[str, float]:
+    """Pearson and Spearman correlation, RMSE and MAE, over the whole set."""
+    return {
+        "pearson": metrics.pearson(labels, values),
+        "spearman": metrics.spearman(labels, values),
+        "rmse": metrics.rmse(labels, values),
+        "mae": metrics.mae(labels, values),
+    }
