@@ -70,8 +70,13 @@ def _masked(dense: str, norm: str, bias: str) -> Table:
 
 
 _ONE = {
-    "token": (("top/classifier/", "classifier."),),
-    "span": (("top/classifier/", "qa_outputs."),),
+    "token": (
+        ("top/classifier/", "classifier."),
+        ("top/crf_start", "crf.start"),  # no name of theirs: they read the logits and leave these
+        ("top/crf_steps", "crf.steps"),
+        ("top/crf_end", "crf.end"),
+    ),
+    "span": (("top/qa_outputs/", "qa_outputs."),),
     "embedding": (),
 }
 
@@ -171,7 +176,7 @@ LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "w
 IGNORED = re.compile(
     r"embeddings\.(position|token_type)_ids$|pooler\.|cls\.|lm_head\.|classifier\.|qa_outputs\.|"
     r"pre_classifier\.|vocab_(transform|layer_norm|projector)\.|sequence_summary\.|"
-    r"generator_(predictions|lm_head)\.|discriminator_predictions\."
+    r"crf\.|generator_(predictions|lm_head)\.|discriminator_predictions\."
 )
 
 
@@ -241,7 +246,7 @@ def config_json(
             out[key] = getattr(config, field.name)
     if "embedding_size" in out:
         out["embedding_size"] = config.embedding_size or config.hidden_size
-    names = list(labels) or [f"LABEL_{i}" for i in range(outputs)]
+    names = list(labels) if len(labels) == outputs else [f"LABEL_{i}" for i in range(outputs)]
     if names:
         out["id2label"] = {str(i): name for i, name in enumerate(names)}
         out["label2id"] = {name: i for i, name in enumerate(names)}
