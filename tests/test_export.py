@@ -53,7 +53,7 @@ def test_card_says_scores_with_n_and_how_it_was_trained(exported, trained, world
     assert f"| test/accuracy | {score:.4f} | 45 |" in text
     for said in (
         f"| train | `files:{world.train}` |",
-        "`train.learning_rate=0.01`",
+        "`train.batch_size=8`",
         "`data.max_length=32`",
         "6 steps, seed 0",
         f"commit {result['git_commit'].rstrip('+')}",

@@ -210,7 +210,7 @@ def key_of(family: str, field: str) -> str | None:
 
 def encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
     """The encoder of a config.json. Raises ValueError for one that is not of BERT's shape."""
-    family = raw.get("model_type")
+    family: Any = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"model_type is {family!r}; accepted: {', '.join(map(repr, FAMILIES))}")
     fields: dict[str, Any] = {"family": family}

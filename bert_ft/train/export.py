@@ -64,7 +64,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         system.tokenizer.save_pretrained(scratch)
         if kind == "embedding":
             card.write_sentence_transformer(scratch, system)
-        compared = {
+        compared: dict[str, Any] = {
             "rows": len(rows),
             "of": f"data.{name}",
             "largest_difference": compare(system, params, rows, scratch),
