@@ -18,7 +18,7 @@ data.encode
 data.batches
 models.ops
 models.bert
-models.heads
+models.heads models.families
 models.hf
 evals.answers
 evals.report
@@ -30,7 +30,8 @@ train.checkpoint
 train.step
 train.system train.evaluate
 train.start train.record
-train.finish
+train.finish train.card
+train.export
 train.loop
 main
 """

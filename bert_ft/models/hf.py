@@ -20,6 +20,14 @@ from bert_ft.models import families
 from bert_ft.models.bert import EncoderConfig
 
 
+def hf_name(path: str, family: str = "bert", kind: str = "sequence") -> str:
+    """A parameter's name in a file without the model's prefix. Raises KeyError where it has none."""
+    name = families.name(path, family, kind)
+    if name is None:
+        raise KeyError(path)
+    return name.lstrip(".")
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{'encoder/norm/scale': leaf, …} of a nested dict, sorted by path."""
     out: dict[str, Any] = {}
@@ -199,11 +207,11 @@ def load(
     same shape, is used, its outputs put into the order of `labels` (see `_label_order`); else, and
     with `new_head`, it is new, and `say` is told why.
     """
-    raw = _read_json(path)
+    tensors, raw = read_tensors(path), _read_json(path)
     family = raw["model_type"]
     prefix, made_for = families.FAMILIES[family].prefix, (raw.get("architectures") or [""])[0]
     other_task = bool(made_for and kind) and made_for != families.architecture(family, kind)
-    theirs = {_canonical(k, prefix): v for k, v in read_tensors(path).items()}
+    theirs = {_canonical(k, prefix): v for k, v in tensors.items()}
     found, new, why = {}, [], set[str]()
     for ours, leaf in flatten(wanted).items():
         name = families.name(ours, family, kind)
