@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from bert_ft import config as knobs
+from bert_ft.checks import check
 from bert_ft.errors import InputError
 
 
@@ -54,7 +55,7 @@ def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[Config
         raise InputError(f"{path}: get_config returns {config.value!r}, not a ConfigDict")
     if not workdir.value:
         raise InputError("--workdir is missing; give a directory for the run, as --workdir=runs/a")
-    knobs.check(config.value, mode.value)
+    check(config.value, mode.value)
     return config.value, Path(workdir.value).expanduser().absolute()
 
 

@@ -15,6 +15,7 @@ MODES = {
     "train": "train, or go on from the workdir's last checkpoint; then score, record and report",
     "eval": "score a trained workdir again on data.dev and data.test",
     "predict": "label the rows of --config.predict.input=FILE.jsonl, one JSON line a row",
+    "export": "write --config.export.to=DIR as transformers loads it, once its outputs agree",
 }
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="a config file")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run keeps everything")
@@ -32,9 +33,10 @@ def main(argv: list[str]) -> int:
             from bert_ft.train.loop import run
 
             return run(config, workdir, STARTED)
-        from bert_ft.train import finish
+        from bert_ft.train import export, finish
 
-        (finish.evaluate if MODE.value == "eval" else finish.predict)(config, workdir)
+        others = {"eval": finish.evaluate, "predict": finish.predict, "export": export.export}
+        others[MODE.value](config, workdir)
         return errors.EXIT_DONE
     except errors.InputError as e:
         print(f"error: {e}", file=sys.stderr)

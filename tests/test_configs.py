@@ -1,4 +1,4 @@
-"""Every file in configs/, with every variant it names, builds, passes its check, shows its command."""
+"""Every file in configs/, with every variant it names, builds, passes, shows its command."""
 
 import importlib.util
 import inspect
@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from bert_ft import config
+from bert_ft.checks import check
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
 
@@ -42,7 +43,7 @@ def test_a_config_builds_and_passes_its_check(path):
     assert names[0] == ""
     for name in names:
         made = load(path).get_config(name) if name else load(path).get_config()
-        config.check(made)
+        check(made)
         assert config.flat(made) != config.flat(config.default())
 
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 
 from bert_ft import config
+from bert_ft.checks import check
 from bert_ft.data.sources import open_source
 from bert_ft.tasks.registry import make_task
 
@@ -39,7 +40,7 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
 def test_every_variant_is_valid(name, variant):
     c = get_config(name, variant)
-    config.check(c)
+    check(c)
     task = make_task(c)
     assert all(task.columns())
 
@@ -85,4 +86,4 @@ def test_settings_that_cannot_work(changes, words):
     c.data.train, c.model.tokenizer = "files:x.csv", "vocab.txt"
     c.update_from_flattened_dict(changes)
     with pytest.raises(config.InputError, match=words):
-        config.check(c)
+        check(c)

@@ -214,7 +214,7 @@ def test_the_sizes_are_read(tmp_path, tensors):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"model_type": "roberta"}, ["'roberta'", "accepted: 'bert'"]),
+        ({"model_type": "gpt2"}, ["'gpt2'", "accepted: 'bert', 'roberta'"]),
         ({"hidden_act": "relu"}, ["'relu'", "'gelu'"]),
         ({"position_embedding_type": "relative_key"}, ["'relative_key'", "'absolute'"]),
     ],

@@ -10,19 +10,22 @@ from conftest import ROOT
 LAYERS = """
 errors
 config evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-command_line evals.plots
+checks evals.plots evals.entities evals.squad data.words data.texts data.windows
+command_line
 data.annotated data.hubs
 data.formats
 data.sources
 data.encode
 data.batches
-models.ops
+models.ops models.crf
 models.bert
-models.heads
+models.heads models.families models.lstm
 models.hf
 evals.answers
 evals.report
-tasks.classification
+tasks.schemes tasks.sequence
+tasks.tagged tasks.classification tasks.regression
+tasks.tagging tasks.span tasks.multilabel tasks.ordinal
 tasks.registry
 train.sharding train.optim train.refuse train.sinks train.quiet train.progress
 train.store train.writer
@@ -30,13 +33,14 @@ train.checkpoint
 train.step
 train.system train.evaluate
 train.start train.record
-train.finish
+train.finish train.card
+train.export
 train.loop
 main
 """
 RANK = {name: i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 # The input pipeline and the record of a run work where JAX does not.
-WITHOUT_JAX = ("errors", "config", "command_line", "data.", "evals.", "main")
+WITHOUT_JAX = ("errors", "config", "checks", "command_line", "data.", "evals.", "main")
 LONGEST = 320
 
 

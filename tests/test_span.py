@@ -15,7 +15,7 @@ from small import SIZES, config, encoded, init
 from test_parity import REFERENCE, TOLERANCE, given, joined_batch, padded_batch
 from test_squad import official
 
-from bert_ft.config import check
+from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan, EvalPlan
 from bert_ft.data.encode import encode
 from bert_ft.data.sources import Rows, open_source

@@ -36,6 +36,17 @@ class EncoderConfig:
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
     pooler: bool = True
+    # What sets BERT's relatives apart; models/families.py knows which has what.
+    family: str = "bert"  # model_type in config.json
+    embedding_size: int = 0  # width of the three tables; 0 is hidden_size (ELECTRA has less)
+    position_offset: int = 0  # the row of the position table for position 0 (RoBERTa: 2)
+    pad_token_id: int = 0  # kept for config.json; nothing here reads it
+    head_activation: str = "tanh"  # between the two layers of the sequence head
+
+    @property
+    def positions(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.max_position_embeddings - self.position_offset
 
     def encoder(self, dtype: jnp.dtype) -> nn.Module:
         """The encoder of these sizes, called as (batch, noise, first_only=…)."""
@@ -172,15 +183,20 @@ class Encoder(nn.Module):
         (R, E, H): the last layer then computes nothing that no head will read."""
         c = self.config
         std = c.initializer_range
-        word = Embed(c.vocab_size, c.hidden_size, std, name="word")(batch["tokens"])
-        place = Embed(c.max_position_embeddings, c.hidden_size, std, name="position")(
-            batch["positions"]
+        width = c.embedding_size or c.hidden_size
+        x = Embed(c.vocab_size, width, std, name="word")(batch["tokens"])
+        x += Embed(c.max_position_embeddings, width, std, name="position")(
+            batch["positions"] + c.position_offset
         )
-        kind = Embed(c.type_vocab_size, c.hidden_size, std, name="type")(batch["types"])
-        x = LayerNorm(c.layer_norm_eps, name="norm")(word + place + kind)
+        if c.type_vocab_size:  # a table of one row gives both texts of a pair the same
+            types = jnp.minimum(batch["types"], c.type_vocab_size - 1)
+            x += Embed(c.type_vocab_size, width, std, name="type")(types)
+        x = LayerNorm(c.layer_norm_eps, name="norm")(x)
         if noise:
             x = noise.hidden(x, 0)
         x = x.astype(self.dtype)
+        if width != c.hidden_size:
+            x = Dense(c.hidden_size, self.dtype, std, name="project")(x)
         for i in range(c.num_hidden_layers):
             slots = batch["slots"] if first_only and i == c.num_hidden_layers - 1 else None
             x = Layer(c, self.dtype, name=f"layer_{i}")(x, batch, noise, 1 + 3 * i, slots)

@@ -1,4 +1,9 @@
-"""Heads on the encoder, and the model that joins the two."""
+"""Heads on the encoder, and the model that joins the two.
+
+A head says by `first_only` that it reads no token but the first of each sequence, and by `kind`
+which row of models/families.py gives its architecture and its tensors in the Hugging Face format
+('' or none where it has no such form).
+"""
 
 from __future__ import annotations
 
@@ -9,24 +14,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_ft.models import ops
 from bert_ft.models.bert import Batch, Dense, Noise, make_noise
 
 Outputs = dict[str, jax.Array]
 MASKED = -1e30  # a logit of what is no choice; the sum of two is still finite
+_ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": ops.gelu}
 
 
 def pooled_first(
     hidden: jax.Array, batch: Batch, noise: Noise | None, config: Any, dtype: jnp.dtype
 ) -> jax.Array:
-    """float32 (B, H) of (R, E, H): each example's first token behind the pooler (dense, tanh) and
-    dropout, as BERT has it (Devlin et al. 2019, 3.2 and A.2); without the pooler where the config
+    """float32 (B * pieces, H) of (R, E, H): each sequence's first token behind the pooler (dense,
+    tanh) and dropout, as BERT has it (Devlin et al. 2019, 3.2 and A.2); without the pooler where the config
     has none. To be called within a head, whose parameters 'pooler/' then are."""
     pooled_BxH = hidden.reshape(-1, hidden.shape[-1])[batch["example_slot"]]
     if config.pooler:
         dense = Dense(hidden.shape[-1], dtype, config.initializer_range, name="pooler")
-        pooled_BxH = jnp.tanh(dense(pooled_BxH))
+        pooled_BxH = _ACTIVATIONS[config.head_activation](dense(pooled_BxH))
     if noise:
-        pooled_BxH = noise.hidden(pooled_BxH, -1, batch["ordinal"])
+        pooled_BxH = noise.hidden(pooled_BxH, -1, sequence_ids(batch))
     return pooled_BxH.astype(jnp.float32)
 
 
@@ -40,6 +47,7 @@ class SequenceHead(nn.Module):
     dtype: jnp.dtype
     class_weights: tuple[float, ...] = ()
     first_only = True  # reads no other token's last hidden state
+    kind = "sequence"
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
@@ -105,6 +113,7 @@ class TokenHead(nn.Module):
     config: Any
     dtype: jnp.dtype
     first_only = False
+    kind = "token"
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
@@ -128,6 +137,7 @@ class SpanHead(nn.Module):
     config: Any
     dtype: jnp.dtype
     first_only = False
+    kind = "span"
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
@@ -139,6 +149,60 @@ class SpanHead(nn.Module):
         own_BxSx1 = (at < batch["example_length"][:, None])[..., None]
         of_example_BxSx2 = jnp.where(own_BxSx1, logits[where_BxS], MASKED)
         return {"start": of_example_BxSx2[..., 0], "end": of_example_BxSx2[..., 1]}
+
+
+class ChoiceHead(SequenceHead):
+    """One logit for each of an example's `pieces` sequences, from the same two layers (`classes` is
+    1): the choices of BertForMultipleChoice. Gives {'logits': float32 (B, pieces)}."""
+
+    first_only = True
+    kind = "choice"
+
+    def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
+        logits = super().__call__(hidden, batch, noise)["logits"]
+        return {"logits": logits.reshape(batch["ordinal"].shape[0], -1)}
+
+
+class EmbeddingHead(nn.Module):
+    """A unit vector for each sequence: the mean of its tokens' last hidden states, special tokens
+    included, or the first one's (`pooling` 'mean' or 'cls'), divided by its Euclidean norm, as
+    sentence-transformers has it (Reimers & Gurevych 2019, 3). It has no parameters.
+    Gives {'embedding': float32 (B * pieces, H)}."""
+
+    pooling: str
+    config: Any
+    dtype: jnp.dtype
+    kind = "embedding"
+
+    @property
+    def first_only(self) -> bool:
+        return self.pooling == "cls"
+
+    def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
+        x_RxQxH = hidden.astype(jnp.float32)
+        if self.pooling == "mean":
+            segments = batch["segments"]
+            first_RxE = jnp.take_along_axis(segments, batch["slots"], axis=1)
+            own_RxExS = (first_RxE[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None]
+            own_RxExS = own_RxExS.astype(jnp.float32)
+            # At full precision: a TPU would take bfloat16 products otherwise.
+            total = jnp.einsum("res,rsh->reh", own_RxExS, x_RxQxH, precision="highest")
+            x_RxQxH = total / jnp.maximum(jnp.sum(own_RxExS, axis=2, keepdims=True), 1.0)
+        x = x_RxQxH.reshape(-1, x_RxQxH.shape[-1])[batch["example_slot"]]
+        squared = jnp.sum(x * x, axis=-1, keepdims=True)
+        return {"embedding": x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))}
+
+
+def sequence_ids(batch: Batch) -> jax.Array:
+    """int32 (B * pieces,): the segment number of every sequence, by which dropout is drawn."""
+    ordinal = batch["ordinal"]
+    pieces = batch["example_slot"].shape[0] // ordinal.shape[0]
+    return (ordinal[:, None] + jnp.arange(pieces)).reshape(-1)
+
+
+def kind_of(head: Any) -> str:
+    """The `kind` of a head's class, or of a partial of it; '' where it has none."""
+    return getattr(getattr(head, "func", head), "kind", "")
 
 
 class Model(nn.Module):

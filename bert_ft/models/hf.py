@@ -1,15 +1,14 @@
-"""Hugging Face directories <-> params: safetensors by one table of names, both ways.
+"""Hugging Face directories <-> params: safetensors by the tables of families.py, both ways.
 
-A directory holds config.json, model.safetensors (or shards with an index, or pytorch_model.bin
+A directory holds config.json, model.safetensors (or shards with an index, or pytorch_model.bin,
 where torch is installed) and tokenizer files.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +16,16 @@ import numpy as np
 
 from bert_ft.data import wheels
 from bert_ft.errors import InputError
+from bert_ft.models import families
 from bert_ft.models.bert import EncoderConfig
 
-# (path in params, name in the file); {} is a layer's number. 'kernel' is the transpose of 'weight'.
-_LAYER = "encoder.layer.{}."
-TABLE: tuple[tuple[str, str], ...] = (
-    ("encoder/word/embedding", "embeddings.word_embeddings.weight"),
-    ("encoder/position/embedding", "embeddings.position_embeddings.weight"),
-    ("encoder/type/embedding", "embeddings.token_type_embeddings.weight"),
-    ("encoder/norm/", "embeddings.LayerNorm."),
-    ("encoder/layer_{}/attention/query/", _LAYER + "attention.self.query."),
-    ("encoder/layer_{}/attention/key/", _LAYER + "attention.self.key."),
-    ("encoder/layer_{}/attention/value/", _LAYER + "attention.self.value."),
-    ("encoder/layer_{}/attention/output/", _LAYER + "attention.output.dense."),
-    ("encoder/layer_{}/attention/norm/", _LAYER + "attention.output.LayerNorm."),
-    ("encoder/layer_{}/up/", _LAYER + "intermediate.dense."),
-    ("encoder/layer_{}/down/", _LAYER + "output.dense."),
-    ("encoder/layer_{}/norm/", _LAYER + "output.LayerNorm."),
-    ("top/pooler/", "pooler.dense."),
-    ("top/classifier/", "classifier."),
-    ("top/crf_start", "crf.start"),  # no convention of theirs: scores divided by task.crf_rate
-    ("top/crf_steps", "crf.steps"),
-    ("top/crf_end", "crf.end"),
-    ("top/qa_outputs/", "qa_outputs."),
-)
-LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
-# What a checkpoint may hold beyond the table: buffers, and the heads of other tasks.
-_IGNORED = re.compile(r"embeddings\.position_ids|cls\.|classifier\.|crf\.|qa_outputs\.|pooler\.")
 
-
-def hf_name(path: str) -> str:
-    """'encoder/layer_3/up/kernel' -> 'encoder.layer.3.intermediate.dense.weight'."""
-    layer = re.search(r"layer_(\d+)", path)
-    number = layer.group(1) if layer else ""
-    for ours, theirs in TABLE:
-        ours, theirs = ours.replace("{}", number), theirs.replace("{}", number)
-        if path == ours:
-            return theirs
-        if ours.endswith("/") and path.startswith(ours):
-            return theirs + LEAVES[path[len(ours) :]]
-    raise KeyError(path)
+def hf_name(path: str, family: str = "bert", kind: str = "sequence") -> str:
+    """A parameter's name in a file, without the model's prefix. KeyError where it has none."""
+    name = families.name(path, family, kind)
+    if name is None:
+        raise KeyError(path)
+    return name.lstrip(".")
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -90,7 +59,11 @@ def directory(uri: str, cache_dir: Path) -> Path:
         name, _, revision = uri[len("hf:") :].partition("@")
         files = ["*.json", "*.safetensors", "vocab.txt", "*.model", "merges.txt"]
         try:
-            return Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
+            at = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
+            if not any(at.glob("*.safetensors")):
+                files = ["pytorch_model*.bin"]
+                snapshot_download(name, revision=revision or None, allow_patterns=files)
+            return at
         except Exception as e:
             first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise InputError(
@@ -104,24 +77,22 @@ def directory(uri: str, cache_dir: Path) -> Path:
     return path
 
 
-def read_config(path: Path) -> EncoderConfig:
-    """The encoder's sizes from config.json. Raises InputError for a model not of BERT's shape."""
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as e:
         raise InputError(f"{path / 'config.json'}: {e}") from e
     if not isinstance(raw, dict):
         raise InputError(f"{path / 'config.json'}: a JSON {type(raw).__name__}, not an object")
-    kind, act = raw.get("model_type"), raw.get("hidden_act", "gelu")
-    if kind != "bert":
-        raise InputError(f"{path / 'config.json'}: model_type is {kind!r}; accepted: 'bert'")
-    if act != "gelu" or raw.get("position_embedding_type", "absolute") != "absolute":
-        raise InputError(
-            f"{path / 'config.json'}: hidden_act {act!r}, position_embedding_type "
-            f"{raw.get('position_embedding_type')!r}; accepted: 'gelu', 'absolute'"
-        )
-    names = {f.name for f in dataclasses.fields(EncoderConfig)}
-    return EncoderConfig(**{k: v for k, v in raw.items() if k in names})
+    return raw
+
+
+def read_config(path: Path) -> EncoderConfig:
+    """The encoder's sizes from config.json. Raises InputError for a model not of BERT's shape."""
+    try:
+        return families.encoder_config(_read_json(path))
+    except ValueError as e:
+        raise InputError(f"{path / 'config.json'}: {e}") from None
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -130,8 +101,9 @@ def load_tokenizer(path: Path) -> Any:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    # Without either file transformers 5 makes an empty tokenizer, to which every word is unknown.
-    if not (path.is_file() or any((path / f).is_file() for f in ("tokenizer.json", "vocab.txt"))):
+    # Without any of them transformers 5 makes an empty tokenizer, to which every word is unknown.
+    files = ("tokenizer.json", "vocab.txt", "vocab.json")
+    if not (path.is_file() or any((path / f).is_file() for f in files)):
         raise InputError(f"{path}: no tokenizer there; expected: tokenizer.json or vocab.txt")
     try:
         if path.is_file():
@@ -165,26 +137,28 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
                     f"{file}: not a whole safetensors file ({e}); fetch it again"
                 ) from e
         return tensors
-    if (path / "pytorch_model.bin").is_file():
+    if files := sorted(path.glob("pytorch_model*.bin")):
         try:
             import torch
         except ImportError as e:
             raise InputError(
                 f"{path}: pytorch_model.bin needs torch: pip install 'bert_ft[torch]'"
             ) from e
-        file = path / "pytorch_model.bin"
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as e:  # torch says a damaged file and a refused pickle in many types
-            said = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise InputError(f"{file}: can't be read as weights only: {said}") from e
-        return {k: v.float().numpy() for k, v in state.items()}
+        tensors = {}
+        for file in files:
+            try:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            except Exception as e:  # torch says a damaged file and a refused pickle in many types
+                said = (str(e).strip().splitlines() or [type(e).__name__])[0]
+                raise InputError(f"{file}: can't be read as weights only: {said}") from e
+            tensors.update({k: v.float().numpy() for k, v in state.items()})
+        return tensors
     raise InputError(f"{path}: neither *.safetensors nor pytorch_model.bin there")
 
 
-def _canonical(name: str) -> str:
+def _canonical(name: str, prefix: str) -> str:
     """Without the model's prefix, and with the names that early checkpoints gave LayerNorm."""
-    name = re.sub(r"^bert\.", "", name)
+    name = name.removeprefix(prefix + ".")
     return re.sub(
         r"LayerNorm\.(gamma|beta)$",
         lambda m: f"LayerNorm.{dict(gamma='weight', beta='bias')[m[1]]}",
@@ -192,32 +166,116 @@ def _canonical(name: str) -> str:
     )
 
 
-def load(path: Path, wanted: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(flat float32 params found in the directory, paths of the head that it lacks).
+def label_names(fitted: Mapping[str, Any]) -> list[list[str]]:
+    """What a task calls its outputs, by its fitted 'names' and 'labels', those shown first."""
+    lists = [fitted[key] for key in ("names", "labels") if fitted.get(key)]
+    return [list(names) for names in lists if all(isinstance(n, str) for n in names)]
+
+
+def _label_order(
+    path: Path, raw: Mapping[str, Any], names: Sequence[Sequence[str]]
+) -> list[int] | None:
+    """Which of the checkpoint's outputs is each of our labels; None where they stand as ours do or
+    have no names. `names`: what our labels are called, one list or several that will do. Raises
+    InputError where they are other labels."""
+    theirs = [str(v) for _, v in sorted(raw.get("id2label", {}).items(), key=lambda x: int(x[0]))]
+    if not names or not theirs or theirs == [f"LABEL_{i}" for i in range(len(theirs))]:
+        return None
+    for ours in names:
+        if sorted(ours) == sorted(theirs) and len(set(theirs)) == len(theirs):
+            return None if list(ours) == theirs else [theirs.index(label) for label in ours]
+    ours = names[0]
+    raise InputError(
+        f"{path}: its labels are {', '.join(map(repr, theirs[:20]))}; the data's "
+        f"{', '.join(map(repr, ours[:20]))}: give them its names by config.task.label_names, or "
+        "set config.model.head=new"
+    )
+
+
+def load(
+    path: Path,
+    wanted: Mapping[str, Any],
+    kind: str = "sequence",
+    labels: Sequence[Sequence[str]] = (),
+    new_head: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(flat float32 params found in the directory, paths of the head that are new).
 
     `wanted` is the model's tree of shapes. Raises InputError on encoder tensors that are missing,
-    unused or of another shape; a task head may be missing or of another shape, and is then new.
+    unused or of another shape. A head that the directory has for the same task (`kind`), in the
+    same shape, is used, its outputs put into the order of `labels` (see `_label_order`); else, and
+    with `new_head`, it is new, and `say` is told why.
     """
-    theirs = {_canonical(k): v for k, v in read_tensors(path).items()}
-    found, new = {}, []
+    tensors, raw = read_tensors(path), _read_json(path)
+    family = raw["model_type"]
+    prefix, made_for = families.FAMILIES[family].prefix, (raw.get("architectures") or [""])[0]
+    other_task = bool(made_for and kind) and made_for != families.architecture(family, kind)
+    theirs = {_canonical(k, prefix): v for k, v in tensors.items()}
+    found, new, why = {}, [], set[str]()
     for ours, leaf in flatten(wanted).items():
-        array = theirs.pop(hf_name(ours), None)
+        name = families.name(ours, family, kind)
+        array = theirs.pop(name.lstrip("."), None) if name else None
         if array is not None and ours.endswith("/kernel"):
             array = array.T
+        if ours.startswith("top/") and array is not None:
+            if other_task and not str(name).startswith("."):
+                why.add(f"its {made_for} head is for another task")
+                array = None
+            elif new_head and not str(name).startswith("."):
+                array = None
+            elif array.shape != leaf.shape:
+                why.add(f"its {name} has shape {array.shape}, ours {leaf.shape}")
+                array = None
         if array is not None and array.shape == leaf.shape:
             found[ours] = np.ascontiguousarray(array, np.float32)
         elif ours.startswith("top/"):
             new.append(ours)
         elif array is None:
-            raise InputError(f"{path}: has no tensor {hf_name(ours)!r} (our {ours})")
+            raise InputError(f"{path}: has no tensor {str(name).lstrip('.')!r} (our {ours})")
         else:
             raise InputError(
-                f"{path}: {hf_name(ours)} has shape {array.shape}; config.json implies {leaf.shape}"
+                f"{path}: {str(name).lstrip('.')} has shape {array.shape}; "
+                f"config.json implies {leaf.shape}"
             )
-    unused = sorted(k for k in theirs if not _IGNORED.match(k))
+    unused = sorted(k for k in theirs if not families.IGNORED.match(k))
     if unused:
         raise InputError(
             f"{path}: {len(unused)} tensors that this encoder has no place for: "
             f"{', '.join(unused[:5])}"
         )
+    for reason in sorted(why):
+        say(f"head: {path}: {reason}; a new one is made")
+    if "top/classifier/kernel" in found:
+        order = _label_order(path, raw, labels)
+        for ours in ("top/classifier/kernel", "top/classifier/bias") if order else ():
+            found[ours] = np.ascontiguousarray(found[ours][..., order])
+        how = f"its {len(order)} labels put into our order" if order else "as it is"
+        say(f"head: that of {path}, {how}")
     return found, new
+
+
+def save(
+    path: Path,
+    config: EncoderConfig,
+    params: Mapping[str, Any],
+    kind: str,
+    labels: Sequence[str] = (),
+) -> None:
+    """Writes model.safetensors and config.json as the architecture's save_pretrained does. `params`
+    is the model's tree of NumPy arrays. Raises InputError for a head that has no such form."""
+    from safetensors.numpy import save_file
+
+    prefix = "" if kind == "embedding" else families.FAMILIES[config.family].prefix
+    flat, tensors = flatten(params), {}
+    for ours, value in flat.items():
+        name = families.name(ours, config.family, kind) if kind else None
+        if name is None:
+            raise InputError(f"a head with {ours} has no form in transformers: no export")
+        array = np.asarray(value, np.float32)
+        name = (prefix + name).lstrip(".") if name.startswith(".") else name
+        tensors[name] = np.ascontiguousarray(array.T if ours.endswith("/kernel") else array)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    outputs = flat.get("top/classifier/bias", np.zeros(0)).shape[0]
+    about = families.config_json(config, kind, labels, outputs) | {"dtype": "float32"}
+    (path / "config.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from bert_ft.config import fixed
 from bert_ft.errors import InputError
 from bert_ft.models import hf
+from bert_ft.models.heads import kind_of
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.sharding import replicated, shardings
 from bert_ft.train.step import TrainState
@@ -45,7 +46,14 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
     wanted = hf.flatten(system.abstract_params)
     found: dict[str, np.ndarray] = {}
     if system.pretrained and system.config.model.pretrained:
-        found, new = hf.load(system.pretrained, system.abstract_params)
+        found, new = hf.load(
+            system.pretrained,
+            system.abstract_params,
+            kind_of(system.model.head),
+            hf.label_names(system.fitted),
+            system.config.model.head == "new",
+            say,
+        )
         count = sum(v.size for v in found.values())
         say(
             f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; "

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
-from bert_ft.models import hf
+from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
@@ -137,10 +137,10 @@ def assemble(
             f"the tokenizer has {len(tokenizer)} tokens, the model's table {encoder.vocab_size}; "
             "set config.model.tokenizer to the checkpoint's own"
         )
-    if config.data.max_length > encoder.max_position_embeddings:
+    if config.data.max_length > encoder.positions:
         raise InputError(
             f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
-            f"{encoder.max_position_embeddings} positions"
+            f"{encoder.positions} positions"
         )
     made: dict[str, Encoded] = {}
     for name in sets:
@@ -175,8 +175,11 @@ def save_model_files(system: System, workdir: Path) -> None:
     into = workdir / "model"
     into.mkdir(parents=True, exist_ok=True)
     system.tokenizer.save_pretrained(into)
-    kind = system.config.model.kind
-    sizes = {"model_type": kind, "hidden_act": "gelu", **dataclasses.asdict(system.encoder)}
+    sizes = (
+        families.config_json(system.encoder)
+        if isinstance(system.encoder, EncoderConfig)
+        else {"model_type": system.config.model.kind, **dataclasses.asdict(system.encoder)}
+    )
     (into / "config.json").write_text(json.dumps(sizes, indent=1))
     about = {
         "fitted": dict(system.fitted),

@@ -1,0 +1,140 @@
+"""What stands beside an exported model: its card, and the files of sentence-transformers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bert_ft.config import FREE, flat
+from bert_ft.models import families
+from bert_ft.train.system import System
+
+_PIPELINES = {
+    "sequence": "text-classification",
+    "token": "token-classification",
+    "span": "question-answering",
+    "masked": "fill-mask",
+    "choice": "multiple-choice",
+    "embedding": "sentence-similarity",
+}
+_LOADED = """```python
+from transformers import AutoTokenizer, {architecture}
+
+tokenizer = AutoTokenizer.from_pretrained("{directory}")
+model = {architecture}.from_pretrained("{directory}")
+```"""
+
+
+def model_card(
+    system: System,
+    kind: str,
+    about: Mapping[str, Any],
+    scores: Mapping[str, Mapping[str, Any]] | None,
+    usual: ConfigDict,
+) -> str:
+    """README.md: how to load it, its scores with their n, how it was trained and compared. `about`
+    is export.json's object; `scores` the 'eval' of result.json, None where they are not of these
+    parameters; `usual` the default config, from which overrides are told."""
+    config, defaults = about["config"], flat(usual)
+    architecture = families.architecture(system.encoder.family, kind)
+    changed = {
+        k: v for k, v in config.items() if v != defaults[k] and not k.startswith((*FREE, "data."))
+    }
+    data = {k: config[f"data.{k}"] for k in ("train", "dev", "test") if config[f"data.{k}"]}
+    settings = {
+        k: v
+        for k, v in config.items()
+        if k.startswith("data.") and k.split(".")[1] not in data and v != defaults[k]
+    }
+    compared = about["compared"]
+    gaps = ", ".join(f"{who} {gap:.1e}" for who, gap in compared["largest_difference"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v)
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {_PIPELINES[kind]}",
+        "tags: [bert_ft]",
+        "---",
+        "",
+        f"# {architecture}: {config['task.name']}",
+        "",
+        f"Fine-tuned with bert_ft from {_code(config['model.pretrained'] or 'scratch')}; "
+        f"texts are cut at {config['data.max_length']} tokens.",
+        "",
+        _LOADED.format(architecture=architecture, directory=Path(config["export.to"]).name),
+        "",
+        "## Scores",
+        "",
+        *_score_lines(scores),
+        "",
+        "## Training",
+        "",
+        f"{about['step']:,} steps, seed {config['train.seed']}.",
+        "",
+        "| data | |",
+        "|---|---|",
+        *(f"| {name} | {_code(uri)} |" for name, uri in data.items()),
+        "",
+        "Settings that are not the defaults:",
+        "",
+        *(f"- `{k}={_shown(v)}`" for k, v in sorted({**changed, **settings}.items())),
+        "",
+        f"Code: commit {about['git_commit'] or 'unknown'}. Versions: {versions}.",
+        "",
+        "## The same outputs",
+        "",
+        "Before this directory was put in place it was read back and its outputs compared with "
+        f"the trained model's on {compared['rows']} rows of `{compared['of']}`. Largest absolute "
+        f"difference: {gaps}.",
+        "",
+        f"SHA-256 of the parameters: `{about['params_sha256']}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _score_lines(scores: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
+    if not scores:
+        return ["None is recorded of these parameters."]
+    rows = []
+    for name, score in scores.items():
+        spread = f" ± {score['std']:.4f}" if len(score["per_trial"]) > 1 else ""
+        rows.append(f"| {name} | {score['mean']:.4f}{spread} | {score['n_examples']:,} |")
+    return ["| set/metric | value | n |", "|---|---|---|", *rows]
+
+
+def _code(text: str) -> str:
+    return f"`{text.replace('|', chr(92) + '|')}`"
+
+
+def _shown(value: Any) -> str:
+    return shlex.quote(value) if isinstance(value, str) else str(value)
+
+
+def write_sentence_transformer(path: Path, system: System) -> None:
+    """The files by which sentence-transformers knows how vectors are pooled and normalised."""
+    pooling = system.model.head(system.encoder, jnp.float32).pooling
+    package = "sentence_transformers.models."
+    modules = [
+        {"idx": i, "name": str(i), "path": at, "type": package + kind}
+        for i, (at, kind) in enumerate(
+            (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+        )
+    ]
+    pooled = {
+        "word_embedding_dimension": system.encoder.hidden_size,
+        "pooling_mode_cls_token": pooling == "cls",
+        "pooling_mode_mean_tokens": pooling == "mean",
+    }
+    length = {"max_seq_length": system.config.data.max_length}
+    for name in ("1_Pooling", "2_Normalize"):
+        (path / name).mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(pooled, indent=1))
+    (path / "modules.json").write_text(json.dumps(modules, indent=1))
+    (path / "sentence_bert_config.json").write_text(json.dumps(length, indent=1))

@@ -1,0 +1,179 @@
+"""--mode=export: what it writes, that transformers reads it, that nothing wrong is left behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import read_jsonl
+from safetensors.numpy import load_file, save_file
+
+from bert_ft.models import hf
+from bert_ft.train import card, export
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, run_cli):
+    """A workdir of a few steps."""
+    workdir = tmp_path_factory.mktemp("export") / "run"
+    return run_cli(workdir, "--config.train.steps=6").ok().workdir
+
+
+@pytest.fixture(scope="module")
+def exported(trained, run_cli):
+    to = trained.parent / "out"
+    done = run_cli(trained, "--mode=export", f"--config.export.to={to}").ok()
+    assert "BertForSequenceClassification of step 6" in done.out
+    return to
+
+
+def to(path: Path) -> str:
+    return f"--config.export.to={path}"
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_what_is_written(exported, trained):
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "export.json"} <= {
+        *left_in(exported)
+    }
+    about = json.loads((exported / "config.json").read_text())
+    assert about["architectures"] == ["BertForSequenceClassification"]
+    assert about["id2label"] == {"0": "negative", "1": "positive"}
+    assert about["label2id"] == {"negative": 0, "positive": 1}
+    assert left_in(trained.parent) == ["out", "run"]
+
+
+def test_card_says_scores_with_n_and_how_it_was_trained(exported, trained, world):
+    text = (exported / "README.md").read_text()
+    result = json.loads((trained / "result.json").read_text())
+    score = result["eval"]["test/accuracy"]["mean"]
+    assert f"| test/accuracy | {score:.4f} | 45 |" in text
+    for said in (
+        f"| train | `files:{world.train}` |",
+        "`train.batch_size=8`",
+        "`data.max_length=32`",
+        "6 steps, seed 0",
+        f"commit {result['git_commit'].rstrip('+')}",
+        f"jax {result['versions']['jax']}",
+        result["params_sha256"],
+        "on 45 rows of `data.test`",
+    ):
+        assert said in text
+
+
+def test_card_has_no_score_of_other_parameters(trained):
+    digest = json.loads((trained / "result.json").read_text())["params_sha256"]
+    assert export._scores(trained, digest)
+    assert export._scores(trained, "0" * 64) is None
+    assert card._score_lines(None) == ["None is recorded of these parameters."]
+
+
+def test_transformers_predicts_what_we_predicted(exported, trained):
+    """From the text on, so through the exported tokenizer as well."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(exported).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    answers = read_jsonl(trained / "predictions" / "test.jsonl")
+    with torch.no_grad():
+        given = tokenizer([a["text"] for a in answers], padding=True, return_tensors="pt")
+        p = torch.softmax(model(**given).logits, dim=1).numpy()
+    ours = [list(a["probabilities"].values()) for a in answers]
+    np.testing.assert_allclose(p, ours, atol=1e-5)
+    names = [model.config.id2label[i] for i in p.argmax(axis=1)]
+    assert names == [a["prediction"] for a in answers]
+
+
+def test_an_export_is_a_start_with_its_head(exported, run_cli, tmp_path):
+    done = run_cli(
+        tmp_path / "run", f"--config.model.pretrained={exported}", "--config.train.steps=1"
+    ).ok()
+    assert "new: -" in done.err and "head: that of" in done.err
+
+
+def test_exported_again_over_itself_but_over_nothing_else(trained, run_here, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for _ in range(2):
+        run_here(trained, "--mode=export", to(mine)).ok()
+    assert left_in(tmp_path) == ["mine"]
+    (mine / "export.json").unlink()
+    run_here(trained, "--mode=export", to(mine)).refused(str(mine), "no earlier export")
+    run_here(trained, "--mode=export", to(mine / "README.md")).refused("is a file")
+    run_here(trained, "--mode=export", to(trained.parent)).refused(str(trained.parent))
+    assert left_in(tmp_path) == ["mine"]
+
+
+def test_refused_before_anything_is_read(run_here, tmp_path):
+    run_here(tmp_path / "run", "--mode=export").refused("export.to", "a directory")
+    run_here(tmp_path / "run", "--mode=export", to(tmp_path / "out")).refused("no trained model")
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("what", ["weight", "missing", "labels", "positions", "tokenizer"])
+def test_a_wrong_directory_is_not_left_behind(what, trained, run_here, tmp_path, monkeypatch):
+    """Faults put into what is written, each of which must be seen before the rename."""
+    true_save = hf.save
+
+    def wrong(path, config, params, kind, labels=()):
+        true_save(path, config, params, kind, labels)
+        file = path / "model.safetensors"
+        tensors = load_file(file)
+        if what == "weight":
+            tensors["bert.encoder.layer.1.output.dense.bias"][3] += 0.5
+        elif what == "missing":
+            del tensors["classifier.bias"]
+        save_file(tensors, file, metadata={"format": "pt"})
+        about = json.loads((path / "config.json").read_text())
+        if what == "labels":
+            about["id2label"] = {"0": "positive", "1": "negative"}
+        elif what == "positions":
+            about["layer_norm_eps"] = 0.1
+        (path / "config.json").write_text(json.dumps(about))
+
+    monkeypatch.setattr(hf, "save", wrong)
+    if what == "tokenizer":
+        reading = hf.load_tokenizer
+
+        def other(path):
+            tokenizer = reading(path)
+            if tmp_path in Path(path).parents:
+                tokenizer.add_tokens(["il"])
+            return tokenizer
+
+        monkeypatch.setattr(hf, "load_tokenizer", other)
+    with pytest.raises(AssertionError, match="export: "):
+        run_here(trained, "--mode=export", to(tmp_path / "out"))
+    assert left_in(tmp_path) == []
+
+
+def test_what_transformers_reads_otherwise_is_refused(trained, run_here, tmp_path, monkeypatch):
+    """Our own loader agrees with itself here; only the other library can tell."""
+    pytest.importorskip("torch")
+    true = export.transformers_outputs
+
+    def off(*args):
+        return {k: v + 2e-4 for k, v in true(*args).items()}
+
+    monkeypatch.setattr(export, "transformers_outputs", off)
+    with pytest.raises(AssertionError, match="as transformers reads"):
+        run_here(trained, "--mode=export", to(tmp_path / "out"))
+    assert left_in(tmp_path) == []
+
+
+def test_a_difference_that_is_nan_is_one(exported):
+    batch = {"segments": np.ones((2, 4), np.int32)}
+    right = {"logits": np.zeros((2, 3), np.float32)}
+    with pytest.raises(AssertionError, match="logits"):
+        export._difference("x", right, {"logits": np.full((2, 3), np.nan)}, batch)
+    with pytest.raises(AssertionError, match="shape"):
+        export._difference("x", right, {"logits": np.zeros((2, 4))}, batch)
+    of_tokens = {"logits": np.zeros((2, 4, 3), np.float32)}
+    off = {"logits": of_tokens["logits"].copy()}
+    off["logits"][1, 3] = 9  # a padding's
+    batch["segments"][1, 3] = 0
+    assert export._difference("x", of_tokens, off, batch) == 0
