@@ -50,6 +50,7 @@ setup(
             "hypothesis>=6.100",
             "scikit-learn>=1.4",
             "scipy>=1.12",
+            "seqeval>=1.2",
             "ruff>=0.14,<1",
             "mypy>=1.15,<3",
         ],

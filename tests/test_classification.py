@@ -14,7 +14,7 @@ from small import config, encoded
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
 from bert_ft.models.hf import load_tokenizer
-from bert_ft.tasks.classification import Classification, _sorted_labels
+from bert_ft.tasks.classification import Classification, sorted_labels
 from bert_ft.tasks.registry import make_task
 
 
@@ -54,7 +54,7 @@ def test_labels_in_order(values, expected):
 def test_every_process_numbers_labels_alike():
     """Sets of strings come in another order under another hash seed: hosts must not differ."""
     labels = ["nan", "1", "01", "1.0", "1e0", "+1", "2", "inf"]
-    code = "import sys; from bert_ft.tasks.classification import _sorted_labels as s; "
+    code = "import sys; from bert_ft.tasks.classification import sorted_labels as s; "
     code += "print(s(set(sys.argv[1:])), s(set(sys.argv[2:])))"
     root = Path(__file__).parents[1]
     for seed in ("1", "2"):
@@ -65,7 +65,7 @@ def test_every_process_numbers_labels_alike():
             text=True,
             check=True,
         )
-        assert done.stdout == f"{_sorted_labels(set(labels))} {_sorted_labels(set(labels[1:]))}\n"
+        assert done.stdout == f"{sorted_labels(set(labels))} {sorted_labels(set(labels[1:]))}\n"
 
 
 def test_one_label_only_is_refused():

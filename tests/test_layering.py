@@ -12,7 +12,7 @@ errors
 config evals.metrics evals.page data.columns data.packing data.wheels train.checksum
 checks evals.plots evals.entities evals.squad data.words data.texts data.windows
 command_line
-data.annotated data.hubs
+data.annotated data.hubs data.rows
 data.formats
 data.sources
 data.encode

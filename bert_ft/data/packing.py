@@ -88,7 +88,7 @@ def row_counts(needed: np.ndarray, at_most: int, multiple: int) -> tuple[int, ..
         alone = int(values[last] * total[last + 1]), (int(values[last]),)
         if counts == 1:
             return alone
-        choices = [alone]
+        choices: list[tuple[int, tuple[int, ...]]] = [alone]
         for cut in range(last):
             rows, below = best(cut, counts - 1)
             rows += int(values[last] * (total[last + 1] - total[cut + 1]))

@@ -27,6 +27,7 @@ from urllib.parse import unquote
 from bert_ft.data import formats, wheels
 from bert_ft.data.columns import BadRows, Table, shown
 from bert_ft.data.hubs import HuggingFace, Tfds
+from bert_ft.data.rows import Rows
 from bert_ft.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -35,53 +36,6 @@ SPLITS = ("train", "dev", "test")
 ROWS_VERSION = 1
 
 _ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows as columns of equal length.
-
-    `lines` is the first line (1-based) of each row in its file, None where that has no meaning.
-    `origin` is the path or URI for messages; `paths` the file of each row where there are several.
-    `skipped` has 'file:line: reason' for each row left out under bad_rows='skip'.
-    """
-
-    columns: dict[str, list]
-    lines: list[int] | None
-    origin: str
-    skipped: tuple[str, ...] = ()
-    paths: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), []))
-
-    def where(self, i: int) -> str:
-        """How messages name row i: 'path:line', or 'uri row i'."""
-        path = self.paths[i] if self.paths else self.origin
-        return f"{path}:{self.lines[i]}" if self.lines else f"{path} row {i}"
-
-    def column(self, name: str) -> list:
-        """The values of a column. InputError when there is none, or a row has no value (None)."""
-        if name not in self.columns:
-            near = get_close_matches(name, self.columns, 1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            there = shown(self.columns, most=40)
-            raise InputError(f"{self.origin}: no column {name!r}; there are: {there}{hint}")
-        values = self.columns[name]
-        for i, value in enumerate(values):
-            if value is None:
-                raise InputError(f"{self.where(i)}: no value in column {name!r}")
-        return values
-
-    def take(self, indices: list[int]) -> "Rows":
-        """The rows at `indices`, in that order."""
-        return Rows(
-            {name: [values[i] for i in indices] for name, values in self.columns.items()},
-            [self.lines[i] for i in indices] if self.lines else None,
-            self.origin,
-            self.skipped,
-            [self.paths[i] for i in indices] if self.paths else None,
-        )
 
 
 def bucket(text: str) -> int:

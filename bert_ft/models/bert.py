@@ -131,11 +131,11 @@ class Attention(nn.Module):
         heads, width = c.num_attention_heads, c.hidden_size // c.num_attention_heads
         positions, segments = batch["positions"], batch["segments"]
         ask_RxQxH, ask_segments = x_RxSxH, segments
-        ids = noise.ids if noise else None
+        ids = noise.ids if noise else positions  # of no use without noise
         if slots is not None:
             ask_RxQxH = jnp.take_along_axis(x_RxSxH, slots[..., None], axis=1)
             ask_segments = jnp.take_along_axis(segments, slots, axis=1)
-            ids = jnp.take_along_axis(ids, slots, axis=1) if noise else None
+            ids = jnp.take_along_axis(ids, slots, axis=1)
 
         def project(name: str, y: jax.Array) -> jax.Array:
             """(R, S, H) -> (R, N, S, D): heads first, so that their products are plain ones."""

@@ -26,8 +26,8 @@ def pooled_first(
     hidden: jax.Array, batch: Batch, noise: Noise | None, config: Any, dtype: jnp.dtype
 ) -> jax.Array:
     """float32 (B * pieces, H) of (R, E, H): each sequence's first token behind the pooler (dense,
-    tanh) and dropout, as BERT has it (Devlin et al. 2019, 3.2 and A.2); without the pooler where the config
-    has none. To be called within a head, whose parameters 'pooler/' then are."""
+    tanh) and dropout, as BERT has it (Devlin et al. 2019, 3.2 and A.2); without the pooler where
+    the config has none. To be called within a head, whose parameters 'pooler/' then are."""
     pooled_BxH = hidden.reshape(-1, hidden.shape[-1])[batch["example_slot"]]
     if config.pooler:
         dense = Dense(hidden.shape[-1], dtype, config.initializer_range, name="pooler")

@@ -97,7 +97,8 @@ def read_config(path: Path) -> EncoderConfig:
 
 def load_tokenizer(path: Path) -> Any:
     """The fast tokenizer of a model directory, or of a bare vocab.txt."""
-    from transformers import AutoTokenizer, BertTokenizerFast
+    from transformers import AutoTokenizer
+    from transformers.models.bert.tokenization_bert import BertTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -107,9 +108,7 @@ def load_tokenizer(path: Path) -> Any:
         raise InputError(f"{path}: no tokenizer there; expected: tokenizer.json or vocab.txt")
     try:
         if path.is_file():
-            tokenizer = BertTokenizerFast(
-                vocab=str(path), do_lower_case="uncased" in path.as_posix()
-            )
+            tokenizer: Any = BertTokenizer(vocab=str(path), do_lower_case="uncased" in path.as_posix())
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(path), use_fast=True)
     except Exception as e:

@@ -109,7 +109,7 @@ def place(
     lead = (None,) if accumulate > 1 else ()
     split, whole = NamedSharding(mesh, P(*lead, ROWS)), replicated(mesh)
     spans = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((shape.rows,)).values()
-    bounds = [index[0].indices(shape.rows) for index in spans]
+    bounds = [index[0].indices(shape.rows) for index in spans if index]
     mine = range(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
     def put(name: str, value: np.ndarray) -> jax.Array:

@@ -71,7 +71,7 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
     places = {path: wanted[path].sharding for path in missing}
     made = jax.jit(initialise, out_shardings=places)(jax.random.key(system.config.train.seed))
     loaded = {
-        path: jax.make_array_from_callback(a.shape, wanted[path].sharding, lambda i, a=a: a[i])
+        path: jax.make_array_from_callback(a.shape, wanted[path].sharding, a.__getitem__)
         for path, a in found.items()
     }
     return hf.unflatten({**made, **loaded})
@@ -84,7 +84,7 @@ def abstract_state(system: System, optimizer: optax.GradientTransformation) -> T
     places = shardings(opt, system.mesh, system.config.mesh.preset)
     opt = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), opt, places)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(system.mesh))
-    return TrainState(step, params, opt)
+    return TrainState(step, params, opt)  # type: ignore[arg-type]
 
 
 def initial_state(

@@ -30,7 +30,7 @@ def loss_and_gradient(
     task: Any,
     params: Params,
     batch: Batch,
-    rng: jax.Array,
+    rng: jax.Array | None,
     rate: float,
     accumulate: int,
 ) -> tuple[dict[str, jax.Array], Params]:
@@ -120,7 +120,7 @@ class CompileCount:
     def __init__(self, name: str):
         self.name, self.count = name, 0
 
-    def _heard(self, event: str, _seconds: float, **about: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **about: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration" and self.name in str(
             about.get("fun_name")
         ):

@@ -1,0 +1,54 @@
+"""What every source is read as: columns of equal length, and where each row came from."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from bert_ft.data.columns import shown
+from bert_ft.errors import InputError
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as columns of equal length.
+
+    `lines` is the first line (1-based) of each row in its file, None where that has no meaning.
+    `origin` is the path or URI for messages; `paths` the file of each row where there are several.
+    `skipped` has 'file:line: reason' for each row left out under bad_rows='skip'.
+    """
+
+    columns: dict[str, list]
+    lines: list[int] | None
+    origin: str
+    skipped: tuple[str, ...] = ()
+    paths: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), []))
+
+    def where(self, i: int) -> str:
+        """How messages name row i: 'path:line', or 'uri row i'."""
+        path = self.paths[i] if self.paths else self.origin
+        return f"{path}:{self.lines[i]}" if self.lines else f"{path} row {i}"
+
+    def column(self, name: str) -> list:
+        """The values of a column. InputError when there is none, or a row has no value (None)."""
+        if name not in self.columns:
+            near = get_close_matches(name, self.columns, 1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            there = shown(self.columns, most=40)
+            raise InputError(f"{self.origin}: no column {name!r}; there are: {there}{hint}")
+        values = self.columns[name]
+        for i, value in enumerate(values):
+            if value is None:
+                raise InputError(f"{self.where(i)}: no value in column {name!r}")
+        return values
+
+    def take(self, indices: list[int]) -> "Rows":
+        """The rows at `indices`, in that order."""
+        return Rows(
+            {name: [values[i] for i in indices] for name, values in self.columns.items()},
+            [self.lines[i] for i in indices] if self.lines else None,
+            self.origin,
+            self.skipped,
+            [self.paths[i] for i in indices] if self.paths else None,
+        )
