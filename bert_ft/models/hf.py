@@ -108,7 +108,8 @@ def load_tokenizer(path: Path) -> Any:
         raise InputError(f"{path}: no tokenizer there; expected: tokenizer.json or vocab.txt")
     try:
         if path.is_file():
-            tokenizer: Any = BertTokenizer(vocab=str(path), do_lower_case="uncased" in path.as_posix())
+            uncased = "uncased" in path.as_posix()
+            tokenizer: Any = BertTokenizer(vocab=str(path), do_lower_case=uncased)
         else:
             tokenizer = AutoTokenizer.from_pretrained(str(path), use_fast=True)
     except Exception as e:
