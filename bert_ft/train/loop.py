@@ -213,7 +213,8 @@ def _train(
             if step == first:
                 jax.block_until_ready(metrics)
                 clock.first_step_s = time.monotonic() - started
-            clock.tick()
+            else:  # the first step was waited for above, so no wait would tell its time
+                clock.tick()
         require_finite(writer.flush(), steps, plan)
         writer.end_steps()
     if first < steps and compiles.count != len(plan.counts):
