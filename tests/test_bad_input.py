@@ -96,9 +96,9 @@ def test_a_truncated_safetensors_file(run_here, tmp_path):
 def test_a_model_of_another_architecture(run_here, tmp_path):
     model = write_bert(tmp_path / "model")
     about = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(about | {"model_type": "roberta"}))
+    (model / "config.json").write_text(json.dumps(about | {"model_type": "gpt2"}))
     flag = f"--config.model.pretrained={model}"
-    run_here(tmp_path / "run", flag).refused("config.json", "'roberta'", "'bert'")
+    run_here(tmp_path / "run", flag).refused("config.json", "'gpt2'", "'bert'")
     (model / "config.json").write_text(json.dumps(about | {"hidden_size": 16}))
     run_here(tmp_path / "run", flag).refused("shape", "config.json implies")
     (model / "config.json").write_text(json.dumps(about | {"num_hidden_layers": 3}))

@@ -107,7 +107,7 @@ def test_a_config_file_that_is_wrong(run_here, tmp_path, line, words):
 
 def test_overrides_reach_the_config(world: World, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(command_line.knobs, "check", lambda c, mode: seen.append((c, mode)))
+    monkeypatch.setattr(command_line, "check", lambda c, mode: seen.append((c, mode)))
     from absl import flags
     from absl.testing import flagsaver
 

@@ -1,5 +1,6 @@
 """A run that is killed and started again computes what it would have computed without."""
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -32,23 +33,25 @@ BEST = (*FLAGS, "--config.eval.keep_best=True")
 KILLS = ("step", "save", "evaluation", "step", "save", "evaluation", "step", "save", "save", "step")
 
 
-def last_step(workdir: Path, name: str = "train/loss") -> int:
-    path = workdir / "metrics.jsonl"
-    lines = read_metrics(path) if path.exists() else []
-    return max((line["step"] for line in lines if line["name"] == name), default=0)
-
-
-def saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written: it has its temporary name."""
-    return any(workdir.glob("checkpoints/*tmp*")) or any(workdir.glob("best/*tmp*"))
+def half_written(workdir: Path) -> set[tuple[str, int]]:
+    """Checkpoints under their temporary names, each with the number that tells it from a later one
+    of the same name."""
+    found = set()
+    for path in [*workdir.glob("checkpoints/*tmp*"), *workdir.glob("best/*tmp*")]:
+        with contextlib.suppress(FileNotFoundError):  # it has just got its own name
+            found.add((str(path), path.stat().st_ino))
+    return found
 
 
 @dataclasses.dataclass
 class Watched:
-    """The program in a process, watched through what it writes."""
+    """The program in a process, watched through what it writes. What an earlier process, killed in
+    the same directory, has left there does not count."""
 
     workdir: Path
     process: subprocess.Popen
+    born: float
+    leftovers: set[tuple[str, int]]
 
     def __enter__(self) -> "Watched":
         return self
@@ -57,6 +60,15 @@ class Watched:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
+
+    def last_step(self, name: str = "train/loss") -> int:
+        path = self.workdir / "metrics.jsonl"
+        lines = read_metrics(path) if path.exists() else []
+        steps = [x["step"] for x in lines if x["name"] == name and x["time"] > self.born]
+        return max(steps, default=0)
+
+    def saving(self) -> bool:
+        return bool(half_written(self.workdir) - self.leftovers)
 
     def until(self, reached: Callable[[], bool], pause: float = 0.002) -> bool:
         """Waits; False where the program ended first."""
@@ -71,11 +83,12 @@ class Watched:
 
 def start(workdir: Path, world, cache: Path, flags: tuple[str, ...]) -> Watched:
     workdir.mkdir(parents=True, exist_ok=True)
+    born, leftovers = time.time(), half_written(workdir)
     with (workdir / "stderr.txt").open("ab") as err:
         process = subprocess.Popen(
             command(world.config, workdir, *flags), env=environment(cache), cwd=ROOT, stderr=err
         )
-    return Watched(workdir, process)
+    return Watched(workdir, process, born, leftovers)
 
 
 def kill(run: Watched, kind: str, rng: random.Random) -> str:
@@ -83,33 +96,33 @@ def kill(run: Watched, kind: str, rng: random.Random) -> str:
     saved = [p.name for p in run.workdir.glob("checkpoints/*")]
     first = max((int(name) for name in saved if name.isdigit()), default=0)
     if kind == "save":
-        reached = run.until(lambda: saving(run.workdir), pause=0.0005)
+        reached = run.until(run.saving, pause=0.0005)
         time.sleep(rng.uniform(0, 0.01))
     elif kind == "evaluation":
-        # The last step before an evaluation is written down after it.
-        due = (first // EVAL + 1) * EVAL
-        reached = run.until(lambda: last_step(run.workdir) >= due - 1)
+        # The loss of the last step before an evaluation is written down after the evaluation.
+        before = next(step for step in range(first + 1, STEPS) if (step + 1) % EVAL == 0)
+        reached = run.until(lambda: run.last_step() >= before)
         time.sleep(rng.uniform(0.01, 0.2))
     else:
         target = first + rng.randint(1, SAVE)
-        reached = run.until(lambda: last_step(run.workdir) >= target)
+        reached = run.until(lambda: run.last_step() >= target)
         time.sleep(rng.uniform(0, 0.005))
-    was_saving = saving(run.workdir)
+    was_saving = run.saving()
     run.process.send_signal(signal.SIGKILL)
     code = run.process.wait()
     if not reached or code != -signal.SIGKILL:
         return "ended"
-    if was_saving and saving(run.workdir):
+    if was_saving and run.saving():
         return "save"
-    at = last_step(run.workdir)
-    if (at + 1) % EVAL == 0 and last_step(run.workdir, "dev/loss") < at + 1:
+    at = run.last_step()
+    if (at + 1) % EVAL == 0 and run.last_step("dev/loss") < at + 1:
         return "evaluation"
     return "step"
 
 
 def finish(workdir: Path, world, cache: Path, flags: tuple[str, ...]) -> Done:
     with start(workdir, world, cache, flags) as run:
-        code = run.process.wait(timeout=6000)
+        code = run.process.wait(timeout=600)
     return Done(code, "", (workdir / "stderr.txt").read_text(), workdir)
 
 
@@ -123,7 +136,7 @@ def kill_ten_times(workdir: Path, world, cache: Path, flags: tuple[str, ...], se
 
 def ask_to_stop(workdir: Path, world, cache: Path, flags: tuple[str, ...]):
     with start(workdir, world, cache, flags) as run:
-        assert run.until(lambda: last_step(workdir) >= 17)
+        assert run.until(lambda: run.last_step() >= 17)
         run.process.send_signal(signal.SIGTERM)
         code = run.process.wait(timeout=600)
     stopped = Done(code, "", (workdir / "stderr.txt").read_text(), workdir)
@@ -190,7 +203,8 @@ def test_ten_kills_change_nothing(runs, name):
         kinds
     )
     assert_same(done.ok(), runs[name].ok())
-    assert not saving(done.workdir), "what killed saves left behind is not removed"
+    assert not half_written(done.workdir), "what killed saves left behind is not removed"
+    assert done.err.count("start: ") == 11, "a run was killed before it had begun"
     assert "WARNING" not in done.err, "a kill damaged a checkpoint"
 
 
