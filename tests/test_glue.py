@@ -9,6 +9,7 @@ from conftest import ROOT
 from bert_ft import config
 from bert_ft.checks import check
 from bert_ft.data.sources import open_source
+from bert_ft.errors import InputError
 from bert_ft.tasks.registry import make_task
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -85,5 +86,5 @@ def test_settings_that_cannot_work(changes, words):
     c = config.default()
     c.data.train, c.model.tokenizer = "files:x.csv", "vocab.txt"
     c.update_from_flattened_dict(changes)
-    with pytest.raises(config.InputError, match=words):
+    with pytest.raises(InputError, match=words):
         check(c)
