@@ -122,6 +122,9 @@ def _line_in(error: BaseException, path: str | None) -> int | None:
 def prepare_host(config: ConfigDict) -> None:
     """Settings that must stand before JAX's first computation."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # It would say that PyTorch is missing: only its tokenizers and configs are used.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import jax
 
     where = config.compile.cache_dir

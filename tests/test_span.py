@@ -42,7 +42,7 @@ def task(**overrides):
 def loaded(path):
     model = Model(hf.read_config(path), SpanHead)
     shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch())["params"]
-    found, new = hf.load(path, shapes)
+    found, new = hf.load(path, shapes, "span")
     assert not new
     return model, hf.unflatten(found)
 

@@ -31,6 +31,10 @@ class LstmConfig:
     initializer_range: float = 0.1  # of the embedding and the dense layer; 0.02 is a deep BERT's
     pooler: bool = False
 
+    @property
+    def positions(self) -> int:
+        return self.max_position_embeddings
+
     def encoder(self, dtype: jnp.dtype) -> nn.Module:
         return LstmEncoder(self, dtype)
 

@@ -26,7 +26,14 @@ from bert_ft.train.sharding import replicated
 from bert_ft.train.sinks import read_metrics
 from bert_ft.train.start import trained_params
 from bert_ft.train.step import Programs, eval_step
-from bert_ft.train.system import System, assemble, cache_dir, load_fitted, save_model_files
+from bert_ft.train.system import (
+    System,
+    assemble,
+    cache_dir,
+    load_fitted,
+    save_model_files,
+    trained_on,
+)
 from bert_ft.train.writer import Writer
 
 Scores = dict[str, dict[str, float]]
@@ -118,7 +125,8 @@ def conclude(
         return
     sizes = {name: data.source_rows for name, data in system.sets.items()}
     record.write_json(
-        workdir / "result.json", record.result(system, step, scores, sizes, digest, speeds)
+        workdir / "result.json",
+        record.result(system, step, scores, sizes, digest, trained_on(workdir), speeds),
     )
     if answers:
         record.write_lines(workdir / "predictions" / "test.jsonl", answers)

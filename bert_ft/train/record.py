@@ -175,6 +175,7 @@ def result(
     scores: Mapping[str, Mapping[str, float]],
     sizes: Mapping[str, int],
     params_sha256: str,
+    data: str,
     speeds: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The object of result.json. `scores`: {'test': {'accuracy': 0.83}}."""
@@ -184,7 +185,7 @@ def result(
         "git_commit": git_commit(),
         "versions": versions(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "data": system.data_fingerprint,
+        "data": data,
         "seeds": [system.config.train.seed],
         "steps": step,
         "eval": {

@@ -197,3 +197,8 @@ def load_fitted(workdir: Path) -> Mapping[str, Any]:
             f"{workdir}: no trained model there ({path} is missing); run with --mode=train first"
         )
     return json.loads(path.read_text())["fitted"]
+
+
+def trained_on(workdir: Path) -> str:
+    """Fingerprint of the data sets that a run was trained with, all of them."""
+    return json.loads((workdir / "model" / "task.json").read_text())["data"]
