@@ -118,9 +118,11 @@ def test_the_workdir_holds_this_and_no_more(run):
 def test_the_second_start_is_sooner(run, second, programs, own_cache):
     first_s, second_s = (r.result["speed"]["seconds_to_first_step"] for r in (run, second))
     assert programs, "XLA's cache is on by default, in the user's cache directory"
-    after = {p: p.stat().st_mtime_ns for p in programs}
-    assert {p.name for p in (own_cache / "bert_ft/xla").iterdir()} == {p.name for p in programs}
-    assert any("train_step" in p.name for p in after)
+    # What compiles in about the least time worth keeping may be kept on one day and not another.
+    kept = (own_cache / "bert_ft/xla").iterdir()
+    steps = {p.name for p in programs if "_step-" in p.name}
+    assert {p.name for p in kept if "_step-" in p.name} == steps
+    assert any("train_step" in name for name in steps)
     assert second_s < first_s
 
 

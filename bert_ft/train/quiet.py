@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 
@@ -12,6 +13,8 @@ def quiet_orbax() -> None:
         return
     log.addFilter(_not_orbax)
     logging.getLogger("asyncio").addFilter(_not_dropped_read)
+    # The writes that a failed save has dropped, told of as Python ends.
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize.*never awaited", RuntimeWarning)
     earlier = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
