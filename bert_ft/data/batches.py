@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
 
 import numpy as np
@@ -238,9 +238,10 @@ class EvalPlan:
         return _assemble(self.data, self.order[step], self._places, step, self.shape, 1, rows)
 
 
-def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int) -> Generator[T, None, None]:
     """make(step) for each step, in order, made up to `depth` ahead in a thread. An exception in the
-    thread is raised here; leaving the loop early ends the thread."""
+    thread is raised here. Closing the iterator ends the thread and waits for it: one that is still
+    at work in XLA as Python exits would abort the process."""
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
@@ -261,7 +262,8 @@ def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int) -> Iter
         except BaseException as e:  # handed to the caller, whatever it is
             put((None, e))
 
-    threading.Thread(target=work, name="prefetch", daemon=True).start()
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -272,3 +274,4 @@ def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int) -> Iter
             yield item
     finally:
         stop.set()
+        thread.join()

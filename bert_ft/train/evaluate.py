@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ def predictions(
 
     The results of one step are fetched after the next was dispatched, so the device never waits.
     """
-    first = next(iter(_batches(plan, mesh, range(1), 1)))
-    programs.compile(params, first)
+    with closing(_batches(plan, mesh, range(1), 1)) as batches:
+        programs.compile(params, next(batches))
     out: dict[str, np.ndarray] = {}
     seen = np.zeros(len(plan.data), np.int32)
 
@@ -36,11 +37,12 @@ def predictions(
         np.add.at(seen, example[real], 1)
 
     last = None
-    for step, batch in enumerate(_batches(plan, mesh, range(plan.steps), depth)):
-        result = programs(params, batch)
-        if last is not None:
-            keep(*last)
-        last = (step, result)
+    with closing(_batches(plan, mesh, range(plan.steps), depth)) as batches:
+        for step, batch in enumerate(batches):
+            result = programs(params, batch)
+            if last is not None:
+                keep(*last)
+            last = (step, result)
     if last is not None:
         keep(*last)
     assert (seen == 1).all(), (

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +185,12 @@ def _train(
             saved.save_best(step, state.params, meta(system), best[1])
         return scores
 
-    with CompileCount("train_step") as compiles:
+    batches = prefetch(fetch, range(first, steps), config.data.prefetch)
+    with CompileCount("train_step") as compiles, closing(batches):
         if first < steps:
             for rows in plan.counts:
                 programs.compile(state, fetch(plan.first_step_of(rows)))
             writer.say(summary(system, plan))
-        batches = prefetch(fetch, range(first, steps), config.data.prefetch)
         for step in range(first, steps):
             if step > first:
                 if has_dev and config.eval.every_steps and step % config.eval.every_steps == 0:
