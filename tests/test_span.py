@@ -383,6 +383,7 @@ def test_the_layouts_of_answers():
             [{"text": "good film", "start": 24}],
             ["row 1", "question two", "'good film'", "24"],
         ),
+        ("answers", [{"text": "dull", "start": 3}], ["question two", "'dull'", "character 3"]),
         ("answers", [{"text": "dull", "start": -1}], ["question two", "'dull'", "-1"]),
         ("answers", [{"text": " ", "start": 3}], ["question two", "not in its context"]),
         ("answers", "dull", ["question two", "'answers'", "start"]),
