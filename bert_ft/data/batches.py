@@ -238,7 +238,9 @@ class EvalPlan:
         return _assemble(self.data, self.order[step], self._places, step, self.shape, 1, rows)
 
 
-def prefetch(make: Callable[[int], T], steps: Iterable[int], depth: int) -> Generator[T, None, None]:
+def prefetch(
+    make: Callable[[int], T], steps: Iterable[int], depth: int
+) -> Generator[T, None, None]:
     """make(step) for each step, in order, made up to `depth` ahead in a thread. An exception in the
     thread is raised here. Closing the iterator ends the thread and waits for it: one that is still
     at work in XLA as Python exits would abort the process."""

@@ -147,6 +147,9 @@ def encode(
         rows = source.read()
         if not len(rows):
             raise InputError(f"{source.uri}: no rows")
+        for column in task.columns():
+            if column not in rows.columns:
+                rows.column(column)  # says which there are
         if rows.skipped:
             say(f"{source.uri}: skipped {len(rows.skipped)} rows that can't be read:")
             for line in rows.skipped[:20]:

@@ -121,9 +121,26 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
+def _safetensors(path: Path) -> list[Path]:
+    """model.safetensors, else the shards that the index lists, else whatever there is."""
+    if (path / "model.safetensors").is_file():
+        return [path / "model.safetensors"]
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(path.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        raise InputError(f"{index}: not an index of safetensors files: {e!r}") from e
+    for name in names:
+        if not (path / name).is_file():
+            raise InputError(f"{path}: {name}, which its index names, is missing; fetch it again")
+    return [path / name for name in names]
+
+
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """{name: array} of a directory's weights, memory-mapped where the format allows."""
-    files = sorted(path.glob("*.safetensors"))
+    files = _safetensors(path)
     if files:
         from safetensors import SafetensorError, safe_open
 

@@ -105,8 +105,12 @@ def _score_lines(scores: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
     rows = []
     for name, score in scores.items():
         spread = f" ± {score['std']:.4f}" if len(score["per_trial"]) > 1 else ""
-        rows.append(f"| {name} | {score['mean']:.4f}{spread} | {score['n_examples']:,} |")
+        rows.append(f"| {name} | {_number(score['mean'])}{spread} | {score['n_examples']:,} |")
     return ["| set/metric | value | n |", "|---|---|---|", *rows]
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _code(text: str) -> str:

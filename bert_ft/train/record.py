@@ -85,7 +85,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
@@ -191,7 +191,8 @@ def result(
         "eval": {
             f"{name}/{metric}": {"mean": v, "std": 0.0, "per_trial": [v], "n_examples": sizes[name]}
             for name, values in scores.items()
-            for metric, v in values.items()
+            # JSON has no NaN: an undefined score, such as the correlation of a constant, is null.
+            for metric, v in ((m, v if np.isfinite(v) else None) for m, v in values.items())
         },
         "params_sha256": params_sha256,
         "speed": dict(speeds),

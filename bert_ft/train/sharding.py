@@ -63,6 +63,16 @@ def make_mesh(config: ConfigDict) -> Mesh:
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def check_sizes(mesh: Mesh, preset: str, heads: int, intermediate: int) -> None:
+    """Raises InputError where the tensor axis can't split a layer's heads and feed-forward."""
+    size = mesh.shape["tensor"] if preset == "tensor" else 1
+    for what, count in (("attention heads", heads), ("feed-forward units", intermediate)):
+        if count % size:
+            raise InputError(
+                f"config.mesh.tensor is {size}; accepted: a divisor of the model's {count} {what}"
+            )
+
+
 def row_shards(mesh: Mesh) -> int:
     """How many parts a batch's rows are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -23,7 +23,7 @@ from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
 from bert_ft.tasks.registry import make_task
-from bert_ft.train.sharding import make_mesh, row_shards, shardings
+from bert_ft.train.sharding import check_sizes, make_mesh, row_shards, shardings
 
 SETS = ("train", "dev", "test")
 
@@ -141,6 +141,10 @@ def assemble(
         raise InputError(
             f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
             f"{encoder.positions} positions"
+        )
+    if isinstance(encoder, EncoderConfig):
+        check_sizes(
+            mesh, config.mesh.preset, encoder.num_attention_heads, encoder.intermediate_size
         )
     made: dict[str, Encoded] = {}
     for name in sets:
