@@ -8,7 +8,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_ft.config import default, flat, unknown, wrong_type
+from bert_ft.data.mixing import MIXINGS
 from bert_ft.errors import InputError
+from bert_ft.parts import part_configs
 
 PRESETS = ("replicate", "fsdp", "tensor")
 SCHEDULES = ("linear", "cosine", "constant")
@@ -95,6 +97,45 @@ def _check_task(c: ConfigDict) -> None:
         )
 
 
+def _check_multi(c: ConfigDict, mode: str) -> None:
+    t = c.task
+    for key, allowed in (
+        ("weighting", ("fixed", "uncertainty", "gradnorm")),
+        ("mixing", MIXINGS),
+    ):
+        _require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
+    _require(
+        not t.weights or _numbers(t.weights, 0),
+        "task.weights",
+        t.weights,
+        "'', or numbers of 0 or more, comma-separated",
+    )
+    _require(t.alpha == -1 or 0 <= t.alpha <= 1, "task.alpha", t.alpha, "0 to 1, or -1 (off)")
+    _require(t.weight_rate > 0, "task.weight_rate", t.weight_rate, "more than 0")
+    _require(t.mixing_temperature > 0, "task.mixing_temperature", t.mixing_temperature, "above 0")
+    _require(
+        t.weighting == "fixed" or not (t.weights or t.alpha >= 0),
+        "task.weighting",
+        t.weighting,
+        "'fixed' where task.weights or task.alpha is given",
+    )
+    _require(
+        t.weighting != "gradnorm" or t.mixing != "turns",
+        "task.weighting",
+        t.weighting,
+        "'fixed' or 'uncertainty' where task.mixing is 'turns': gradnorm compares within a batch",
+    )
+    if t.name != "multi":
+        _require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
+        return
+    for part, own in part_configs(c).items():
+        _require(own.task.name != "multi", f"task.parts: {part!r}: task.name", "multi", "another")
+        try:
+            check(own, mode)
+        except InputError as e:
+            raise InputError(f"config.task.parts: {part!r}: {e}") from None
+
+
 def check(config: ConfigDict, mode: str = "train") -> None:
     """Raises InputError on a value or a combination that can't work; touches no device or file."""
     c, f, usual = config, flat(config), flat(default())
@@ -167,14 +208,15 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.data.row_length,
         f"0, or data.max_length ({c.data.max_length}) or more",
     )
+    has_dev = bool(c.data.dev) or c.task.name == "multi"  # whose parts are looked at one by one
     _require(
-        not (c.eval.metric and not c.data.dev),
+        not (c.eval.metric and not has_dev),
         "eval.metric",
         c.eval.metric,
         "'', or data.dev set to measure it on",
     )
     _require(
-        not (c.eval.keep_best and not c.data.dev),
+        not (c.eval.keep_best and not has_dev),
         "eval.keep_best",
         True,
         "False, or data.dev set to choose on",
@@ -185,9 +227,16 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.model.pretrained,
         "'' where model.kind is 'lstm', which starts from scratch (its tokenizer: model.tokenizer)",
     )
-    _check_task(c)
+    if c.task.name != "multi":
+        _check_task(c)
+    _check_multi(c, mode)
     if mode == "train":
-        _require(bool(c.data.train), "data.train", "", "a data URI: files:, tfds:, hf: or pypi:")
+        _require(
+            c.task.name == "multi" or bool(c.data.train),
+            "data.train",
+            "",
+            "a data URI: files:, tfds:, hf: or pypi:",
+        )
         _require(
             c.train.steps > 0 or c.train.epochs > 0,
             "train.epochs",

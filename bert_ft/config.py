@@ -75,6 +75,17 @@ def default() -> ConfigDict:
 
     c.task = ConfigDict()
     c.task.name = "classification"
+    # Of 'multi', several tasks on one encoder: a name for each part, and what of task.* and of
+    # data.{train,dev,test,text,text_pair,label} is its own, as {"topic": {"data.label": "topic"}}
+    # in JSON. Parts of the same files share their rows; others are mixed.
+    c.task.parts = ""
+    c.task.weighting = "fixed"  # of the parts' losses; or 'uncertainty', 'gradnorm', which learn it
+    c.task.weights = ""  # with 'fixed': a number a part, comma-separated; '' is 1 each
+    c.task.alpha = -1.0  # with 'fixed', of two parts: weights alpha and 1 - alpha; -1 is off
+    c.task.weight_rate = 100.0  # learning rate of learnt weights, in train.learning_rate
+    c.task.asymmetry = 1.5  # of 'gradnorm': how hard slower parts are pushed (Chen et al. 2018, 3)
+    c.task.mixing = "proportion"  # of parts by their sizes; or 'temperature', 'turns' (by batch)
+    c.task.mixing_temperature = 2.0  # sizes to the power 1/this are the shares; 1 is by size
     c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
     c.task.positive_label = ""  # whose F1 is reported; '' is the second of two, and none of more
     c.task.class_weights = ""  # in the loss: 'balanced' by frequency, or one a label, with commas

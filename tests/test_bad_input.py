@@ -55,6 +55,15 @@ def test_a_label_in_dev_that_train_lacks(run_here, tmp_path):
     assert files(done.workdir) == []
 
 
+@pytest.mark.parametrize("name", ["dev", "test"])
+def test_a_set_without_its_labels(run_here, tmp_path, name):
+    """Said before the training, not after it."""
+    rows = write_csv(tmp_path / "bare.csv", [{"text": "a great film"}, {"text": "a dull film"}])
+    done = run_here(tmp_path / "run", f"--config.data.{name}=files:{rows}")
+    done.refused("bare.csv", "no column 'label'", "there are: text")
+    assert files(done.workdir) == []
+
+
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
@@ -81,6 +90,13 @@ def test_a_mesh_that_does_not_divide_the_devices(run_cli, tmp_path):
     done = run_cli(tmp_path / "run", "--config.mesh.fsdp=3", devices=8)
     done.refused("config.mesh", "fsdp 3", "8 devices")
     assert len(done.err.splitlines()) == 1, done.err
+    assert files(done.workdir) == []
+
+
+def test_a_tensor_axis_that_cannot_split_the_heads(run_cli, tmp_path):
+    flags = ["--config.mesh.preset=tensor", "--config.mesh.tensor=8"]
+    done = run_cli(tmp_path / "run", *flags, devices=8)
+    done.refused("config.mesh.tensor is 8", "divisor of the model's 4 attention heads")
     assert files(done.workdir) == []
 
 

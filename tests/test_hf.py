@@ -116,7 +116,18 @@ def test_shards(tmp_path, tensors, params):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     assert_all(tmp_path, params)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
-    refused(tmp_path, params, "has no tensor")
+    refused(tmp_path, params, "model-00002-of-00003.safetensors, which its index names")
+
+
+def test_only_the_files_that_the_index_names_are_read(tmp_path, tensors, params):
+    write(tmp_path, tensors)
+    (tmp_path / "model.safetensors").rename(tmp_path / "all.safetensors")
+    save_file({"stray": np.zeros(3, np.float32)}, tmp_path / "optimizer.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "all.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_all(tmp_path, params)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    refused(tmp_path, params, "not an index of safetensors files")
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])

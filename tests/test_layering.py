@@ -9,8 +9,9 @@ from conftest import ROOT
 # One line a layer: its modules may not import each other, only what stands above.
 LAYERS = """
 errors
-config evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-checks evals.plots evals.entities evals.squad data.words data.texts data.windows
+config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
+parts evals.plots evals.entities evals.squad data.words data.texts data.windows
+checks
 command_line
 data.annotated data.hubs data.rows
 data.formats
@@ -20,12 +21,13 @@ data.batches
 models.ops models.crf
 models.bert
 models.heads models.families models.lstm
-models.hf
+models.hf models.multi
 evals.answers
 evals.report
 tasks.schemes tasks.sequence
 tasks.tagged tasks.classification tasks.regression
-tasks.tagging tasks.span tasks.multilabel tasks.ordinal
+tasks.tagging tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
+tasks.multi
 tasks.registry
 train.sharding train.optim train.refuse train.sinks train.quiet train.progress
 train.store train.writer

@@ -45,6 +45,17 @@ def test_the_transfer_guard_stands_over_the_step(run_here, tmp_path, monkeypatch
         run_here(tmp_path / "run")
 
 
+def test_the_best_loss_is_the_lowest(run_here, tmp_path):
+    """At a learning rate that spoils what it has learnt: the last loss is not the best one."""
+    flags = ["--config.eval.every_steps=2", "--config.eval.keep_best=True"]
+    flags += ["--config.eval.metric=loss", "--config.train.learning_rate=2e-2"]
+    done = run_here(tmp_path / "run", *flags).ok()
+    losses = done.values("dev/loss")
+    best = min(losses, key=losses.__getitem__)
+    assert best != max(losses) and done.result["steps"] == best
+    assert done.result["eval"]["dev/loss"]["mean"] == pytest.approx(losses[best], rel=1e-5)
+
+
 def test_a_loss_that_is_not_finite(run_here, tmp_path):
     flags = ["--config.train.learning_rate=1e30", "--config.checkpoint.every_steps=1"]
     done = run_here(tmp_path / "run", *flags)

@@ -27,6 +27,7 @@ from typing import TypeVar
 import numpy as np
 
 from bert_ft.data.encode import Encoded
+from bert_ft.data.mixing import Mixture
 from bert_ft.data.packing import Places, pack, row_counts
 
 Batch = dict[str, np.ndarray]
@@ -109,9 +110,7 @@ class BatchPlan:
     accumulate: int = 1
     multiple: int = 1
     at_most: int = 3
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return _permutation(self.seed, epoch, len(self.data))
+    mixture: Mixture | None = None  # of a set of several groups
 
     def examples(self, step: int) -> np.ndarray:
         """int64 (batch_size,): the examples of a step. Epochs follow each other without a gap, so
@@ -119,13 +118,8 @@ class BatchPlan:
         return self._stream(step * self.batch_size, (step + 1) * self.batch_size)
 
     def _stream(self, start: int, stop: int) -> np.ndarray:
-        count = len(self.data)
-        epochs = range(start // count, (stop - 1) // count + 1)
-        parts = [
-            self._permutation(e)[max(start - e * count, 0) : min(stop - e * count, count)]
-            for e in epochs
-        ]
-        return np.concatenate(parts)
+        mixture = self.mixture or Mixture((len(self.data),))
+        return mixture.stream(self.seed, start, stop)
 
     def _pack(self, examples: np.ndarray) -> Places:
         """Examples of whole steps -> places of their micro-batches."""
@@ -180,11 +174,6 @@ class BatchPlan:
         if self.accumulate == 1:
             return parts[0]
         return {name: np.stack([p[name] for p in parts]) for name in parts[0]}
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote, unquote
 
 import numpy as np
 from tqdm import tqdm
@@ -175,7 +176,7 @@ def _store(encoded: Encoded, entry: Path) -> None:
         arrays |= {f"token_field.{k}": v for k, v in encoded.token_fields.items()}
         arrays |= {f"aside.{k}": v for k, v in encoded.aside.items()}
         for name, array in arrays.items():
-            np.save(scratch / f"{name}.npy", array)
+            np.save(scratch / f"{quote(name, safe='')}.npy", array)
         about = {
             "pieces": encoded.pieces,
             "fitted": dict(encoded.fitted),
@@ -198,7 +199,8 @@ def _store(encoded: Encoded, entry: Path) -> None:
 def _load(entry: Path) -> Encoded:
     about = json.loads((entry / "about.json").read_text())
     arrays = {
-        path.name[: -len(".npy")]: np.load(path, mmap_mode="r") for path in entry.glob("*.npy")
+        unquote(path.name[: -len(".npy")]): np.load(path, mmap_mode="r")
+        for path in entry.glob("*.npy")
     }
 
     def group(prefix: str) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """What a run's predictions show: confusion or scatter, calibration, and the worst mistakes."""
 
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ def prediction_sections(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         missing = "There is no predictions/test.jsonl: no confusion, calibration or mistakes."
         return [section("Predictions", note(missing))]
+    if all(isinstance(row.get("prediction"), dict) for row in rows) and _parts(rows):
+        return [html for part in _parts(rows) for html in _of_part(rows, part)]
     sides = [row.get(side) for row in rows for side in ("label", "prediction")]
     scored = all(isinstance(row.get("probabilities"), dict) for row in rows)
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in sides)
@@ -32,6 +35,26 @@ def prediction_sections(rows: Sequence[dict[str, Any]]) -> list[str]:
         return _classification(rows, scored)
     other = f"{len(rows):,} predictions, whose labels are neither classes nor numbers: no charts."
     return [section("Predictions", note(other))]
+
+
+def _parts(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The parts of a task that has several: the keys of both the label and the prediction."""
+    labels = [row.get("label") for row in rows]
+    both = [set(a) & set(r["prediction"]) for a, r in zip(labels, rows, strict=True) if a]
+    if not all(isinstance(a, dict) for a in labels if a) or not both:
+        return []
+    return list(dict.fromkeys(k for r in rows for k in r["prediction"] if k in set.union(*both)))
+
+
+def _of_part(rows: Sequence[dict[str, Any]], part: str) -> list[str]:
+    """A part's sections, under a heading with its name."""
+    own = []
+    for row in rows:
+        if part not in row["prediction"] or part not in (row.get("label") or {}):
+            continue
+        split = {k: v[part] for k, v in row.items() if isinstance(v, dict) and part in v}
+        own.append({k: v for k, v in row.items() if not isinstance(v, dict)} | split)
+    return [html.replace("<h2>", f"<h2>{escape(part)}: ", 1) for html in prediction_sections(own)]
 
 
 def _regression(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -209,10 +209,21 @@ def _label_order(
     )
 
 
+def _name(path: str, family: str, kind: str | Mapping[str, str]) -> str | None:
+    """A parameter's name in a file; of one of several heads, None where it is the head's own."""
+    if isinstance(kind, str):
+        return families.name(path, family, kind)
+    part = path.split("/")[1]
+    if not path.startswith("top/") or part not in kind:
+        return families.name(path, family, "")
+    name = families.name(path.replace(f"{part}/", "", 1), family, kind[part])
+    return name if name and name.startswith(".") else None
+
+
 def load(
     path: Path,
     wanted: Mapping[str, Any],
-    kind: str = "sequence",
+    kind: str | Mapping[str, str] = "sequence",
     labels: Sequence[Sequence[str]] = (),
     new_head: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -222,17 +233,23 @@ def load(
     `wanted` is the model's tree of shapes. Raises InputError on encoder tensors that are missing,
     unused or of another shape. A head that the directory has for the same task (`kind`), in the
     same shape, is used, its outputs put into the order of `labels` (see `_label_order`); else, and
-    with `new_head`, it is new, and `say` is told why.
+    with `new_head`, it is new, and `say` is told why. Of several heads, `kind` is {part: kind}, and
+    all are new but for what the checkpoint's base model has of them, such as its pooler.
     """
     tensors, raw = read_tensors(path), _read_json(path)
     family = raw["model_type"]
     prefix, made_for = families.FAMILIES[family].prefix, (raw.get("architectures") or [""])[0]
-    other_task = bool(made_for and kind) and made_for != families.architecture(family, kind)
+    other_task = (
+        isinstance(kind, str)
+        and bool(made_for and kind)
+        and made_for != families.architecture(family, kind)
+    )
     theirs = {_canonical(k, prefix): v for k, v in tensors.items()}
-    found, new, why = {}, [], set[str]()
+    found, new, why, used = {}, [], set[str](), set[str]()
     for ours, leaf in flatten(wanted).items():
-        name = families.name(ours, family, kind)
-        array = theirs.pop(name.lstrip("."), None) if name else None
+        name = _name(ours, family, kind)
+        array = theirs.get(name.lstrip(".")) if name else None
+        used.add(str(name).lstrip("."))
         if array is not None and ours.endswith("/kernel"):
             array = array.T
         if ours.startswith("top/") and array is not None:
@@ -255,7 +272,7 @@ def load(
                 f"{path}: {str(name).lstrip('.')} has shape {array.shape}; "
                 f"config.json implies {leaf.shape}"
             )
-    unused = sorted(k for k in theirs if not families.IGNORED.match(k))
+    unused = sorted(k for k in theirs.keys() - used if not families.IGNORED.match(k))
     if unused:
         raise InputError(
             f"{path}: {len(unused)} tensors that this encoder has no place for: "

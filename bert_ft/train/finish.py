@@ -16,7 +16,7 @@ from bert_ft import config as defaults
 from bert_ft.config import flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
-from bert_ft.data.sources import Rows, open_source
+from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
 from bert_ft.train import optim, record
@@ -33,6 +33,7 @@ from bert_ft.train.system import (
     load_fitted,
     save_model_files,
     trained_on,
+    uris,
 )
 from bert_ft.train.writer import Writer
 
@@ -59,10 +60,14 @@ def predict_set(system: System, programs: Programs, params: Any, data: Encoded) 
     )
 
 
-def _rows(system: System, name: str) -> Rows:
+def _rows(system: System, name: str) -> Any:
+    """The rows of a set; of a task with several groups a list, an entry a group."""
     c = system.config
-    source = open_source(c.data[name], cache_dir=cache_dir(c), bad_rows=c.data.bad_rows)
-    return source.read()
+    read = [
+        open_source(uri, cache_dir=cache_dir(c), bad_rows=c.data.bad_rows).read() if uri else None
+        for uri in uris(c, system.task, name)
+    ]
+    return read if hasattr(system.task, "groups") else read[0]
 
 
 def score_set(system: System, programs: Programs, params: Any, name: str) -> dict[str, float]:
@@ -124,6 +129,9 @@ def conclude(
     if jax.process_index() != 0:
         return
     sizes = {name: data.source_rows for name, data in system.sets.items()}
+    if hasattr(system.task, "sizes"):
+        for name, data in system.sets.items():
+            sizes |= {f"{name}/{part}": n for part, n in system.task.sizes(data).items()}
     record.write_json(
         workdir / "result.json",
         record.result(system, step, scores, sizes, digest, trained_on(workdir), speeds),
@@ -201,10 +209,11 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     rows = source.read()
     for line in rows.skipped:
         _tell(f"skipped {line}")
-    # Labels, where the rows have any, play no part: they need not be those of the training set.
-    columns = {k: v for k, v in rows.columns.items() if k != config.data.label}
-    rows = dataclasses.replace(rows, columns=columns)
     system = assemble(config, _tell, sets=(), model_dir=workdir / "model", fitted=fitted)
+    # Labels, where the rows have any, play no part: they need not be those of the training set.
+    labels = getattr(system.task, "labels", [config.data.label])
+    columns = {k: v for k, v in rows.columns.items() if k not in labels}
+    rows = dataclasses.replace(rows, columns=columns)
     data = system.task.encode(rows, system.tokenizer, config.data.max_length, fitted)
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
     answers = system.task.answers(

@@ -35,9 +35,9 @@ def total_steps(config: ConfigDict, examples: int) -> int:
 
 
 def batch_plan(system: System, steps: int) -> BatchPlan:
-    t = system.config.train
+    t, data = system.config.train, system.sets["train"]
     return BatchPlan(
-        system.sets["train"],
+        data,
         t.batch_size,
         steps,
         system.row_length,
@@ -46,6 +46,9 @@ def batch_plan(system: System, steps: int) -> BatchPlan:
         accumulate=t.accumulate,
         multiple=system.shards,
         at_most=system.config.data.row_counts,
+        mixture=system.task.mixture(data, t.batch_size)
+        if hasattr(system.task, "mixture")
+        else None,
     )
 
 

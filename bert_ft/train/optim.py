@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from bert_ft.models.hf import flatten
 
-# LayerNorm and biases by their role in this code base, whatever their module is called.
-UNDECAYED = re.compile(r"/(bias|scale)$")
+# LayerNorm, biases and learnt weights of losses, by their role in this code base, whatever their
+# module is called.
+UNDECAYED = re.compile(r"/(bias|scale|log_variance|task_weight)$")
 
 
 def schedule(config: ConfigDict, steps: int) -> optax.Schedule:

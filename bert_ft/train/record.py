@@ -189,7 +189,13 @@ def result(
         "seeds": [system.config.train.seed],
         "steps": step,
         "eval": {
-            f"{name}/{metric}": {"mean": v, "std": 0.0, "per_trial": [v], "n_examples": sizes[name]}
+            f"{name}/{metric}": {
+                "mean": v,
+                "std": 0.0,
+                "per_trial": [v],
+                # A part of several may have rows of its own.
+                "n_examples": sizes.get(f"{name}/{metric.partition('/')[0]}", sizes[name]),
+            }
             for name, values in scores.items()
             # JSON has no NaN: an undefined score, such as the correlation of a constant, is null.
             for metric, v in ((m, v if np.isfinite(v) else None) for m, v in values.items())

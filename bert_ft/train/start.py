@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from bert_ft.config import fixed
 from bert_ft.errors import InputError
 from bert_ft.models import hf
-from bert_ft.models.heads import kind_of
+from bert_ft.models.multi import kinds_of
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.sharding import replicated, shardings
 from bert_ft.train.step import TrainState
@@ -49,7 +49,7 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
         found, new = hf.load(
             system.pretrained,
             system.abstract_params,
-            kind_of(system.model.head),
+            kinds_of(system.model.head),
             hf.label_names(system.fitted),
             system.config.model.head == "new",
             say,

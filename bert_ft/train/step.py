@@ -35,7 +35,10 @@ def loss_and_gradient(
     accumulate: int,
 ) -> tuple[dict[str, jax.Array], Params]:
     """({'loss': mean, …}, gradient) of the whole batch: sums over examples, divided once by their
-    number, so that splitting a batch over devices or micro-batches changes nothing."""
+    number, so that splitting a batch over devices or micro-batches changes nothing. A task with
+    several losses has a `loss_and_gradient` of its own."""
+    if hasattr(task, "loss_and_gradient"):
+        return task.loss_and_gradient(model, params, batch, rng, rate, accumulate)
 
     def sums(params: Params, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         total, count, extra = task.loss(model.apply({"params": params}, batch, rng, rate), batch)
@@ -100,6 +103,10 @@ class Programs:
 
     def __len__(self) -> int:
         return len(self._compiled)
+
+    def text(self) -> str:
+        """The optimised HLO of all programs, for those who look at it."""
+        return "\n".join(c.as_text() for c in self._compiled.values())
 
     def compile(self, state: Any, batch: Mapping[str, Any]) -> None:
         """Compiles for arrays, or shapes with shardings, like these, unless that has been done."""

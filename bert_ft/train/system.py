@@ -148,12 +148,11 @@ def assemble(
         )
     made: dict[str, Encoded] = {}
     for name in sets:
-        uri = config.data[name]
-        if not uri:
+        data = _read_set(config, task, name, tokenizer, fitted, say)
+        if data is None:
             continue
-        source = open_source(uri, cache_dir=cache, bad_rows=config.data.bad_rows)
-        made[name] = encode(source, task, tokenizer, config.data.max_length, cache, fitted, say)
-        fitted = fitted or made[name].fitted
+        made[name] = data
+        fitted = fitted or data.fitted
         _tell(name, made[name], say)
     assert fitted is not None
     longest = max((int(d.lengths.max()) for d in made.values()), default=config.data.max_length)
@@ -163,6 +162,37 @@ def assemble(
     return System(
         config, mesh, task, tokenizer, model, encoder, made, fitted, row_length, pretrained
     )
+
+
+def uris(config: ConfigDict, task: Any, name: str) -> list[str]:
+    """Where the rows of a set are: one URI, or one for each group of a task that has several."""
+    groups = getattr(task, "groups", None)
+    return [group.uris[name] for group in groups] if groups else [config.data[name]]
+
+
+def _read_set(
+    config: ConfigDict,
+    task: Any,
+    name: str,
+    tokenizer: Any,
+    fitted: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+) -> Encoded | None:
+    """A set of the config, encoded; None where it names none."""
+    made: list[Encoded | None] = []
+    for part, uri in zip(getattr(task, "groups", [task]), uris(config, task, name), strict=True):
+        if not uri:
+            made.append(None)
+            continue
+        source = open_source(uri, cache_dir=cache_dir(config), bad_rows=config.data.bad_rows)
+        known = fitted
+        if known is not None and hasattr(task, "groups"):
+            known = {p: known[p] for p in part.parts}
+        length, cache = config.data.max_length, cache_dir(config)
+        made.append(encode(source, part, tokenizer, length, cache, known, say))
+    if all(data is None for data in made):
+        return None
+    return task.merge(made) if hasattr(task, "groups") else made[0]
 
 
 def _tell(name: str, data: Encoded, say: Callable[[str], None]) -> None:

@@ -221,7 +221,7 @@ class Writer:
         # The clock starts when the first step is done, so that no rate includes compilation.
         self._first_mark = self._first_mark or mark
         self._written_mark = self._written_mark or mark
-        named = {n if "/" in n else f"train/{n}": value for n, value in metrics.items()}
+        named = {f"train/{n}": value for n, value in metrics.items()}
         if pending.step % self._every_steps == 0 or pending.step == self._total_steps:
             values = _flatten(named)
             if mark is not self._written_mark:

@@ -16,11 +16,8 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,31 +40,9 @@ def measure(case: str, steps: int) -> dict[str, float]:
 
     import jax
 
-    from bert_ft.train import loop, optim
-    from bert_ft.train.sharding import place
-    from bert_ft.train.start import checkpoints, initial_state
-    from bert_ft.train.system import assemble
+    from experiments.speed.demo_step import demo_step
 
-    def quiet(_: str) -> None:
-        pass
-
-    system = assemble(config, quiet, sets=("train",))
-    total = loop.total_steps(config, len(system.sets["train"]))
-    plan = loop.batch_plan(system, total)
-    rows = Counter(plan.shape(s).rows for s in range(total)).most_common(1)[0][0]
-    alike = (s for s in range(total) if plan.shape(s).rows == rows)
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        checkpoints(config, Path(scratch), quiet) as saved,
-    ):
-        optimizer = optim.make_optimizer(config, total)
-        state = initial_state(system, optimizer, saved, quiet)
-    programs = loop.train_programs(system, total, state)
-    batches = [
-        place(lambda mine, step=step: plan.batch(step, mine), plan.shape(step), system.mesh)
-        for step in islice(alike, WARMUP + steps)
-    ]
-    programs.compile(state, batches[0])
+    programs, state, batches, shape = demo_step(config, WARMUP + steps)
     seen: list[tuple[float, ...]] = []
     for batch in batches:
         before, since = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
@@ -84,7 +59,7 @@ def measure(case: str, steps: int) -> dict[str, float]:
         )
     names = ("faults", "system_ms", "user_ms", "wall_ms")
     medians = map(statistics.median, zip(*seen[WARMUP:], strict=True))
-    return {"rows": rows, **{n: round(m, 1) for n, m in zip(names, medians, strict=True)}}
+    return {"rows": shape.rows, **{n: round(m, 1) for n, m in zip(names, medians, strict=True)}}
 
 
 def in_a_process(case: str, steps: int) -> dict[str, Any]:

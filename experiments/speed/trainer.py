@@ -40,7 +40,7 @@ from experiments.sentiment import hf_trainer
 from experiments.sentiment.dot_chart import dot_chart
 
 HERE = Path(__file__).parent
-STEPS = {"ours": 40, "group": 50, "longest": 25, "max": 10}  # counted a round
+STEPS = {"ours": 120, "group": 50, "longest": 25, "max": 10}  # counted a round
 WARMUP = 3  # steps before them
 WANTED = {"group": 1.5, "longest": 2.5, "max": 6.0}  # how many times as fast ours should be
 NAMES = {

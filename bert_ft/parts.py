@@ -1,0 +1,55 @@
+"""task.parts: the JSON that says what the parts of a multi-task run are, read into configs."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_ft.config import default, flat, nearest, wrong_type
+from bert_ft.errors import InputError
+
+OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
+SHAPE = '{"PART": {"task.name": "tagging", "data.label": "COLUMN", ...}, ...}'
+TAKEN = ("labels", "names")  # what a single task calls what it learnt from its rows
+
+
+def part_configs(config: ConfigDict) -> dict[str, ConfigDict]:
+    """{part: the config with that part's own keys}, in the order given. `task.name` of a part is
+    'classification' unless it says another. Raises InputError on what is not of SHAPE."""
+    text = config.task.parts
+    try:
+        given = json.loads(text)
+    except ValueError as e:
+        raise InputError(f"config.task.parts is no JSON ({e}); accepted: {SHAPE}") from None
+    if not isinstance(given, dict) or len(given) < 2:
+        raise InputError(f"config.task.parts is {text!r}; accepted: {SHAPE}, two parts or more")
+    return {part: _part(config, part, keys) for part, keys in given.items()}
+
+
+def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
+    where = f"config.task.parts: {part!r}"
+    if not part.isidentifier() or part in TAKEN:
+        raise InputError(f"{where} is no name of a part; accepted: letters, digits and _")
+    if not isinstance(keys, dict):
+        raise InputError(f"{where} is {keys!r}; accepted: an object of keys and values")
+    c = copy.deepcopy(config)
+    c.task.parts, c.task.name = "", "classification"
+    usual = flat(default())
+    accepted = [k for k in usual if k.startswith("task.") and k != "task.parts"]
+    accepted += [f"data.{k}" for k in OF_DATA]
+    for key, value in keys.items():
+        if key not in accepted:
+            raise InputError(
+                f"{where} sets {key!r}; accepted: task.* and "
+                f"{', '.join(f'data.{k}' for k in OF_DATA)}{nearest(key, accepted)}"
+            )
+        if isinstance(usual[key], float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(usual[key]):
+            raise InputError(f"{where}: {wrong_type(key, value, usual[key])}")
+        group, name = key.split(".")
+        c[group][name] = value
+    return c

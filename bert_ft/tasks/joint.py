@@ -1,0 +1,87 @@
+"""Parts of a multi-task run that share their rows: one example carries the labels of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bert_ft.data.encode import Encoded
+from bert_ft.data.sources import Rows
+from bert_ft.errors import InputError
+from bert_ft.tasks.sequence import SequenceTask
+
+
+class Joint:
+    """`parts`: {name: task}; `uris`: {'train': URI, …}. An `Encoder` of data/encode.py, whose
+    fields are named PART/FIELD; PART/weight is 1 where an example counts for a part.
+
+    The tokens are those of the first part that is not about a whole text, if there is one: tags
+    stand on words, and say where these are."""
+
+    def __init__(self, parts: Mapping[str, Any], uris: Mapping[str, str]):
+        self.parts, self.uris = dict(parts), dict(uris)
+        names = sorted(self.parts, key=lambda p: isinstance(self.parts[p], SequenceTask))
+        self.carrier = names[0]
+
+    def signature(self) -> dict[str, Any]:
+        return {"joint": {part: task.signature() for part, task in self.parts.items()}}
+
+    def columns(self) -> list[str]:
+        """Of the texts, as the carrier has them, and of every label."""
+        own = self.parts[self.carrier].columns()
+        labels = [t.label for t in self.parts.values() if getattr(t, "label", "")]
+        return list(dict.fromkeys([*own, *labels]))
+
+    def fit(self, rows: Rows) -> dict[str, Any]:
+        return {part: task.fit(rows) for part, task in self.parts.items()}
+
+    def encode(
+        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
+    ) -> Encoded:
+        carrier = self.parts[self.carrier]
+        data = carrier.encode(rows, tokenizer, max_length, fitted[self.carrier])
+        about = {**fitted, self.carrier: dict(data.fitted)}
+        made = {self.carrier: dict(data.fields)}
+        token_fields = {f"{self.carrier}/{k}": v for k, v in data.token_fields.items()}
+        aside = {f"{self.carrier}/{k}": v for k, v in data.aside.items()}
+        weight = {self.carrier: np.ones(len(data), np.float32)}
+        for part, task in self.parts.items():
+            if part == self.carrier:
+                continue
+            if isinstance(task, SequenceTask) and not isinstance(carrier, SequenceTask):
+                # Once a row, at its first window.
+                first = np.diff(data.row, prepend=-1) != 0
+                fields = task.targets(rows, fitted[part]) if task.label in rows.columns else {}
+                made[part] = {k: np.asarray(v)[data.row] for k, v in fields.items()}
+                weight[part] = first.astype(np.float32)
+                continue
+            other = task.encode(rows, tokenizer, max_length, fitted[part])
+            if not (
+                np.array_equal(other.tokens, data.tokens)
+                and np.array_equal(other.offsets, data.offsets)
+            ):
+                raise InputError(
+                    f"{rows.origin}: parts {self.carrier!r} and {part!r} read other texts of the "
+                    "same rows; give both the same data.text and data.text_pair"
+                )
+            about[part], made[part] = dict(other.fitted), dict(other.fields)
+            token_fields |= {f"{part}/{k}": v for k, v in other.token_fields.items()}
+            aside |= {f"{part}/{k}": v for k, v in other.aside.items()}
+            weight[part] = np.ones(len(data), np.float32)
+        fields = {f"{p}/{k}": v for p, own in made.items() for k, v in own.items()}
+        fields |= {f"{part}/weight": values for part, values in weight.items()}
+        return Encoded(
+            data.tokens,
+            data.types,
+            data.offsets,
+            data.row,
+            data.truncated,
+            fields,
+            token_fields,
+            data.pieces,
+            about,
+            len(rows),
+            aside=aside,
+        )

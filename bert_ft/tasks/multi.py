@@ -1,0 +1,313 @@
+"""Several tasks on one encoder: several labels of the same rows, several data sets, or both.
+
+Parts whose data.train, dev and test are the same share their rows (`joint.py`); groups of parts
+with other files are mixed in the batches (data/mixing.py). Losses are joined by `weighting.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.data.encode import Encoded
+from bert_ft.data.mixing import Mixture
+from bert_ft.data.sources import Rows
+from bert_ft.errors import InputError
+from bert_ft.models.bert import Batch
+from bert_ft.models.multi import MultiHead
+from bert_ft.tasks import weighting
+from bert_ft.tasks.joint import Joint
+
+SETS = ("train", "dev", "test")
+
+
+class MultiTask:
+    """`parts`: {name: task}. A set's `fitted` is {name: what that task learnt}; its example fields
+    are PART/FIELD, its metrics PART/METRIC, and 'mean' is the mean of the parts' own metrics."""
+
+    name = "multi"
+    metric = "mean"
+
+    def __init__(self, config: ConfigDict, parts: Mapping[str, tuple[Any, ConfigDict]]):
+        self.parts = {part: task for part, (task, _) in parts.items()}
+        t = config.task
+        self.weighting, self.weight_rate, self.asymmetry = t.weighting, t.weight_rate, t.asymmetry
+        self.mixing, self.temperature = t.mixing, t.mixing_temperature
+        self.weights = _weights(config, list(parts))
+        # Kendall et al.: a squared error is the likelihood of a Gaussian times two.
+        self.factors = [0.5 if task.name == "regression" else 1.0 for task in self.parts.values()]
+        self.chance: list[float] = []
+        by_source: dict[tuple[str, ...], dict[str, Any]] = {}
+        for part, (task, own) in parts.items():
+            by_source.setdefault(tuple(own.data[s] for s in SETS), {})[part] = task
+        self.groups = [
+            Joint(tasks, dict(zip(SETS, uris, strict=True))) for uris, tasks in by_source.items()
+        ]
+        self.labels = [t.label for t in self.parts.values() if getattr(t, "label", "")]
+
+    def merge(self, sets: Sequence[Encoded | None]) -> Encoded:
+        """One set of those of the groups, None where a group has none: their examples one after
+        the other. `aside` has the groups' sizes, 'examples' and 'rows'."""
+        there = [data for data in sets if data is not None]
+        if len({data.pieces for data in there}) > 1:
+            raise InputError(
+                "config.task.parts mixes tasks of one text and of several sequences an example; "
+                "such tasks need runs of their own"
+            )
+        fitted = {part: about for data in there for part, about in data.fitted.items()}
+        tokens, rows = 0, 0
+        offsets, row = [np.zeros(1, np.int64)], []
+        for data in there:
+            offsets.append(np.asarray(data.offsets[1:]) + tokens)
+            row.append(np.asarray(data.row) + rows)
+            tokens, rows = tokens + int(data.offsets[-1]), rows + data.source_rows
+        prints = ",".join(data.fingerprint for data in there)
+        aside = {k: v for data in there for k, v in data.aside.items()}
+        aside["examples"] = np.asarray([0 if d is None else len(d) for d in sets])
+        aside["rows"] = np.asarray([0 if d is None else d.source_rows for d in sets])
+        return Encoded(
+            tokens=np.concatenate([data.tokens for data in there]),
+            types=np.concatenate([data.types for data in there]),
+            offsets=np.concatenate(offsets),
+            row=np.concatenate(row),
+            truncated=np.concatenate([data.truncated for data in there]),
+            fields=_joined([data.fields for data in there], [len(data) for data in there]),
+            token_fields=_joined(
+                [data.token_fields for data in there], [len(data.tokens) for data in there]
+            ),
+            pieces=there[0].pieces,
+            fitted=fitted,
+            source_rows=rows,
+            skipped=tuple(line for data in there for line in data.skipped),
+            fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
+            aside=aside,
+        )
+
+    def encode(
+        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
+    ) -> Encoded:
+        """Of the same rows for every group: what prediction reads."""
+        return self.merge(
+            [
+                group.encode(rows, tokenizer, max_length, {p: fitted[p] for p in group.parts})
+                for group in self.groups
+            ]
+        )
+
+    def mixture(self, data: Encoded, batch_size: int) -> Mixture:
+        sizes = tuple(int(n) for n in data.aside["examples"])
+        return Mixture(sizes, self.mixing, self.temperature, batch_size)
+
+    def head(self, fitted: Mapping[str, Any]) -> partial:
+        heads = tuple((part, task.head(fitted[part])) for part, task in self.parts.items())
+        self.chance = [chance_loss(task, part, fitted[part]) for part, task in self.parts.items()]
+        if self.weighting == "gradnorm" and not all(math.isfinite(c) for c in self.chance):
+            part = next(p for p, c in zip(self.parts, self.chance, strict=True) if c != c)
+            raise InputError(
+                "config.task.weighting is 'gradnorm', which needs the loss of a guess at chance; "
+                f"that of part {part!r} ({self.parts[part].name}) is not known: use 'uncertainty'"
+            )
+        return partial(MultiHead, heads, weighting.LEARNT[self.weighting], self.weight_rate)
+
+    def sums(
+        self, outputs: Mapping[str, Any], batch: Batch
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
+        """({part: sum of its loss}, {part: their number}, {part: sums of further metrics})."""
+        found = {
+            part: task.loss(outputs[part], _own(batch, part)) for part, task in self.parts.items()
+        }
+        total, count, extra = ({p: f[i] for p, f in found.items()} for i in range(3))
+        return total, count, extra
+
+    def loss_and_gradient(self, *given: Any) -> tuple[dict[str, jax.Array], Any]:
+        """See weighting.py; stands in for step.loss_and_gradient."""
+        return weighting.loss_and_gradient(self, *given)
+
+    def predict(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        return {
+            f"{part}/{name}": value
+            for part, task in self.parts.items()
+            for name, value in task.predict(outputs[part], _own(batch, part)).items()
+        }
+
+    def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        own = []
+        for part, task in self.parts.items():
+            view, there = self.view(data, part)
+            if not len(there):
+                continue
+            values = task.score(_of(predicted, part, there), view)
+            own.append(values[task.metric])
+            scores |= {f"{part}/{name}": value for name, value in values.items()}
+        return {"mean": float(np.mean(own)), **scores}
+
+    def sizes(self, data: Encoded) -> dict[str, int]:
+        """{part: rows of a set that it is scored on}."""
+        return {part: self.view(data, part)[0].source_rows for part in self.parts}
+
+    def tune(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, Any]:
+        """Of the parts that choose something on dev: {part: what it learnt, and that}."""
+        chosen = {}
+        for part, task in self.parts.items():
+            view, there = self.view(data, part)
+            if hasattr(task, "tune") and len(there):
+                more = task.tune(_of(predicted, part, there), view)
+                chosen[part] = {**data.fitted[part], **more}
+        return chosen
+
+    def group_of(self, part: str) -> int:
+        return next(g for g, group in enumerate(self.groups) if part in group.parts)
+
+    def view(self, data: Encoded, part: str) -> tuple[Encoded, np.ndarray]:
+        """(a part's examples as its task knows them, their places in `data`)."""
+        weight = data.fields.get(f"{part}/weight")  # none where its group has no such set
+        there = np.flatnonzero(np.zeros(0) if weight is None else np.asarray(weight) > 0)
+        group = self.group_of(part)
+        lengths = data.lengths.sum(axis=1)[there]
+        view = dataclasses.replace(
+            data,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            row=np.asarray(data.row)[there] - data.aside["rows"][:group].sum(),
+            truncated=np.asarray(data.truncated)[there],
+            fields={k: np.asarray(v)[there] for k, v in _own(data.fields, part, "").items()},
+            token_fields={},
+            fitted=data.fitted.get(part, {}),
+            source_rows=int(data.aside["rows"][group]),
+            aside=_own(data.aside, part, ""),
+        )
+        return view, there
+
+    def answers(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows | Sequence[Rows]
+    ) -> list[dict[str, Any]]:
+        """One object a row, those of each group's `rows` after each other, or, where all groups
+        read the same `rows`, one with the answers of all. {'text', …, 'label', 'prediction',
+        'probabilities': {part: …}, 'truncated'}."""
+        out: list[dict[str, Any]] = []
+        for g, group in enumerate(self.groups):
+            own = rows if isinstance(rows, Rows) else rows[g]
+            by_part = {}
+            for part in group.parts:
+                view, there = self.view(data, part)
+                if len(there):
+                    said = _of(predicted, part, there)
+                    by_part[part] = self.parts[part].answers(said, view, own)
+            answers = [
+                _merged({part: said[i] for part, said in by_part.items()})
+                for i in range(len(next(iter(by_part.values()), [])))
+            ]
+            if isinstance(rows, Rows) and out:
+                out = [_both(a, b) for a, b in zip(out, answers, strict=True)]
+            else:
+                out += answers
+        return out
+
+    def sentence(self, answer: Mapping[str, Any]) -> str:
+        """An answer in a line, for the terminal."""
+        there = [part for part in self.parts if part in answer["prediction"]]
+        return "; ".join(f"{p}: {self.parts[p].sentence(_single(answer, p))}" for p in there)
+
+
+def _weights(config: ConfigDict, parts: Sequence[str]) -> list[float]:
+    """task.weights or task.alpha -> a weight a part."""
+    t = config.task
+    if t.alpha >= 0:
+        if len(parts) != 2 or t.weights:
+            raise InputError(
+                f"config.task.alpha is {t.alpha}; accepted: -1 where there are {len(parts)} parts "
+                f"({', '.join(parts)}) and task.weights is {t.weights!r}"
+            )
+        return [t.alpha, 1 - t.alpha]
+    weights = [float(w) for w in t.weights.split(",")] if t.weights else [1.0] * len(parts)
+    if len(weights) != len(parts):
+        raise InputError(
+            f"config.task.weights gives {len(weights)} weights for {len(parts)} parts: "
+            f"{', '.join(parts)}"
+        )
+    return weights
+
+
+def chance_loss(task: Any, part: str, fitted: Mapping[str, Any]) -> float:
+    """The loss of a guess at chance, GradNorm's L(0) (Chen et al. 2018, 3.2); NaN if unknown."""
+    if task.name in ("classification", "tagging"):
+        return math.log(len(fitted["labels"]))
+    if task.name == "multilabel":
+        return math.log(2)
+    if task.name == "ordinal":
+        return (len(fitted["ranks"]) - 1) * math.log(2)
+    if task.name == "regression" and task.scaling == "standard":
+        return 1.0
+    return math.nan
+
+
+def _joined(
+    fields: Sequence[Mapping[str, np.ndarray]], counts: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Each field over all groups; zeros where a group lacks it."""
+    out = {}
+    for name in dict.fromkeys(name for own in fields for name in own):
+        like = next(np.asarray(own[name]) for own in fields if name in own)
+        out[name] = np.concatenate(
+            [
+                np.asarray(own[name]) if name in own else np.zeros((n, *like.shape[1:]), like.dtype)
+                for own, n in zip(fields, counts, strict=True)
+            ]
+        )
+    return out
+
+
+def _own(fields: Mapping[str, Any], part: str, weight: str = "weight") -> dict[str, Any]:
+    """A batch, or the fields of a set, as a part sees it: its own fields by their own names, and
+    in a batch those of no part. An example that does not count for the part has the weight 0."""
+    prefix = f"{part}/"
+    shared = {k: v for k, v in fields.items() if "/" not in k} if weight else {}
+    own = {k[len(prefix) :]: v for k, v in fields.items() if k.startswith(prefix)}
+    counts = own.pop("weight", 1.0)
+    if weight:
+        own["weight"] = fields[weight] * counts
+    return {**shared, **own}
+
+
+def _of(predicted: Mapping[str, np.ndarray], part: str, there: np.ndarray) -> dict[str, np.ndarray]:
+    return {k: np.asarray(v)[there] for k, v in _own(predicted, part, "").items()}
+
+
+PARTED = ("label", "prediction", "probabilities")
+
+
+def _merged(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The answers of several parts about one row."""
+    out: dict[str, Any] = {}
+    for part, answer in answers.items():
+        for key, value in answer.items():
+            if key in PARTED:
+                out.setdefault(key, {})[part] = value
+            elif key == "truncated":
+                out[key] = out.get(key, False) or value
+            else:
+                out.setdefault(key, value)
+    return out
+
+
+def _both(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """Two groups' answers about the same row."""
+    out = {**b, **a, "truncated": a["truncated"] or b["truncated"]}
+    for key in PARTED:
+        if key in a or key in b:
+            out[key] = {**a.get(key, {}), **b.get(key, {})}
+    return out
+
+
+def _single(answer: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """A part's own answer again."""
+    own = {k: v for k, v in answer.items() if k not in PARTED}
+    return own | {k: answer[k][part] for k in PARTED if part in answer.get(k, {})}

@@ -1,0 +1,122 @@
+"""The loss of several parts, L = sum_k w_k L_k, and its gradient; w fixed or learnt.
+
+'uncertainty' (Kendall, Gal & Cipolla 2018, eq. 7 and 10): w_k = f_k exp(-s_k), and s_k / 2 is added
+to the loss, s_k = log sigma_k^2 being learnt; f_k is 1/2 for a squared error and 1 for a
+likelihood.
+
+'gradnorm' (Chen et al. 2018, eq. 1 and 2, algorithm 1): w = K softmax(s), so that it is positive
+and adds up to K; s is moved to bring each part's gradient norm G_k = |grad (w_k L_k)| to
+mean(G) r_k^a, where r_k is how slowly L_k / L_k(0) falls beside the others'. The norm is that of
+the gradient at the encoder's output, not at its last weights: it costs nothing more than the
+backward pass. L_k(0) is the loss of a guess at chance.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_ft.models.bert import Batch
+
+Terms = dict[str, jax.Array]
+LEARNT = {"fixed": "", "uncertainty": "log_variance", "gradnorm": "task_weight"}  # parameters
+
+
+def weights_of(task: Any, learnt: jax.Array | None) -> jax.Array:
+    """float32 (parts,)."""
+    if task.weighting == "uncertainty":
+        assert learnt is not None
+        return jnp.asarray(task.factors) * jnp.exp(-learnt)
+    if task.weighting == "gradnorm":
+        assert learnt is not None
+        return len(task.parts) * jax.nn.softmax(learnt)
+    return jnp.asarray(task.weights)
+
+
+def loss_and_gradient(
+    task: Any, model: Any, params: Any, batch: Batch, rng: Any, rate: float, accumulate: int
+) -> tuple[dict[str, jax.Array], Any]:
+    """({'loss': L, 'PART/loss': L_k, 'PART/gradient_norm': |grad w_k L_k| at the encoder's output,
+    'PART/weight': w_k where learnt, …}, gradient) of the whole batch. L_k is a sum over the
+    examples, or words, of the global batch divided once by their number; a part with none has the
+    loss 0."""
+    names = list(task.parts)
+
+    def terms(params: Any, taps: Any, batch: Batch) -> tuple[Terms, Terms, dict, Any]:
+        variables = {"params": params, "perturbations": taps}
+        outputs = model.apply(variables, batch, rng, rate)
+        return (*task.sums(outputs, batch), outputs[""].get("learnt"))
+
+    def no_taps(batch: Batch) -> Any:
+        shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["perturbations"]
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def objective(
+        params: Any, taps: Any, batch: Batch, counts: Terms | None
+    ) -> tuple[jax.Array, tuple[Terms, Terms, dict]]:
+        totals, own, extra, learnt = terms(params, taps, batch)
+        counts = own if counts is None else counts
+        share = {k: jnp.where(counts[k] > 0, 1 / jnp.maximum(counts[k], 1e-6), 0.0) for k in names}
+        means = {k: totals[k] * share[k] for k in names}
+        extra = {k: {m: v * share[k] for m, v in extra[k].items()} for k in names}
+        w = weights_of(task, learnt)
+        if task.weighting == "gradnorm":
+            w = jax.lax.stop_gradient(w)
+        loss = jnp.dot(w, jnp.stack([means[k] for k in names]))
+        if task.weighting == "uncertainty":
+            assert learnt is not None
+            there = jnp.stack([counts[k] > 0 for k in names])
+            loss += jnp.sum(jnp.where(there, learnt, 0.0)) / 2 / accumulate
+        return loss, (means, counts, extra)
+
+    both = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+
+    def one(batch: Batch, counts: Terms | None) -> Any:
+        (loss, (means, counts, extra)), (gradient, taps) = both(
+            params, no_taps(batch), batch, counts
+        )
+        squares = {k: jnp.sum(jnp.square(taps["top"][f"tap_{k}"])) for k in names}
+        return {"loss": loss, "means": means, "extra": extra, "squares": squares}, gradient, counts
+
+    if accumulate == 1:
+        found, gradient, counts = one(batch, None)
+    else:
+        each = jax.lax.map(lambda b: terms(params, no_taps(b), b)[1], batch)
+        counts = jax.tree.map(jnp.sum, each)
+        shapes = jax.eval_shape(lambda b: one(b, counts)[:2], jax.tree.map(lambda x: x[0], batch))
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (found, gradient), _ = jax.lax.scan(
+            lambda sofar, b: (jax.tree.map(jnp.add, sofar, one(b, counts)[:2]), None), zero, batch
+        )
+    norms = {k: jnp.sqrt(found["squares"][k]) for k in names}
+    metrics = {"loss": found["loss"]}
+    for k in names:
+        metrics |= {f"{k}/loss": found["means"][k], f"{k}/gradient_norm": norms[k]}
+        metrics |= {f"{k}/{name}": value for name, value in found["extra"][k].items()}
+    if task.weighting != "fixed":
+        metrics |= _learnt(task, model, params, gradient, metrics, counts)
+    return metrics, gradient
+
+
+def _learnt(
+    task: Any, model: Any, params: Any, gradient: Any, metrics: Terms, counts: Terms
+) -> Terms:
+    """{'PART/weight': w_k}; under GradNorm the gradient of its parameter is put in its place."""
+    names, name = list(task.parts), LEARNT[task.weighting]
+    value = params["top"][name] * task.weight_rate
+    w, pull = jax.vjp(lambda s: weights_of(task, s), value)
+    if task.weighting == "gradnorm":
+        norm = jnp.stack([metrics[f"{k}/gradient_norm"] for k in names])
+        there = jnp.stack([counts[k] > 0 for k in names]).astype(jnp.float32)
+        number = jnp.maximum(jnp.sum(there), 1.0)
+        pace = jnp.stack([metrics[f"{k}/loss"] for k in names]) / jnp.asarray(task.chance)
+        mean_pace = jnp.sum(pace * there) / number
+        slow = pace / jnp.maximum(mean_pace, 1e-12)
+        mean_norm = jnp.maximum(jnp.sum(norm * there) / number, 1e-12)
+        wanted = mean_norm * slow**task.asymmetry
+        # d|G_k - wanted| / dw_k, in units of the mean norm, for a gradient of about 1.
+        slope = jnp.sign(norm - wanted) * norm / w / mean_norm * there
+        gradient["top"][name] = pull(slope)[0]
+    return {f"{k}/weight": w[i] for i, k in enumerate(names)}

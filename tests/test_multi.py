@@ -1,0 +1,375 @@
+"""Several tasks on one encoder: the joint loss, its weights, mixed sets, and the program."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from conftest import BAD, GOOD, ROOT, SUBJECTS, VERBS, read_jsonl, write_bert, write_jsonl
+
+from bert_ft.data.batches import BatchPlan
+from bert_ft.data.encode import encode
+from bert_ft.data.sources import open_source
+from bert_ft.errors import InputError
+from bert_ft.models import hf
+from bert_ft.models.heads import Model
+from bert_ft.tasks.multi import chance_loss
+from bert_ft.tasks.registry import make_task
+from bert_ft.train.step import loss_and_gradient
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def clauses(count, seed):
+    """Rows of words with a tag each, an intent (whether the first adjective is good), a number."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        tokens, tags, kinds = [], [], []
+        for _ in range(int(rng.integers(1, 4))):
+            kind = int(rng.integers(2))
+            kinds.append(kind)
+            words = str(rng.choice(SUBJECTS)).split()
+            tokens += [*words, str(rng.choice(VERBS)), str(rng.choice((BAD, GOOD)[kind])), ","]
+            tags += [
+                "B-TOPIC",
+                *["I-TOPIC"] * (len(words) - 1),
+                "O",
+                ("B-BAD", "B-GOOD")[kind],
+                "O",
+            ]
+        row = {"id": f"r{i}", "tokens": tokens, "tags": tags, "intent": ("no", "yes")[kinds[0]]}
+        rows.append({**row, "text": " ".join(tokens), "good": sum(kinds)})
+    return rows
+
+
+JOINT = {
+    "intent": {"data.label": "intent"},
+    "slots": {"task.name": "tagging", "data.label": "tags", "task.stride": 6},
+    "good": {"task.name": "regression", "data.label": "good"},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    root = tmp_path_factory.mktemp("multi")
+    made = {n: write_jsonl(root / f"{n}.jsonl", clauses(c, s)) for n, c, s in (
+        ("train", 96, 1), ("dev", 20, 2), ("test", 21, 3), ("other", 24, 4),
+    )}  # fmt: skip
+    return {**made, "model": write_bert(root / "bert"), "root": root}
+
+
+def multi(parts=None, **more):
+    parts = json.dumps(JOINT if parts is None else parts)
+    given = {"task__name": "multi", "task__parts": parts, "data__text": "tokens"}
+    return make_task(small.config(**{**given, **more}))
+
+
+def joint(files, task, names=("train",), fitted=None):
+    """The merged set of one group for each of `names`, and its tokenizer."""
+    tokenizer = hf.load_tokenizer(files["model"])
+    sets = []
+    for group, name in zip(task.groups, names, strict=True):
+        source = open_source(f"files:{files[name]}", cache_dir=files["root"])
+        sets.append(encode(source, group, tokenizer, 16, files["root"], fitted, lambda _: None))
+    return task.merge(sets)
+
+
+def made(files, **more):
+    """(task, model, params, data) of the three parts on the same rows."""
+    task = multi(**more)
+    data = joint(files, task)
+    model = Model(hf.read_config(files["model"]), task.head(data.fitted))
+    return task, model, small.init(model), data
+
+
+def plan(data, **more):
+    return BatchPlan(data, 8, 4, 32, seed=1, at_most=1, **more)
+
+
+def gradient(task, model, params, batch, accumulate=1, rate=0.1):
+    return jax.jit(
+        lambda p, b: loss_and_gradient(model, task, p, b, jax.random.key(3), rate, accumulate)
+    )(params, batch)
+
+
+def close(a, b, tolerance=1e-5):
+    a, b = hf.flatten(a), hf.flatten(b)
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_allclose(a[path], b[path], rtol=0, atol=tolerance, err_msg=path)
+
+
+def test_one_example_carries_the_labels_of_all_parts(files):
+    task, _, _, data = made(files)
+    rows = read_jsonl(files["train"])
+    first = np.flatnonzero(np.asarray(data.fields["intent/weight"]))
+    assert len(data) > len(rows) == len(first), "long rows have windows; an intent counts once"
+    labels = [data.fitted["intent"]["labels"][i] for i in data.fields["intent/label"][first]]
+    assert labels == [row["intent"] for row in rows]
+    assert data.fields["good/label"][first].tolist() == [row["good"] for row in rows]
+    assert data.fields["slots/owned"].sum() == sum(len(row["tokens"]) for row in rows)
+
+
+def test_the_loss_is_the_weighted_sum_of_the_parts_own(files):
+    task, model, params, data = made(files, task__weights="0.5,2,1")
+    batch = plan(data).batch(0)
+    metrics, _ = gradient(task, model, params, batch, rate=0.0)
+    outputs = model.apply({"params": params}, batch)
+    wanted = 0.0
+    for weight, (part, own) in zip((0.5, 2, 1), task.parts.items(), strict=True):
+        view = {k.removeprefix(f"{part}/"): v for k, v in batch.items()}
+        view["weight"] = batch["weight"] * batch[f"{part}/weight"]
+        total, count, _ = own.loss(outputs[part], view)
+        np.testing.assert_allclose(metrics[f"{part}/loss"], total / count, rtol=1e-5)
+        wanted += weight * total / count
+    np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "gradnorm"])
+def test_packing_and_accumulation_change_nothing(files, weighting):
+    task, model, params, data = made(files, task__weighting=weighting)
+    one, grad = gradient(task, model, params, plan(data).batch(1))
+    padded, grad_padded = gradient(task, model, params, plan(data, packed=False).batch(1))
+    four, grad_four = gradient(task, model, params, plan(data, accumulate=4).batch(1), 4)
+    for metrics in (padded, four):
+        assert metrics.keys() == one.keys()
+        for name in one:
+            np.testing.assert_allclose(metrics[name], one[name], atol=2e-5, err_msg=name)
+    close(grad, grad_padded)
+    close(grad, grad_four)
+
+
+def test_a_part_that_a_batch_lacks_has_no_loss_and_no_gradient(files):
+    task, model, params, data = made(files)
+    batch = plan(data).batch(0)
+    batch = {**batch, "good/weight": np.zeros_like(batch["good/weight"])}
+    metrics, grad = gradient(task, model, params, batch)
+    assert metrics["good/loss"] == metrics["good/gradient_norm"] == 0
+    assert not any(np.any(v) for v in jax.tree.leaves(grad["top"]["good"]))
+    assert all(np.isfinite(v).all() for v in jax.tree.leaves((metrics, grad)))
+
+
+def test_uncertainty_is_the_formula_of_kendall(files):
+    """Beside finite differences of the formula, written down once more, in what is learnt."""
+    task, model, params, data = made(files, task__weighting="uncertainty", task__weight_rate=1.0)
+    batch, s = plan(data).batch(0), np.asarray([0.3, -0.2, 0.1], np.float32)
+    params["top"]["log_variance"] = jnp.asarray(s)
+    metrics, grad = gradient(task, model, params, batch)
+    losses = np.asarray([metrics[f"{part}/loss"] for part in JOINT], np.float64)
+
+    def formula(s):
+        sigma = np.exp(s / 2)
+        factor = np.asarray([1, 1, 0.5])  # the third is a regression
+        return (factor * losses / sigma**2 + np.log(sigma)).sum()
+
+    np.testing.assert_allclose(metrics["loss"], formula(s.astype(np.float64)), rtol=1e-5)
+    slope = [(formula(s + e) - formula(s - e)) / 2e-6 for e in 1e-6 * np.eye(3)]
+    np.testing.assert_allclose(grad["top"]["log_variance"], slope, atol=1e-4)
+
+
+def test_gradient_norms_are_those_at_the_encoders_output(files):
+    """Beside the derivative by the hidden states of a model cut in two by hand."""
+    task, model, params, data = made(files, task__weights="1,3,1")
+    batch = plan(data).batch(0)
+    metrics, _ = gradient(task, model, params, batch, rate=0.0)
+    bound = model.bind({"params": params})
+    hidden = bound.encoder(batch, None)
+
+    def loss(hidden):
+        outputs = model.apply({"params": params}, hidden, method=lambda m, h: m.top(h, batch, None))
+        totals, counts, _ = task.sums(outputs, batch)
+        return totals["slots"] / counts["slots"]
+
+    norm = 3 * jnp.linalg.norm(jax.grad(loss)(hidden))
+    np.testing.assert_allclose(metrics["slots/gradient_norm"], norm, rtol=1e-4)
+
+
+def test_gradnorm_moves_the_weights_towards_equal_norms(files):
+    """The sign of the step is that of the paper's loss by finite differences; a few hundred steps
+    of it alone, with the parts' own norms held, bring the norms together."""
+    task, model, params, data = made(
+        files, task__weighting="gradnorm", task__weight_rate=1.0, task__asymmetry=0.0
+    )
+    batch, run = plan(data).batch(0), jax.jit(lambda p, b: gradient(task, model, p, b, rate=0.0))
+    before = None
+    for _ in range(200):
+        metrics, grad = run(params, batch)
+        norms = np.asarray([metrics[f"{part}/gradient_norm"] for part in JOINT])
+        before = norms if before is None else before
+        params["top"]["task_weight"] -= 0.02 * grad["top"]["task_weight"]
+    assert norms.std() / norms.mean() < 0.05 < before.std() / before.mean()
+    weights = np.asarray([metrics[f"{part}/weight"] for part in JOINT])
+    np.testing.assert_allclose(weights.sum(), 3, rtol=1e-5)
+
+
+def test_the_loss_of_a_guess_at_chance(files):
+    task, _, _, data = made(files)
+    assert chance_loss(task.parts["intent"], "intent", data.fitted["intent"]) == np.log(2)
+    tags = len(data.fitted["slots"]["labels"])
+    assert chance_loss(task.parts["slots"], "slots", data.fitted["slots"]) == np.log(tags)
+    assert chance_loss(task.parts["good"], "good", data.fitted["good"]) == 1.0
+
+
+TWO = {
+    "intent": {"data.label": "intent", "data.text": "text"},
+    "good": {"task.name": "regression", "data.label": "good", "data.text": "text"},
+}
+
+
+def two_sets(files):
+    parts = {p: {**keys, "data.train": p} for p, keys in TWO.items()}
+    task = multi(parts)
+    assert [list(g.parts) for g in task.groups] == [["intent"], ["good"]]
+    return task, joint(files, task, ("train", "other"))
+
+
+def test_two_sets_stand_one_after_the_other(files):
+    task, data = two_sets(files)
+    assert data.aside["examples"].tolist() == [96, 24] and data.source_rows == 120
+    assert data.row.tolist() == list(range(120))
+    np.testing.assert_array_equal(data.fields["intent/weight"], np.arange(120) < 96)
+    np.testing.assert_array_equal(data.fields["good/weight"], np.arange(120) >= 96)
+    view, there = task.view(data, "good")
+    assert there.tolist() == list(range(96, 120)) and view.row.tolist() == list(range(24))
+    assert view.fields["label"].tolist() == [r["good"] for r in read_jsonl(files["other"])]
+    assert task.sizes(data) == {"intent": 96, "good": 24}
+    assert (task.mixture(data, 8).stream(0, 0, 120) >= 96).sum() == 24
+
+
+def test_parts_of_the_same_rows_must_read_the_same_text(files):
+    parts = {"intent": TWO["intent"], "good": {**TWO["good"], "data.text_pair": "intent"}}
+    with pytest.raises(InputError, match="'intent' and 'good' read other texts"):
+        joint(files, multi(parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ("{", ["config.task.parts is no JSON"]),
+        ("{}", ["two parts or more"]),
+        ('{"a": {"data.labl": "x"}, "b": {}}', ["'a'", "data.labl", "did you mean data.label"]),
+        ('{"a": {"task.stride": "x"}, "b": {}}', ["'a'", "task.stride", "int"]),
+        ('{"a b": {}, "b": {}}', ["'a b'", "letters"]),
+        ('{"a": {"train.seed": 1}, "b": {}}', ["'a'", "train.seed", "task.*"]),
+        ('{"a": {"task.name": "taging"}, "b": {}}', ["taging", "tagging"]),
+        ('{"a": {"task.stride": -1}, "b": {}}', ["'a'", "task.stride", "0 or more"]),
+    ],
+)
+def test_parts_that_are_none(run_here, tmp_path, parts, words):
+    done = run_here(tmp_path / "run", "--config.task.name=multi", f"--config.task.parts={parts}")
+    done.refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["weights=1,2"], ["2 weights for 3 parts"]),
+        (["alpha=0.5"], ["alpha", "3 parts"]),
+        (["weighting=gradnorm", "mixing=turns"], ["weighting", "turns"]),
+        (["weighting=uncertainty", "weights=1,1,1"], ["weighting", "fixed"]),
+        (["mixing=randomly"], ["mixing", "proportion"]),
+    ],
+)
+def test_weights_and_mixings_that_are_none(run_here, tmp_path, flags, words):
+    flags = [f"--config.task.{flag}" for flag in (f"parts={json.dumps(JOINT)}", *flags)]
+    run_here(tmp_path / "run", "--config.task.name=multi", *flags).refused(*words)
+
+
+@pytest.fixture(scope="module")
+def flags(files):
+    sets = [f"--config.data.{n}=files:{files[n]}" for n in ("train", "dev", "test")]
+    names = ["--config.task.label_names=", "--config.data.text=tokens"]
+    return [
+        *sets,
+        *names,
+        "--config.task.name=multi",
+        f"--config.model.pretrained={files['model']}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(run_cli, files, flags, tmp_path_factory):
+    """One run of the three parts on the same rows."""
+    words = [*flags, f"--config.task.parts={json.dumps(JOINT)}", "--config.train.steps=60"]
+    words += ["--config.eval.every_steps=30", "--config.task.weighting=uncertainty"]
+    return run_cli(tmp_path_factory.mktemp("joint") / "run", *words).ok(), words
+
+
+def test_the_program_learns_all_parts_at_once(trained):
+    done, _ = trained
+    scores = {name: s["mean"] for name, s in done.result["eval"].items()}
+    assert scores["test/intent/accuracy"] > 0.9 and scores["test/slots/f1"] > 0.9
+    assert scores["test/good/pearson"] > 0.8
+    own = [scores[f"test/{m}"] for m in ("intent/accuracy", "slots/f1", "good/pearson")]
+    assert scores["test/mean"] == pytest.approx(np.mean(own))
+    for part in JOINT:
+        for name in ("loss", "gradient_norm", "weight"):
+            values = done.values(f"train/{part}/{name}")
+            assert len(values) == 60 and np.isfinite(list(values.values())).all()
+    weights = [done.values(f"train/{part}/weight")[60] for part in JOINT]
+    assert len(set(weights)) == 3 and weights != [1.0, 1.0, 0.5], "they are learnt"
+    html = (done.workdir / "report.html").read_text()
+    assert all(f"<h2>{part}: " in html for part in JOINT), "the report has a section a part"
+
+
+def test_answers_have_every_part_and_predict_gives_them_again(trained, run_here, files, tmp_path):
+    done, words = trained
+    told = read_jsonl(done.workdir / "predictions/test.jsonl")
+    rows = read_jsonl(files["test"])
+    assert [a["label"]["intent"] for a in told] == [r["intent"] for r in rows]
+    given = write_jsonl(
+        tmp_path / "in.jsonl", [{"id": r["id"], "tokens": r["tokens"]} for r in rows]
+    )
+    predict = ["--mode=predict", f"--config.predict.input={given}"]
+    predict += [f"--config.predict.output={tmp_path / 'out.jsonl'}"]
+    run_here(done.workdir, *words, *predict).ok()
+    lines = read_jsonl(tmp_path / "out.jsonl")
+    assert [line["id"] for line in lines] == [r["id"] for r in rows]
+    assert [line["label"]["intent"] for line in lines] == [a["prediction"]["intent"] for a in told]
+    for line, answer in zip(lines, told, strict=True):
+        said = [(s["start"], s["end"], s["type"]) for s in line["label"]["slots"]]
+        assert said == [(s["start"], s["end"], s["type"]) for s in answer["prediction"]["slots"]]
+        for span in line["label"]["slots"]:
+            assert line["text"][span["start"] : span["end"]] == span["text"]
+
+
+def two_files(files, flags, mixing):
+    parts = {
+        "intent": TWO["intent"],
+        "good": {**TWO["good"], "data.train": f"files:{files['other']}", "data.test": ""},
+    }
+    words = [f"--config.task.parts={json.dumps(parts)}", f"--config.task.mixing={mixing}"]
+    return [*flags, *words, "--config.eval.keep_best=True"]
+
+
+def test_two_data_sets_in_one_run_and_eight_devices_as_one(run_cli, files, flags, tmp_path):
+    words = two_files(files, flags, "temperature")
+    one, many = (run_cli(tmp_path / str(n), *words, devices=n).ok() for n in (1, 8))
+    assert one.result["eval"]["test/intent/accuracy"]["n_examples"] == 21
+    assert "test/good/pearson" not in one.result["eval"]
+    for name in ("train/loss", "train/good/loss", "dev/mean"):
+        a, b = one.values(name), many.values(name)
+        np.testing.assert_allclose(list(a.values()), list(b.values()), atol=1e-4, err_msg=name)
+
+
+def test_data_sets_that_take_turns(run_here, files, flags, tmp_path):
+    done = run_here(tmp_path / "run", *two_files(files, flags, "turns")).ok()
+    seen = [v > 0 for v in done.values("train/good/loss").values()]
+    assert seen == [False, True] * 10
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared: the ATIS corpus")
+def test_atis_intents_and_slots_on_the_same_rows(files):
+    parts = {"intent": {}, "slots": {"task.name": "tagging", "data.label": "tags"}}
+    task = multi(parts, data__label="label")
+    source = open_source(f"files:{SHARED}/atis/train", cache_dir=files["root"])
+    rows = source.read()
+    group = task.groups[0]
+    tokenizer = hf.load_tokenizer(files["model"])
+    data = task.merge([group.encode(rows, tokenizer, 128, group.fit(rows))])
+    assert data.fields["intent/weight"].sum() == data.source_rows == 4478
+    assert data.fields["slots/owned"].sum() == sum(map(len, rows.columns["tokens"]))
+    assert len(data.fitted["intent"]["labels"]) == 21 and len(data.fitted["slots"]["labels"]) == 120
