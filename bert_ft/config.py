@@ -161,6 +161,7 @@ def default() -> ConfigDict:
 
     c.export = ConfigDict()
     c.export.to = ""  # a directory in the Hugging Face format, made by --mode=export
+    c.export.part = ""  # of a 'multi' run: the part whose head goes with the encoder
     c.export.rows = 64  # rows whose logits are compared before it is there
 
     c.resume = ""  # the workdir of another run whose parameters this one starts from

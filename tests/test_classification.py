@@ -109,7 +109,7 @@ def test_a_label_that_training_lacked_is_named_with_its_line(tokenizer):
         task().encode(rows(text=["a", "b"], label=[1, 2]), tokenizer, 9, FITTED)
 
 
-@pytest.mark.parametrize("text, seen", [(3, "3"), (None, "no value"), (["a"], r"\['a'\]")])
+@pytest.mark.parametrize("text, seen", [(3, "3"), (None, "no value"), (["a", 3], r"\['a', 3\]")])
 def test_what_is_not_a_text_is_named_with_its_line(text, seen, tokenizer):
     with pytest.raises(InputError, match=rf"reviews\.csv:3: .*{seen}"):
         task().encode(rows(text=["a", text], label=[1, 0]), tokenizer, 9, FITTED)

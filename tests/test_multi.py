@@ -336,6 +336,26 @@ def test_answers_have_every_part_and_predict_gives_them_again(trained, run_here,
             assert line["text"][span["start"] : span["end"]] == span["text"]
 
 
+@pytest.mark.parametrize("part", ["intent", "slots"])
+def test_a_part_is_exported_with_the_encoder(trained, run_here, tmp_path, part):
+    """As that part's own kind of model; export itself compares the outputs on real rows."""
+    done, words = trained
+    to = tmp_path / part
+    flags = [f"--config.export.to={to}", f"--config.export.part={part}", "--mode=export"]
+    run_here(done.workdir, *words, *flags).ok()
+    about = json.loads((to / "config.json").read_text())
+    kind = {"intent": "SequenceClassification", "slots": "TokenClassification"}[part]
+    assert about["architectures"] == [f"BertFor{kind}"]
+    labels = json.loads((done.workdir / "model/task.json").read_text())["fitted"][part]["labels"]
+    assert list(about["id2label"].values()) == labels
+
+
+def test_export_asks_for_a_part(trained, run_here, tmp_path):
+    done, words = trained
+    flags = [f"--config.export.to={tmp_path / 'out'}", "--mode=export"]
+    run_here(done.workdir, *words, *flags).refused("export.part is ''", "'intent', 'slots', 'good'")
+
+
 def two_files(files, flags, mixing):
     parts = {
         "intent": TWO["intent"],

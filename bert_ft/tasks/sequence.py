@@ -37,10 +37,14 @@ class SequenceTask:
         return [c for c in (self.text, self.pair, self.label) if c]
 
     def texts(self, rows: Rows, column: str) -> list[str]:
-        texts = rows.column(column)
-        for i, text in enumerate(texts):
+        """The texts of a column; a list of words is those words joined by single blanks."""
+        texts = []
+        for i, text in enumerate(rows.column(column)):
+            if isinstance(text, list) and all(isinstance(word, str) for word in text):
+                text = " ".join(text)
             if not isinstance(text, str):
                 raise InputError(f"{rows.where(i)}: column {column!r} is {text!r}, not a text")
+            texts.append(text)
         return texts
 
     def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:

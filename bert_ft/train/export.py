@@ -5,6 +5,7 @@ It is written beside its place, read back, compared on real rows with what was t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -28,6 +29,8 @@ from bert_ft.errors import InputError
 from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model, kind_of
+from bert_ft.parts import part_configs
+from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import card, optim, record
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.start import trained_params
@@ -46,11 +49,14 @@ def export(config: ConfigDict, workdir: Path) -> Path:
     if jax.process_count() > 1:
         raise InputError("--mode=export works in one process; start it on one host")
     system = assemble(config, print, sets=(), model_dir=workdir / "model", fitted=fitted)
-    kind = kind_of(system.model.head)
+    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), print)
+    if isinstance(system.task, MultiTask) or config.export.part:
+        system, params, sha256 = _one_part(system, jax.device_get(params))
+    else:
+        sha256, params = params_sha256(params), jax.device_get(params)
+    kind, config = kind_of(system.model.head), system.config
     if not kind or not isinstance(system.encoder, EncoderConfig):
         raise InputError(f"task {system.task.name!r}: its model has no form in transformers")
-    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), print)
-    sha256, params = params_sha256(params), jax.device_get(params)
     name, rows = _real_rows(config)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +65,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         raise InputError(f"{to}: can't be written: {e.strerror}") from e
     try:
         scratch.chmod(0o755)
-        labels = next(iter(hf.label_names(fitted)), [])
+        labels = next(iter(hf.label_names(system.fitted)), [])
         hf.save(scratch, system.encoder, params, kind, labels)
         system.tokenizer.save_pretrained(scratch)
         if kind == "embedding":
@@ -91,6 +97,25 @@ def export(config: ConfigDict, workdir: Path) -> Path:
     print(f"compared on {len(rows)} rows of data.{name}, largest difference: {said}")
     print(f"exported: {architecture} of step {step} in {to}")
     return to
+
+
+def _one_part(system: System, params: Any) -> tuple[System, Any, str]:
+    """(the system, the parameters and their digest) of one part of a multi-task run: the encoder
+    and that part's head. Raises InputError where config.export.part names none."""
+    part, parts = system.config.export.part, getattr(system.task, "parts", {})
+    if part not in parts:
+        accepted = ", ".join(map(repr, parts)) or "'': the run has one task"
+        raise InputError(f"config.export.part is {part!r}; accepted: {accepted}")
+    fitted, task = system.fitted[part], parts[part]
+    alone = dataclasses.replace(
+        system,
+        config=part_configs(system.config)[part],
+        task=task,
+        model=Model(system.encoder, task.head(fitted), system.model.dtype),
+        fitted=fitted,
+    )
+    own = {"encoder": params["encoder"], "top": params["top"].get(part, {})}
+    return alone, own, params_sha256(params)
 
 
 def _refuse(to: Path, workdir: Path) -> None:

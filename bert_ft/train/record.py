@@ -149,13 +149,14 @@ def speed(plan: BatchPlan, first: int, compiles: int, clock: StepClock) -> dict[
     steps = range(first, plan.steps)
     places = sum(plan.shape(s).rows for s in steps) * plan.row_length * plan.accumulate
     real = sum(plan.tokens(s) for s in steps)
-    seconds = np.asarray(clock.seconds or [np.nan])
+    timed = len(clock.seconds) > 0  # the first two steps of a start are not
+    mean, median = (float(f(clock.seconds)) if timed else 1.0 for f in (np.mean, np.median))
     per_step = real / max(len(steps), 1)
     return {
-        "examples_per_s": round(plan.batch_size / float(seconds.mean()), 2),
-        "tokens_per_s": round(per_step / float(seconds.mean()), 1),
+        "examples_per_s": round(plan.batch_size / mean, 2) if timed else None,
+        "tokens_per_s": round(per_step / mean, 1) if timed else None,
         "real_token_fraction": round(real / max(places, 1), 4),
-        "step_ms_p50": round(float(np.median(seconds)) * 1e3, 2),
+        "step_ms_p50": round(median * 1e3, 2) if timed else None,
         "compiles": compiles,
         "row_counts": list(plan.counts),
         "seconds_to_first_step": round(clock.first_step_s or 0.0, 2),
