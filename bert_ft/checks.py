@@ -136,6 +136,49 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
             raise InputError(f"config.task.parts: {part!r}: {e}") from None
 
 
+def _check_ranking(c: ConfigDict) -> None:
+    """The knobs of 'matching' and 'cross_encoder'."""
+    t = c.task
+    for key, tasks in (
+        ("data.candidates", ("matching",)),
+        ("task.symmetric", ("matching",)),
+        ("task.negatives", ("matching", "cross_encoder")),
+    ):
+        group, name = key.split(".")
+        value = c[group][name]
+        _require(
+            not value or t.name in tasks,
+            key,
+            value,
+            f"{type(value)()!r} where task.name is {t.name!r} (it is for {', '.join(tasks)})",
+        )
+    _require(t.pooling in ("mean", "cls"), "task.pooling", t.pooling, "'mean' or 'cls'")
+    _require(t.temperature > 0, "task.temperature", t.temperature, "more than 0")
+    _require(t.top_k >= 1, "task.top_k", t.top_k, "1 or more")
+    _require(t.negatives >= 0, "task.negatives", t.negatives, "0 or more")
+    if t.name not in ("matching", "cross_encoder"):
+        return
+    _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the right answer")
+    if t.name == "cross_encoder":
+        _require(
+            t.negatives >= 1, "task.negatives", 0, "1 or more where task.name is 'cross_encoder'"
+        )
+        return
+    _require(
+        c.train.accumulate == 1,
+        "train.accumulate",
+        c.train.accumulate,
+        "1 where task.name is 'matching': its wrong answers are those of the whole batch, which "
+        "micro-batches would make fewer",
+    )
+    _require(
+        c.train.batch_size >= 2,
+        "train.batch_size",
+        c.train.batch_size,
+        "2 or more where task.name is 'matching': the other answers of a batch are the wrong ones",
+    )
+
+
 def check(config: ConfigDict, mode: str = "train") -> None:
     """Raises InputError on a value or a combination that can't work; touches no device or file."""
     c, f, usual = config, flat(config), flat(default())
@@ -229,6 +272,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     )
     if c.task.name != "multi":
         _check_task(c)
+        _check_ranking(c)
     _check_multi(c, mode)
     if mode == "train":
         _require(

@@ -16,6 +16,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -65,6 +67,7 @@ def default() -> ConfigDict:
     c.data.text = "text"  # column of the text
     c.data.text_pair = ""  # column of a second text, '' for none
     c.data.label = "label"  # column of the label
+    c.data.candidates = ""  # of 'matching': a URI; '' takes the answers that the sets hold
     c.data.max_length = 128  # tokens of an example, special ones included; longer ones are cut
     c.data.packing = "on"  # 'off' gives one example a row through the very same code
     c.data.row_length = 0  # tokens of a packed row; 0 chooses the shortest that holds every example
@@ -107,6 +110,13 @@ def default() -> ConfigDict:
     c.task.crf_rate = 100.0  # the chain's learning rate, in train.learning_rate; it starts from 0
     c.task.unseen_tags = "score"  # those of dev and test that train lacks: as missed; or 'stop'
     c.task.cut_spans = "stop"  # at a span that ends inside a word; 'widen' takes the word whole
+
+    # Of 'matching'; the last two also of 'cross_encoder'.
+    c.task.pooling = "mean"  # a text's vector is its tokens' mean, or the first one's: 'cls'
+    c.task.temperature = 0.05  # cosines, at most 1, times 20 (sentence-transformers' own scale)
+    c.task.symmetric = False  # True: the loss also asks for the question of each answer
+    c.task.negatives = 0  # hard ones a training row, from its column `candidates`
+    c.task.top_k = 10  # candidates listed for each question, or re-ranked
 
     c.train = ConfigDict()
     c.train.batch_size = 32  # examples a step, over all devices; never a token budget
@@ -166,6 +176,13 @@ def default() -> ConfigDict:
 
     c.resume = ""  # the workdir of another run whose parameters this one starts from
     return c
+
+
+def cache_dir(config: ConfigDict) -> Path:
+    """Where wheels and encoded data are kept."""
+    if config.data.cache_dir:
+        return Path(config.data.cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bert_ft"
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from conftest import ROOT
 LAYERS = """
 errors
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-parts evals.plots evals.entities evals.squad data.words data.texts data.windows
+parts evals.plots evals.entities evals.ranking evals.squad data.words data.texts data.windows
 checks
 command_line
 data.annotated data.hubs data.rows
@@ -24,9 +24,10 @@ models.heads models.families models.lstm
 models.hf models.multi
 evals.answers
 evals.report
-tasks.schemes tasks.sequence
+tasks.schemes tasks.sequence tasks.candidates tasks.ranking
 tasks.tagged tasks.classification tasks.regression
-tasks.tagging tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
+tasks.tagging tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting tasks.matching
+tasks.cross_encoder
 tasks.multi
 tasks.registry
 train.sharding train.optim train.refuse train.sinks train.quiet train.progress

@@ -33,7 +33,8 @@ class Encoded:
 
     tokens int32 (T,), types int8 (T,): all sequences one after the other; sequence i is
     tokens[offsets[i]:offsets[i + 1]]; example e owns sequences e * pieces … (e + 1) * pieces - 1.
-    row int64 (N,): the source row of each example, so a prediction can be joined to its text.
+    row int64 (N,): the source row of each example, so a prediction can be joined to its text; -1
+    for one of no row, such as a candidate that all rows share, which stand behind the others.
     truncated bool (N,). fields: per example, (N, …). token_fields: per token, (T, …).
     fitted: what was learnt from the training rows (label names); source_rows: rows that were read.
     aside: arrays of any shape that scoring reads on the host and no batch holds (gold texts).
@@ -155,9 +156,10 @@ def encode(
             say(f"{source.uri}: skipped {len(rows.skipped)} rows that can't be read:")
             for line in rows.skipped[:20]:
                 say(f"  {line}")
-        made = task.encode(
-            rows, tokenizer, max_length, task.fit(rows) if fitted is None else fitted
-        )
+        # A task that learns from other examples than it scores (pairs to rank) says so.
+        make = task.encode if fitted is not None else getattr(task, "encode_training", task.encode)
+        learnt = task.fit(rows) if fitted is None else fitted
+        made = make(rows, tokenizer, max_length, learnt)
         made = dataclasses.replace(made, skipped=tuple(rows.skipped), source_rows=len(rows))
         _store(made, entry)
     return dataclasses.replace(_load(entry), fingerprint=fingerprint)

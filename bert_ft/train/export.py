@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
-from bert_ft.config import flat
+from bert_ft.config import cache_dir, flat
 from bert_ft.data.batches import Batch, EvalPlan
 from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import Rows, open_source
@@ -34,7 +34,7 @@ from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import card, optim, record
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.start import trained_params
-from bert_ft.train.system import System, assemble, cache_dir, load_fitted
+from bert_ft.train.system import System, assemble, load_fitted
 
 TOLERANCE = 1e-4  # absolute, float32: some hundred times the rounding, a thousandth of a fault
 MARK = "export.json"  # what was exported, and how it was compared; marks a directory as ours
@@ -171,8 +171,10 @@ def compare(system: System, params: Any, rows: Rows, path: Path) -> dict[str, fl
     transformers. Raises AssertionError where the tokens differ at all or an output by more than
     TOLERANCE."""
     tokenizer, length = hf.load_tokenizer(path), system.config.data.max_length
-    data = system.task.encode(rows, system.tokenizer, length, system.fitted)
-    again = system.task.encode(rows, tokenizer, length, system.fitted)
+    data, again = (
+        _of_rows(system.task.encode(rows, by, length, system.fitted))
+        for by in (system.tokenizer, tokenizer)
+    )
     for array in ("tokens", "types", "offsets"):
         if not np.array_equal(getattr(data, array), getattr(again, array)):
             raise AssertionError(f"export: the written tokenizer gives other {array}")
@@ -195,6 +197,22 @@ def compare(system: System, params: Any, rows: Rows, path: Path) -> dict[str, fl
         if same:
             largest["transformers"] = _difference("transformers", same, theirs, batch)
     return largest
+
+
+def _of_rows(data: Encoded) -> Encoded:
+    """Without the examples of no row, which stand behind the others."""
+    count = int((data.row >= 0).sum())
+    last = int(data.offsets[count * data.pieces])
+    return dataclasses.replace(
+        data,
+        tokens=data.tokens[:last],
+        types=data.types[:last],
+        offsets=data.offsets[: count * data.pieces + 1],
+        row=data.row[:count],
+        truncated=data.truncated[:count],
+        fields={k: v[:count] for k, v in data.fields.items()},
+        token_fields={k: v[:last] for k, v in data.token_fields.items()},
+    )
 
 
 def _padded(data: Encoded, row_length: int) -> Batch:

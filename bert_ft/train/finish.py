@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
-from bert_ft.config import flat
+from bert_ft.config import cache_dir, flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import open_source
@@ -29,7 +29,6 @@ from bert_ft.train.step import Programs, eval_step
 from bert_ft.train.system import (
     System,
     assemble,
-    cache_dir,
     load_fitted,
     save_model_files,
     trained_on,
@@ -214,7 +213,9 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     labels = getattr(system.task, "labels", [config.data.label])
     columns = {k: v for k, v in rows.columns.items() if k not in labels}
     rows = dataclasses.replace(rows, columns=columns)
-    data = system.task.encode(rows, system.tokenizer, config.data.max_length, fitted)
+    # A task to which such rows are others than those of a set with labels says so.
+    encode = getattr(system.task, "encode_unlabelled", system.task.encode)
+    data = encode(rows, system.tokenizer, config.data.max_length, fitted)
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
     answers = system.task.answers(
         predict_set(system, eval_programs(system), params, data), data, rows

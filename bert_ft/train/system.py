@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
@@ -68,13 +68,6 @@ def example_batch() -> dict[str, jax.Array]:
     names = ("tokens", "types", "positions", "segments", "slots")
     by_example = ("example_slot", "example_start", "example_length", "ordinal")
     return {**dict.fromkeys(names, row), **dict.fromkeys(by_example, one)}
-
-
-def cache_dir(config: ConfigDict) -> Path:
-    """Where wheels and encoded data are kept."""
-    if config.data.cache_dir:
-        return Path(config.data.cache_dir).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bert_ft"
 
 
 def compute_dtype(config: ConfigDict, mesh: Mesh) -> jnp.dtype:

