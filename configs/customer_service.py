@@ -83,8 +83,8 @@ def get_config(variant: str = "") -> ConfigDict:
         c.data.max_length, c.train.batch_size, c.train.epochs = 48, 64, 10.0
         c.train.learning_rate, c.task.symmetric = 5e-4, True  # either question may be asked
     else:
-        c.data.candidates = COVID  # every stored answer, whichever side its question is on
         c.train.epochs = 5.0
+    c.data.candidates = uri  # all that is stored, whichever side its question is on
     sides = (f"{uri}&split_by=question&split={s}" for s in ("train", "dev", "test"))
     c.data.train, c.data.dev, c.data.test = sides
     return c

@@ -47,9 +47,10 @@ def test_blocks_and_brute_force_agree(blocks):
     barred = nobody(queries)
     free = [c for c in range(61) if c not in right[1][right[0] == 2]]
     barred[2] = free[0]
-    scores, best, ahead = ranking.rank(queries, candidates, right, barred, 5, blocks)
+    scores, best, ahead, own = ranking.rank(queries, candidates, right, barred, 5, blocks)
     expected, table = brute(queries, candidates, right, barred)
     np.testing.assert_array_equal(ahead, expected)
+    np.testing.assert_allclose(own, table[right], atol=1e-6)
     table[2, free[0]] = -np.inf
     np.testing.assert_array_equal(best, np.argsort(-table, axis=1)[:, :5])
     np.testing.assert_allclose(scores, -np.sort(-table, axis=1)[:, :5], atol=1e-6)
@@ -58,7 +59,12 @@ def test_blocks_and_brute_force_agree(blocks):
 def test_no_array_of_all_scores_is_made():
     queries, candidates, right, _ = world(40, 90, seed=2)
     made = jax.make_jaxpr(ranking._rank_block, static_argnums=5)(
-        queries[:4], candidates.reshape(9, 10, -1), 90, np.zeros((1, 4), int), nobody(queries)[:4], 3
+        queries[:4],
+        candidates.reshape(9, 10, -1),
+        90,
+        np.zeros((1, 4), int),
+        nobody(queries)[:4],
+        3,
     )
     assert "4,10" in str(made) and "4,90" not in str(made)
 
@@ -66,7 +72,7 @@ def test_no_array_of_all_scores_is_made():
 def test_more_listed_than_there_are():
     queries, candidates, right, _ = world(3, 4, seed=3, most=1)
     barred = (right[1] + 1) % 4
-    scores, best, _ = ranking.rank(queries, candidates, right, barred, 10)
+    scores, best, *_ = ranking.rank(queries, candidates, right, barred, 10)
     assert best.shape == (3, 4) and (best[:, 3] == -1).all() and (best[:, :3] >= 0).all()
     assert np.isneginf(scores[:, 3]).all()
 
@@ -76,10 +82,10 @@ def test_equal_candidates_count_against_the_right_one():
     queries, candidates, right, _ = world(6, 40, seed=4, most=1)
     same = np.repeat(candidates[:1], 40, axis=0)
     for blocks in ((2, 7), (8, 64)):
-        _, best, ahead = ranking.rank(queries, same, right, nobody(queries), 3, blocks)
+        _, best, ahead, own = ranking.rank(queries, same, right, nobody(queries), 3, blocks)
         assert (ahead == 39).all()
         assert (best == [0, 1, 2]).all(), "of equal ones the earlier is listed first"
-    scores = ranking_scores(right[0], ranks_among(right[0], ahead))
+    scores = ranking_scores(right[0], ranks_among(right[0], ahead, own))
     assert scores["mrr"] == pytest.approx(1 / 40) and scores["recall@10"] == 0
 
 
@@ -87,18 +93,26 @@ def test_a_tie_with_some():
     queries = np.array([[1, 0]], np.float32)
     candidates = np.array([[0, 1], [0.6, 0.8], [1, 0], [0.6, 0.8]], np.float32)
     right = np.array([0]), np.array([1])
-    _, _, ahead = ranking.rank(queries, candidates, right, nobody(queries), 1)
-    assert ranks_among(right[0], ahead) == [3]
+    *_, ahead, own = ranking.rank(queries, candidates, right, nobody(queries), 1)
+    assert ranks_among(right[0], ahead, own) == [3]
     both = np.array([0, 0]), np.array([1, 3])  # two right ones of one score: one behind the other
-    _, _, ahead = ranking.rank(queries, candidates, both, nobody(queries), 1)
-    assert sorted(ranks_among(both[0], ahead)) == [2, 3]
+    *_, ahead, own = ranking.rank(queries, candidates, both, nobody(queries), 1)
+    assert sorted(ranks_among(both[0], ahead, own)) == [2, 3]
+
+
+def test_right_ones_next_to_each_other_keep_the_order_of_their_scores():
+    queries = np.array([[1, 0]], np.float32)
+    candidates = np.array([[0, 1], [0.6, 0.8], [0.8, 0.6]], np.float32)
+    right = np.array([0, 0]), np.array([1, 2])
+    *_, ahead, own = ranking.rank(queries, candidates, right, nobody(queries), 1)
+    assert ahead.tolist() == [0, 0] and ranks_among(right[0], ahead, own).tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("most", [1, 4, 30])
 def test_scores_are_scikit_learns(most):
     queries, candidates, right, relevance = world(50, 70, seed=5, most=most)
-    _, _, ahead = ranking.rank(queries, candidates, right, nobody(queries), 1, (16, 32))
-    ours = ranking_scores(right[0], ranks_among(right[0], ahead))
+    *_, ahead, own = ranking.rank(queries, candidates, right, nobody(queries), 1, (16, 32))
+    ours = ranking_scores(right[0], ranks_among(right[0], ahead, own))
     table = queries @ candidates.T
     assert ours["map"] == pytest.approx(label_ranking_average_precision_score(relevance, table))
     assert ours["ndcg@10"] == pytest.approx(ndcg_score(relevance, table, k=10))
@@ -116,7 +130,7 @@ def test_scores_of_any_ranks(lists):
     """Against the definitions, a query at a time; the order of the pairs does not matter."""
     query = np.concatenate([np.full(len(x), 7 * i) for i, x in enumerate(lists)])
     ahead = np.concatenate([np.asarray(x) for x in lists])
-    ranks = ranks_among(query, ahead)
+    ranks = ranks_among(query, ahead, 1.0 - ahead)
     per = [sorted(ranks[query == 7 * i]) for i in range(len(lists))]
     assert per == [[a + i + 1 for i, a in enumerate(sorted(x))] for x in lists]
     scores = ranking_scores(query, ranks)

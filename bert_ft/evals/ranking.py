@@ -8,15 +8,15 @@ CUTS = (1, 5, 10)  # of recall
 DEPTH = 10  # of NDCG
 
 
-def ranks_among(query: np.ndarray, ahead: np.ndarray) -> np.ndarray:
+def ranks_among(query: np.ndarray, ahead: np.ndarray, score: np.ndarray) -> np.ndarray:
     """float64 (P,): the rank, from 1, of each of P right candidates in its query's list.
 
     query int (P,): whose it is. ahead (P,): how many wrong candidates stand before it, those of the
     same score included: a tie counts against the right one, so that a model which gives all
-    candidates one score ranks last and not first. inf where it is not in the list. Right
-    candidates of one query stand in the order of `ahead`, behind each other.
+    candidates one score ranks last and not first. inf where it is not in the list. score (P,):
+    the right candidates of one query stand in its order, behind each other.
     """
-    order = np.lexsort((ahead, query))
+    order = np.lexsort((-score, ahead, query))
     sorted_query = query[order]
     first = np.searchsorted(sorted_query, sorted_query)  # of each query's stretch
     ranks = np.empty(len(query), np.float64)

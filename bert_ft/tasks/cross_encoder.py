@@ -150,8 +150,10 @@ class CrossEncoder:
         missed = np.repeat(np.arange(len(aside["rights"])), aside["rights"] - listed_rights)
         owner = np.concatenate([question[right], missed])
         never = np.full(len(missed), np.inf)
-        ahead = wrong_ahead(question, predicted["value"], right)
-        after = ranking_scores(owner, ranks_among(owner, np.concatenate([ahead, never])))
+        value = predicted["value"]
+        ahead = np.concatenate([wrong_ahead(question, value, right), never])
+        ranks = ranks_among(owner, ahead, np.concatenate([value[right], -never]))
+        after = ranking_scores(owner, ranks)
         before = ranking_scores(owner, np.concatenate([aside["place"][right], never]))
         sizes = {"questions": float(len(aside["rights"])), "pairs": float(len(question))}
         return {**after, **{f"first_stage_{k}": v for k, v in before.items()}, **sizes}

@@ -81,14 +81,14 @@ class Matching:
         self.pooling, self.temperature, self.symmetric = t.pooling, t.temperature, t.symmetric
         self.negatives, self.top_k = t.negatives, t.top_k
 
-    def _source(self, uri: str) -> Source:
-        c = self.config
-        return open_source(uri, cache_dir=cache_dir(c), bad_rows=c.data.bad_rows)
+    def _source(self, uri: str, bad_rows: str) -> Source:
+        return open_source(uri, cache_dir=cache_dir(self.config), bad_rows=bad_rows)
 
     @functools.cached_property
     def _stored(self) -> Source | None:
+        """A candidate that can't be read is never skipped but at the URI's own bad_rows=skip."""
         uri = self.config.data.candidates
-        return self._source(uri) if uri else None
+        return self._source(uri, "stop") if uri else None
 
     def signature(self) -> dict[str, Any]:
         stored = self._stored.fingerprint() if self._stored else ""
@@ -153,7 +153,8 @@ class Matching:
             number = self._read(self._stored)
         else:
             data = self.config.data
-            sources = [self._source(uri) for uri in (data.train, data.dev, data.test) if uri]
+            uris = filter(None, (data.train, data.dev, data.test))
+            sources = [self._source(uri, data.bad_rows) for uri in uris]
             if not sources:
                 raise InputError("config.data.candidates is '', and no set has answers: set it")
             number, _ = numbered([t for s in sources for t in texts_of(s.read(), self.pair)])
@@ -225,8 +226,9 @@ class Matching:
         count, pairs = len(aside["barred"]), np.asarray(aside["pairs"])
         questions, candidates = vectors[:count], vectors[count:]
         right = pairs[:, 0], pairs[:, 1]
-        scores, best, ahead = rank(questions, candidates, right, np.asarray(aside["barred"]), k)
-        return scores, best, ranks_among(pairs[:, 0], ahead)
+        barred = np.asarray(aside["barred"])
+        scores, best, ahead, own = rank(questions, candidates, right, barred, k)
+        return scores, best, ranks_among(pairs[:, 0], ahead, own)
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
         """Means over the distinct questions, each against all candidates; and how many of both."""

@@ -20,8 +20,9 @@ def _rank_block(
     right_RxQ: jax.Array,
     barred_Q: jax.Array,
     k: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(best scores (Q, k), their candidates (Q, k), wrong ones ahead of each right one (R, Q))."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(best scores (Q, k), their candidates (Q, k), wrong ones ahead of each right one (R, Q), the
+    right one's score (R, Q))."""
     block, width = candidates_NxCxH.shape[1:]
     table = candidates_NxCxH.reshape(-1, width)
     own_RxQ = jax.lax.map(
@@ -59,7 +60,7 @@ def _rank_block(
     )
     starts = jnp.arange(len(candidates_NxCxH), dtype=jnp.int32) * block
     done, _ = jax.lax.scan(one, nothing, (candidates_NxCxH, starts))
-    return done
+    return (*done, own_RxQ)
 
 
 def rank(
@@ -69,15 +70,16 @@ def rank(
     barred: np.ndarray,
     k: int,
     blocks: tuple[int, int] = (QUERIES, CANDIDATES),
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(scores (N, k), candidates (N, k), ahead (P,)) by the inner product of unit vectors.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(scores (N, k), candidates (N, k), ahead (P,), own (P,)) by the inner product of unit
+    vectors.
 
     queries float32 (N, H), candidates float32 (M, H). right: (query, candidate), int (P,) each,
     distinct pairs in the order of their queries. barred int (N,): a candidate that is none for
     this query, -1 for none; never a right one.
     The k best (at most M) in falling order, the earlier of two equal ones first; candidate -1 and
     score -inf behind the last. ahead: the wrong candidates whose score is that of the right one or
-    higher, to within TIE.
+    higher, to within TIE. own: the right one's score.
     """
     count, width = candidates.shape
     k, block = min(k, count), min(blocks[1], count)
@@ -85,7 +87,8 @@ def rank(
     padded[:count] = candidates
     table = jax.device_put(padded.reshape(-1, block, width))
     owner, wanted = right
-    best, which, ahead = [], [], np.zeros(len(owner), np.int64)
+    best, which = [], []
+    ahead, own = np.zeros(len(owner), np.int64), np.zeros(len(owner), np.float32)
     step = min(blocks[0], len(queries))
     for start in range(0, len(queries), step):
         here = queries[start : start + step]
@@ -102,8 +105,8 @@ def rank(
         barred_Q = np.full(step, -1, np.int32)
         barred_Q[: len(here)] = barred[start : start + len(here)]
         found = _rank_block(queries_QxH, table, np.int32(count), right_RxQ, barred_Q, k)
-        scores, columns, before = map(np.asarray, jax.device_get(found))
+        scores, columns, before, score = map(np.asarray, jax.device_get(found))
         best.append(scores[: len(here)])
         which.append(np.where(np.isfinite(scores), columns, -1)[: len(here)])
-        ahead[pairs] = before[place, row]
-    return np.concatenate(best), np.concatenate(which), ahead
+        ahead[pairs], own[pairs] = before[place, row], score[place, row]
+    return np.concatenate(best), np.concatenate(which), ahead, own
