@@ -59,7 +59,7 @@ def listed(rows: Rows) -> list[list[str]]:
     for i, value in enumerate(rows.columns[COLUMN]):
         if not isinstance(value, list):
             raise InputError(f"{rows.where(i)}: {COLUMN} is {value!r}, not a list")
-        texts = [v.get("text") if isinstance(v, Mapping) else v for v in value]
+        texts: list[Any] = [v.get("text") if isinstance(v, Mapping) else v for v in value]
         if not texts:
             raise InputError(f"{rows.where(i)}: {COLUMN} is an empty list")
         for seen, text in zip(value, texts, strict=True):

@@ -71,7 +71,8 @@ class CrossEncoder:
         first = [q for q in questions for _ in range(pieces)]
         second = [t for a, w in zip(answers, wrong, strict=True) for t in (a, *w)]
         tokens, types, offsets, truncated = tokenize(tokenizer, first, second, max_length)
-        row, cut = np.arange(len(rows), dtype=np.int64), truncated.reshape(-1, pieces).any(axis=1)
+        row = np.arange(len(rows), dtype=np.int64)
+        cut = np.any(truncated.reshape(-1, pieces), axis=1)
         return Encoded(tokens, types, offsets, row, cut, {}, {}, pieces, fitted, len(rows))
 
     def encode(

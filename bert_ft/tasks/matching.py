@@ -119,7 +119,8 @@ class Matching:
         pieces, number = 2 + self.negatives, numbered(texts)[0]
         text = np.asarray([number[t] for t in texts], np.int32).reshape(-1, pieces)
         tokens, types, offsets, truncated = tokenize(tokenizer, texts, None, max_length)
-        row, cut = np.arange(len(rows), dtype=np.int64), truncated.reshape(-1, pieces).any(axis=1)
+        row = np.arange(len(rows), dtype=np.int64)
+        cut = np.any(truncated.reshape(-1, pieces), axis=1)
         return Encoded(
             tokens, types, offsets, row, cut, {"text": text}, {}, pieces, fitted, len(rows)
         )
