@@ -150,6 +150,7 @@ def test_both_stages(run_here, tmp_path):
     train, test = (write_jsonl(tmp_path / f"{i}.jsonl", faq(i, 120)) for i in (0, 1))
     shared = [
         *("--config.data.text_pair=answer", "--config.task.label_names=", "--config.data.dev="),
+        "--config.data.row_counts=1",
     ]
     first = [
         *shared,

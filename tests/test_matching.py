@@ -364,7 +364,7 @@ def trained(world, run_cli, tmp_path_factory):
     sets = {name: write_jsonl(root / f"{name}.jsonl", rows[name]) for name in rows}
     flags = [
         *("--config.task.name=matching", "--config.data.text_pair=answer"),
-        *("--config.task.label_names=", "--config.data.dev="),
+        *("--config.task.label_names=", "--config.data.dev=", "--config.data.row_counts=1"),
         *(f"--config.data.{name}=files:{path}" for name, path in sets.items()),
     ]
     done = run_cli(root / "run", *flags, "--config.train.steps=80").ok()
@@ -468,6 +468,7 @@ def short_run(run_here, workdir, variant, *flags):
     quick = ("--config.train.steps=4", "--config.train.batch_size=16", "--config.data.dev=")
     where = f"{ROOT}/configs/customer_service.py:{variant}"
     more = ("--config.log.progress=False", "--config.data.max_length=24")
+    more += ("--config.data.row_counts=1",)  # programs to compile
     return run_here(workdir, *quick, *more, *flags, config=where).ok()
 
 

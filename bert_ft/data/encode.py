@@ -64,7 +64,9 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """What a task gives to encoding. `signature` names every setting that changes the result."""
+    """What a task gives to encoding. `signature` names every setting that changes the result. A
+    task that reads training rows, or rows to predict for, otherwise than those of a set to score
+    has `encode_training`, or `encode_unlabelled`, of the same form as `encode`."""
 
     def signature(self) -> dict[str, Any]: ...
     def columns(self) -> list[str]: ...
