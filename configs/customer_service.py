@@ -1,4 +1,4 @@
-"""Customer service: what a request wants, and which stored answer fits a question.
+r"""Customer service: what a request wants, and which stored answer fits a question.
 
 python -m bert_ft.main --config=configs/customer_service.py --workdir=runs/atis
     The intent of ATIS requests, 21 classes; left out are one request of valid and five of test
@@ -16,8 +16,8 @@ A second stage, which reads question and answer together. The first one lists ca
 questions to train on; its test set's list is in its workdir:
 
 python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/faq --mode=predict \
-  --config.predict.input='../shared/data/covid_faq/faq_*?where=lang==en&split_by=question\
-&split=train' \
+  --config.predict.input="../shared/data/covid_faq/faq_*?where=lang==en&split_by=question\
+&split=train" \
   --config.predict.output=runs/faq/lists/train.jsonl
 python -m bert_ft.main --config=configs/customer_service.py:rerank=runs/faq --workdir=runs/rerank
     MRR before and after: not yet measured.

@@ -77,7 +77,8 @@ def brute_loss(vectors, text, temperature, symmetric):
 def test_loss_by_its_definition(pieces, symmetric):
     vectors = unit(6, pieces, 16)
     text = np.random.default_rng(1).integers(0, 9, (6, pieces))
-    # Two questions share an answer, one is asked twice, one's hard negative is the other's answer.
+    # Two questions share an answer, one is asked twice, one is the answer to another.
+    text[4, 1] = text[5, 0] + 100
     text[:, 0] += 100
     text[1, 1] = text[0, 1]
     text[3, 0] = text[2, 0]
@@ -229,6 +230,7 @@ def test_hard_negatives_are_wrong_ones(tokenizer):
     number = {t: i for t, i in [("dull", text[1, 1]), ("weak", text[2, 1]), ("great", text[0, 1])]}
     assert text[0, 2] == number["dull"], "weak is an answer to film as well, by another row"
     assert text[1, 2] == number["weak"] and text[1, 3] not in number.values()
+    assert text[1, 3] != text[1, 0], "the question is no answer to itself"
     assert list(text[3, 2:]) == [number["dull"], number["weak"]]
     with pytest.raises(InputError, match=r"a\.csv:2: 1 of its 2 candidates are wrong .*negatives"):
         short = rows_of(*PAIRS, candidates=[["great", "x"]] * 4)
@@ -256,6 +258,12 @@ def test_candidates_of_a_file(tokenizer, tmp_path):
     data = made.encode(rows_of(*PAIRS), tokenizer, 16, {})
     assert len(data) == 3 + 4
     assert list(data.row) == [0, 1, 3, -1, -1, -1, -1]
+    asked = Rows({"text": ["film", "", "film"], "answer": ["", "x", "x"]}, None, "asked")
+    new = made.encode_unlabelled(asked, tokenizer, 16, {})
+    assert len(new) == 2 + 4 and not len(new.aside["pairs"])
+    answers = made.answers({"embedding": unit(6, 8)}, new, asked)
+    assert answers[0] == {**answers[2], "answer": ""} and "rank" not in answers[0]
+    assert {c["text"] for c in answers[1]["candidates"]} == {"stale", "great", "dull", "weak"}
     with pytest.raises(InputError, match=r"a\.csv:2: its answer is not among the 4 candidates of"):
         made.encode(rows_of(("film", "clever")), tokenizer, 16, {})
     other = task(tmp_path, data__candidates=f"files:{write_csv(tmp_path / 'b.csv', store[:2])}")
