@@ -129,7 +129,9 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
         _require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
         return
     for part, own in part_configs(c).items():
-        _require(own.task.name != "multi", f"task.parts: {part!r}: task.name", "multi", "another")
+        # Those that rank learn from other examples than they are scored on; parts do not.
+        alone = own.task.name not in ("multi", "matching", "cross_encoder")
+        _require(alone, f"task.parts: {part!r}: task.name", own.task.name, "another")
         try:
             check(own, mode)
         except InputError as e:

@@ -337,6 +337,12 @@ def test_configs_that_cannot_be(overrides, said):
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_no_part_of_several_tasks():
+    parts = json.dumps({"faq": {"task.name": "matching"}, "intent": {}})
+    with pytest.raises(InputError, match="'faq': task.name is 'matching'; accepted: another"):
+        check(config(task__name="multi", task__parts=parts, model__pretrained="m"))
+
+
 def matching_config(**overrides) -> ConfigDict:
     return config(**{**OF_TASK, "data__train": "files:x", "model__pretrained": "m", **overrides})
 
