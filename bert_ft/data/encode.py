@@ -155,9 +155,10 @@ def encode(
             say(f"{source.uri}: skipped {len(rows.skipped)} rows that can't be read:")
             for line in rows.skipped[:20]:
                 say(f"  {line}")
-        made = task.encode(
-            rows, tokenizer, max_length, task.fit(rows) if fitted is None else fitted
-        )
+        # A task that learns from other examples than it scores (pairs to rank) says so.
+        make = task.encode if fitted is not None else getattr(task, "encode_training", task.encode)
+        learnt = task.fit(rows) if fitted is None else fitted
+        made = make(rows, tokenizer, max_length, learnt)
         made = dataclasses.replace(made, skipped=tuple(rows.skipped), source_rows=len(rows))
         _store(made, entry)
     return dataclasses.replace(_load(entry), fingerprint=fingerprint)
