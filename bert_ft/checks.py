@@ -144,7 +144,9 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
         _require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
         return
     for part, own in part_configs(c).items():
-        _require(own.task.name != "multi", f"task.parts: {part!r}: task.name", "multi", "another")
+        # The head of 'recommend' reads fields of the batch, which carry their part's name here.
+        whole, key = ("multi", "recommend"), f"task.parts: {part!r}: task.name"
+        _require(own.task.name not in whole, key, own.task.name, "another")
         try:
             check(own, mode)
         except InputError as e:

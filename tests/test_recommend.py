@@ -278,6 +278,10 @@ def test_columns_that_there_are_not(knob):
         ),
         ({"task__objective": "bpr", "task__user": ""}, "task.user is ''"),
         ({"task__name": "regression"}, "it is for recommend"),
+        (
+            {"task__name": "multi", "task__parts": '{"a": {"name": "recommend"}, "b": {}}'},
+            "'a': task.name is 'recommend'; accepted: another",
+        ),
         ({"task__id_dropout": 1.0}, "task.id_dropout is 1.0; accepted: 0 or more and less than 1"),
         ({"task__table_rate": 0.0}, "task.table_rate is 0.0"),
         ({"task__pairs": 0}, "task.pairs is 0"),
@@ -499,12 +503,20 @@ def test_a_resumed_run_draws_what_an_undisturbed_one_draws():
     for i in range(3, 6):
         again, _ = run(again, plan.batch(i))
     jax.tree.map(np.testing.assert_array_equal, state.params, again.params)
-    task_without = Recommend(settings_of(task__id_dropout=0.0))
-    assert task.draws and not task_without.draws
-    still, _ = jax.jit(a_step(task_without, model, config())[0])(
+    # The row of 'unknown' is trained with the draw, and not without.
+    without = Recommend(settings_of(task__id_dropout=0.0))
+    other, _ = a_step(without, made(without, data.fitted), config())
+    still, _ = jax.jit(other)(
         TrainState(jnp.int32(0), params, optimizer.init(params)), plan.batch(0)
     )
-    assert int(still.step) == 1
+    assert task.draws and not without.draws
+    assert np.any(unknown_moments(state)) and not np.any(unknown_moments(still))
+
+
+def unknown_moments(state):
+    """Adam's first moments of 'unknown' items."""
+    adam = next(s for s in state.opt_state if hasattr(s, "mu"))
+    return adam.mu["top"]["table_1"]["embedding"][0]
 
 
 # Whole runs.
