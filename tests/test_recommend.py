@@ -279,7 +279,7 @@ def test_columns_that_there_are_not(knob):
         ({"task__objective": "bpr", "task__user": ""}, "task.user is ''"),
         ({"task__name": "regression"}, "it is for recommend"),
         (
-            {"task__name": "multi", "task__parts": '{"a": {"name": "recommend"}, "b": {}}'},
+            {"task__name": "multi", "task__parts": '{"a": {"task.name": "recommend"}, "b": {}}'},
             "'a': task.name is 'recommend'; accepted: another",
         ),
         ({"task__id_dropout": 1.0}, "task.id_dropout is 1.0; accepted: 0 or more and less than 1"),

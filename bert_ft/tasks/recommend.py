@@ -55,7 +55,7 @@ class Recommend(Regression):
         self.joined = bool(names(t.text_columns))
         self.categorical, self.numeric = names(t.categorical), names(t.numeric)
         self.liked, self.worse, self.pairs = t.liked, t.worse, t.pairs
-        self.sizes = (t.table_width, t.fusion_width, t.table_rate, t.id_dropout)
+        self.fused = (t.table_width, t.fusion_width, t.table_rate, t.id_dropout)
         self.draws = bool(self.categorical) and t.id_dropout > 0
         self.metric = "ndcg@10" if self.user else "pearson"
 
@@ -143,7 +143,7 @@ class Recommend(Regression):
 
     def head(self, fitted: Mapping[str, Any]) -> partial:
         tables = tuple(len(fitted["categories"][c]) + 1 for c in self.categorical)
-        return partial(FusionHead, tables, len(self.numeric), *self.sizes)
+        return partial(FusionHead, tables, len(self.numeric), *self.fused)
 
     def loss(
         self, outputs: Outputs, batch: Batch
