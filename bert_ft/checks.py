@@ -41,7 +41,9 @@ def _check_task(c: ConfigDict) -> None:
         ("class_weights", ("classification", "multilabel")),
         ("label_smoothing", ("classification",)),
         ("positive_label", ("classification",)),
-        ("range", ("regression", "ordinal")),
+        ("range", ("regression", "ordinal", "recommend")),
+        *((key, ("recommend",)) for key in ("user", "item", "text_columns")),
+        *((key, ("recommend",)) for key in ("categorical", "numeric")),
     ):
         _require(
             not t[key] or t.name in tasks,
@@ -66,16 +68,29 @@ def _check_task(c: ConfigDict) -> None:
         "'' or 'LOW,HIGH', such as '1,5'",
     )
     _require(bool(t.label_delimiter), "task.label_delimiter", "", "one character or more")
-    for key in ("max_question", "max_answer", "n_best"):
+    for key in (
+        *("max_question", "max_answer", "n_best"),
+        *("pairs", "table_width", "fusion_width"),
+    ):
         _require(t[key] >= 1, f"task.{key}", t[key], "1 or more")
     for key, allowed in (
         ("scheme", SCHEMES),
         ("decode", DECODERS),
         ("unseen_tags", ("score", "stop")),
         ("cut_spans", ("stop", "widen")),
+        ("objective", ("rating", "bpr")),
+        ("worse", ("rated", "unseen")),
     ):
         _require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
-    _require(t.crf_rate > 0, "task.crf_rate", t.crf_rate, "more than 0")
+    for key in ("crf_rate", "table_rate"):
+        _require(t[key] > 0, f"task.{key}", t[key], "more than 0")
+    for key in ("user", "item"):
+        _require(
+            t.objective == "rating" or bool(t[key]),
+            f"task.{key}",
+            "",
+            f"the column of the {key} where task.objective is {t.objective!r}",
+        )
     _require(t.stride >= 0, "task.stride", t.stride, "0 or more")
     length = c.data.max_length
     if t.name == "tagging":
@@ -129,8 +144,9 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
         _require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
         return
     for part, own in part_configs(c).items():
-        # Those that rank learn from other examples than they are scored on; parts do not.
-        alone = own.task.name not in ("multi", "matching", "cross_encoder")
+        # Those that rank learn from other examples than they are scored on, and the head of
+        # 'recommend' reads fields of the batch, which carry their part's name here.
+        alone = own.task.name not in ("multi", "matching", "cross_encoder", "recommend")
         _require(alone, f"task.parts: {part!r}: task.name", own.task.name, "another")
         try:
             check(own, mode)
@@ -225,7 +241,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         at_least(key, 0)
     for key in (
         *("model.dropout", "train.warmup", "train.beta1", "train.beta2"),
-        "task.label_smoothing",
+        *("task.label_smoothing", "task.id_dropout"),
     ):
         _require(0 <= f[key] < 1, key, f[key], "0 or more and less than 1")
     _require(

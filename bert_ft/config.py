@@ -118,6 +118,21 @@ def default() -> ConfigDict:
     c.task.negatives = 0  # hard ones a training row, from its column `candidates`
     c.task.top_k = 10  # candidates listed for each question, or re-ranked
 
+    # Of 'recommend'. Columns are named with commas between them; '' is none.
+    c.task.objective = "rating"  # squared error of the label; 'bpr' ranks pairs of a user's items
+    c.task.user = ""  # column of the user whose list is ranked; '' leaves ratings without lists
+    c.task.item = ""  # column of the item; those unseen in training are scored apart
+    c.task.text_columns = ""  # joined as the first text; '' is data.text alone
+    c.task.categorical = ""  # columns with an embedding a value: user,item,gender
+    c.task.numeric = ""  # columns that are numbers, standardised by the training rows: age
+    c.task.liked = 4.0  # labels from here on are liked, by lists' scores and by 'bpr'
+    c.task.worse = "rated"  # of a 'bpr' pair: an item the user rated lower; 'unseen': any he lacks
+    c.task.pairs = 1  # of 'bpr', for each liked row; drawn once, the same in every epoch
+    c.task.id_dropout = 0.1  # share of categories read as unknown in training: new ids have a row
+    c.task.table_width = 32  # of an embedding
+    c.task.fusion_width = 128  # of the layer that joins text, embeddings and numbers
+    c.task.table_rate = 100.0  # the tables' learning rate, in train.learning_rate
+
     c.train = ConfigDict()
     c.train.batch_size = 32  # examples a step, over all devices; never a token budget
     c.train.epochs = 3.0

@@ -12,22 +12,23 @@ errors
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
 parts evals.plots evals.entities evals.ranking evals.squad data.words data.texts data.windows
 checks
-command_line
+command_line evals.ranking_by_user
 data.annotated data.hubs data.rows
 data.formats
+data.joins
 data.sources
 data.encode
 data.batches
 models.ops models.crf
 models.bert
 models.heads models.families models.lstm
-models.hf models.multi
+models.hf models.multi models.fusion
 evals.answers
 evals.report
 tasks.schemes tasks.sequence tasks.candidates tasks.ranking
-tasks.tagged tasks.classification tasks.regression
+tasks.tagged tasks.classification tasks.regression tasks.features
 tasks.tagging tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting tasks.matching
-tasks.cross_encoder
+tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry
 train.sharding train.optim train.refuse train.sinks train.quiet train.progress

@@ -1,10 +1,17 @@
 """What every source is read as: columns of equal length, and where each row came from."""
 
+import json
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
 
 from bert_ft.data.columns import shown
 from bert_ft.errors import InputError
+
+
+def written(value: Any) -> str:
+    """A value as a URI writes it: strings bare, true, false and null as in JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 @dataclass(frozen=True)

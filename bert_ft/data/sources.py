@@ -6,7 +6,8 @@
 `hf:NAME[/CONFIG][:SPLIT]`                      see `hubs.py`
 
 Options of `files:` and `pypi:` are those of the format (`formats.py`) and `format`, else taken from
-the suffix. Options of every scheme choose rows, in this order: `where=COLUMN==VALUE` or `!=`, or
+the suffix. Options of every scheme add columns, `join=` and then `flags=` (`joins.py`; again for
+more), and choose rows, in this order: `where=COLUMN==VALUE` or `!=`, or
 `where=COLUMN=~REGEX` or `!~` for values that match as a whole (again for more),
 `split=train|dev|test` with `split_by=COLUMN` (default `text`), `limit=N` (the first N).
 `bad_rows=stop|skip` overrides the argument of that name for one source with known bad lines.
@@ -17,7 +18,7 @@ import glob
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,8 @@ from urllib.parse import unquote
 from bert_ft.data import formats, wheels
 from bert_ft.data.columns import BadRows, Table, shown
 from bert_ft.data.hubs import HuggingFace, Tfds
-from bert_ft.data.rows import Rows
+from bert_ft.data.joins import Join, apply_flags, parse_join
+from bert_ft.data.rows import Rows, written
 from bert_ft.errors import InputError
 
 SPLITS = ("train", "dev", "test")
@@ -35,7 +37,8 @@ SPLITS = ("train", "dev", "test")
 # Part of every fingerprint: raise it when the same bytes are read as different rows than before.
 ROWS_VERSION = 1
 
-_ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows")
+_ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows", "join", "flags")
+_REPEATED = ("where", "join", "flags")
 
 
 def bucket(text: str) -> int:
@@ -64,16 +67,25 @@ class Source:
     bad_rows: str
     options: tuple[tuple[str, str], ...]
     origin: _Origin
+    joins: tuple[Join, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the bytes and of all in the URI that changes the rows. No parsing."""
-        what = [ROWS_VERSION, self.origin.digest(), self.bad_rows, sorted(self.options)]
+        options = sorted((key, value) for key, value in self.options if key != "join")
+        what = [ROWS_VERSION, self.origin.digest(), self.bad_rows, options]
+        what += [join.digest() for join in self.joins]
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def read(self) -> Rows:
         """Reads, checks and selects the rows, at least one; InputError where that fails."""
         bad = BadRows(self.bad_rows)
         rows = _joined(self.origin.tables(bad), bad, self.uri)
+        for join in self.joins:
+            rows = join.apply(rows, bad)
+        rows = replace(rows, skipped=tuple(bad.skipped))
+        for key, value in self.options:
+            if key == "flags":
+                rows = apply_flags(rows, value, self.uri)
         for key, value in self.options:
             if key == "where":
                 rows = _where(rows, value, self.uri)
@@ -127,7 +139,8 @@ def open_source(uri: str, *, cache_dir: Path, bad_rows: str = "stop") -> Source:
         options = [(key, value) for key, value in options if key != "data_dir"]
     else:
         origin = HuggingFace(location)
-    return Source(uri, bad_rows, tuple(options), origin)
+    joins = tuple(parse_join(value, uri) for key, value in options if key == "join")
+    return Source(uri, bad_rows, tuple(options), origin, joins)
 
 
 def _parse_options(uri: str, scheme: str, text: str) -> list[tuple[str, str]]:
@@ -136,12 +149,12 @@ def _parse_options(uri: str, scheme: str, text: str) -> list[tuple[str, str]]:
     options: list[tuple[str, str]] = []
     for part in filter(None, text.split("&")):
         key, _, value = part.partition("=")
-        value = unquote(value)
+        value = value if key == "join" else unquote(value)  # a join's are those of its parts
         if key not in accepted:
             near = get_close_matches(key, accepted, 1)
             hint = f"{', '.join(accepted)}" + (f"; did you mean {near[0]}=?" if near else "")
             raise InputError(f"{uri}: unknown option {key!r}; accepted: {hint}")
-        if key != "where" and key in dict(options):
+        if key not in _REPEATED and key in dict(options):
             raise InputError(f"{uri}: option {key}= is given twice")
         if key == "split" and value not in SPLITS:
             raise InputError(f"{uri}: split={value}; accepted: {', '.join(SPLITS)}")
@@ -256,7 +269,7 @@ def _where(rows: Rows, condition: str, uri: str) -> Rows:
     column, operator, value = re.split(_OPERATOR, condition, maxsplit=1)
     if column not in rows.columns:
         rows.column(column)
-    values = [_written(seen) for seen in rows.columns[column]]
+    values = [written(seen) for seen in rows.columns[column]]
     alike = re.compile(value).fullmatch if "~" in operator else value.__eq__
     kept = [i for i, seen in enumerate(values) if bool(alike(seen)) != ("!" in operator)]
     if not kept:
@@ -265,13 +278,8 @@ def _where(rows: Rows, condition: str, uri: str) -> Rows:
     return rows.take(kept)
 
 
-def _written(value: Any) -> str:
-    """A value as a URI writes it: strings bare, true, false and null as in JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
 def _hashed_text(value: Any) -> str:
     """Token lists are joined by blanks; other values count as JSON writes them."""
     if isinstance(value, list) and all(isinstance(token, str) for token in value):
         return " ".join(value)
-    return _written(value)
+    return written(value)

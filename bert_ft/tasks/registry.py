@@ -15,13 +15,14 @@ from bert_ft.tasks.matching import Matching
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.tasks.ordinal import Ordinal
+from bert_ft.tasks.recommend import Recommend
 from bert_ft.tasks.regression import Regression
 from bert_ft.tasks.span import SpanAnswers
 from bert_ft.tasks.tagging import Tagging
 
 ALL = (
     *(Classification, MultiLabel, Regression, Ordinal, SpanAnswers, Tagging),
-    *(Matching, CrossEncoder),
+    *(Matching, CrossEncoder, Recommend),
 )
 TASKS = {task.name: task for task in ALL}
 

@@ -199,7 +199,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
-    """--mode=predict: a JSON line a row of config.predict.input, in its order; returns the file."""
+    """--mode=predict: a JSON line a row of config.predict.input, in its order; returns the file.
+    A task with a method `lists(lines)` also writes those, to <name of the file>.ranked.jsonl."""
     fitted = load_fitted(workdir)
     given, out = _predict_paths(config, workdir)
     source = open_source(
@@ -225,6 +226,9 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
         lines = [{"id": i, **line} for i, line in zip(columns["id"], lines, strict=True)]
     if jax.process_index() == 0:
         record.write_lines(out, lines)
+        lists = getattr(system.task, "lists", None)  # what a task makes of the lines together
+        if lists is not None:
+            record.write_lines(out.with_name(f"{out.stem}.ranked.jsonl"), lists(lines))
         cut = sum(line["truncated"] for line in lines)
         print(f"{len(lines):,} rows labelled by step {step:,}, {cut:,} truncated: {out}")
     return out

@@ -75,7 +75,8 @@ def train_step(
     accumulate: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of AdamW on one global batch. Randomness is fold_in(seed, step) and nothing else."""
-    rng = jax.random.fold_in(jax.random.key(seed), state.step) if rate else None
+    draws = rate or getattr(task, "draws", False)  # what the model draws beside dropout
+    rng = jax.random.fold_in(jax.random.key(seed), state.step) if draws else None
     metrics, gradient = loss_and_gradient(model, task, state.params, batch, rng, rate, accumulate)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics["gradient_norm"] = optax.global_norm(gradient)
