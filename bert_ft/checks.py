@@ -73,10 +73,19 @@ def _check_task(c: ConfigDict) -> None:
         ("decode", DECODERS),
         ("unseen_tags", ("score", "stop")),
         ("cut_spans", ("stop", "widen")),
+        ("words", ("tokenizer", "characters")),
     ):
         _require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
     _require(t.crf_rate > 0, "task.crf_rate", t.crf_rate, "more than 0")
     _require(t.stride >= 0, "task.stride", t.stride, "0 or more")
+    _require(0 < t.mask_rate < 1, "task.mask_rate", t.mask_rate, "more than 0 and less than 1")
+    for key in ("mask_random", "mask_kept"):
+        _require(
+            t[key] >= 0 and t.mask_random + t.mask_kept <= 1,
+            f"task.{key}",
+            t[key],
+            "0 or more, and at most 1 with the other of task.mask_random and task.mask_kept",
+        )
     length = c.data.max_length
     if t.name == "tagging":
         _require(
@@ -85,6 +94,9 @@ def _check_task(c: ConfigDict) -> None:
             t.stride,
             f"less than {length - 2}: data.max_length ({length}) less two special tokens",
         )
+    if t.name == "masked":
+        _require(not c.data.text_pair, "data.text_pair", c.data.text_pair, "'' for masked words")
+        _require(c.model.kind == "bert", "model.kind", c.model.kind, "'bert' for masked words")
     if t.name == "span":
         _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the context")
         room = length - t.max_question - 3
@@ -129,7 +141,8 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
         _require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
         return
     for part, own in part_configs(c).items():
-        _require(own.task.name != "multi", f"task.parts: {part!r}: task.name", "multi", "another")
+        for name in ("multi", "masked"):  # the latter draws its batches, and shares the word table
+            _require(own.task.name != name, f"task.parts: {part!r}: task.name", name, "another")
         try:
             check(own, mode)
         except InputError as e:

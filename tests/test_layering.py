@@ -18,6 +18,7 @@ data.formats
 data.sources
 data.encode
 data.batches
+data.masking
 models.ops models.crf
 models.bert
 models.heads models.families models.lstm
@@ -26,7 +27,7 @@ evals.answers
 evals.report
 tasks.schemes tasks.sequence
 tasks.tagged tasks.classification tasks.regression
-tasks.tagging tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
+tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
 tasks.multi
 tasks.registry
 train.sharding train.optim train.refuse train.sinks train.quiet train.progress

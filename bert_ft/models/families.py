@@ -28,6 +28,9 @@ ARCHITECTURES = {
     "embedding": "Model",
 }
 
+# Other architectures whose head of that kind is the same one, beside heads for other tasks.
+_ALSO = {"masked": ("ForPreTraining",)}
+
 _EMBEDDINGS: Table = (
     ("encoder/word/embedding", ".embeddings.word_embeddings.weight"),
     ("encoder/position/embedding", ".embeddings.position_embeddings.weight"),
@@ -200,6 +203,12 @@ def name(path: str, family: str, kind: str) -> str | None:
 def architecture(family: str, kind: str) -> str:
     """('roberta', 'token') -> 'RobertaForTokenClassification'."""
     return FAMILIES[family].stem + ARCHITECTURES[kind]
+
+
+def has_head(family: str, kind: str, architecture_name: str) -> bool:
+    """Whether a checkpoint of this architecture can have a head of this kind."""
+    suffixes = (ARCHITECTURES[kind], *_ALSO.get(kind, ()))
+    return architecture_name in [FAMILIES[family].stem + suffix for suffix in suffixes]
 
 
 def key_of(family: str, field: str) -> str | None:

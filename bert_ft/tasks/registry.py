@@ -10,6 +10,7 @@ from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.parts import part_configs
 from bert_ft.tasks.classification import Classification
+from bert_ft.tasks.masked import MaskedWords
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.tasks.ordinal import Ordinal
@@ -17,7 +18,7 @@ from bert_ft.tasks.regression import Regression
 from bert_ft.tasks.span import SpanAnswers
 from bert_ft.tasks.tagging import Tagging
 
-ALL = (Classification, MultiLabel, Regression, Ordinal, SpanAnswers, Tagging)
+ALL = (Classification, MultiLabel, Regression, Ordinal, SpanAnswers, Tagging, MaskedWords)
 TASKS = {task.name: task for task in ALL}
 
 
