@@ -91,6 +91,15 @@ def test_refused_with_file_and_line(tmp_path, tokenizer, row, words):
     assert all(w in message for w in words), message
 
 
+def test_spans_of_characters(tmp_path, tokenizer):
+    """Where characters are the words, spans may begin and end anywhere."""
+    rows = rows_of(tmp_path, text("the films", (4, 6, "A"), (6, 9, "A")))
+    fitted, given = tagged.fit(rows, "text", "label", "auto"), tagged.inputs(rows, "text")
+    words = split(tokenizer, given, characters=True)
+    tags = tagged.tags(rows, "label", given, words, fitted, False)
+    assert tags == [["O", "O", "O", "B-A", "I-A", "B-A", "I-A", "I-A"]]
+
+
 def test_two_spans_on_one_word(tmp_path, tokenizer):
     rows = rows_of(tmp_path, text("the films", (4, 6, "A"), (6, 9, "A")))
     with pytest.raises(InputError, match="shares a word"):
