@@ -6,7 +6,7 @@ python -m bert_ft.main --config=configs/chinese.py:cluener --workdir=runs/cluene
 python -m bert_ft.main --config=configs/chinese.py:cluener_bert --workdir=runs/cluener_bert
 
 Without a model hub the model is a fresh small one on the vocabulary of bert-base-chinese, which
-says what can be learnt from these rows alone; the variants in _bert start from hf:bert-base-chinese.
+says what can be learnt from these rows alone; those in _bert start from hf:bert-base-chinese.
 Data and vocabulary are read from ../shared. CLUENER is tagged by characters: some of its spans end
 within what a tokenizer takes for a word. Its test set is the published development set, and its dev
 a tenth of the training rows by a hash of the text.

