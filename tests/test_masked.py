@@ -90,7 +90,7 @@ def test_pieces_hold_every_token_once_and_no_word_twice(made, given_words, room,
     for piece, word in zip(pieces, numbers, strict=True):
         tokens = tokenizer.convert_ids_to_tokens(piece)
         assert not word[np.isin(piece, tokenizer.all_special_ids)].any()
-        for k in range(1, len(piece)):
+        for k in range(1, 1 if as_list else len(piece)):  # a word of a list can be any
             inner = tokens[k].startswith("##") and word[k] > 0
             if whole and inner and word[k] == word[k - 1]:
                 continue
@@ -192,7 +192,6 @@ def test_loss_and_scores_are_those_of_all_logits(made):
     scores = t.score(predicted, data)
     assert scores["masked_tokens"] == len(flat) and scores["masked_words"] == len(found)
     assert scores["perplexity"] == pytest.approx(np.exp(np.mean([n for n, _ in flat])), rel=1e-4)
-    assert scores["log_likelihood"] == -scores["loss"]
     right = [all(r for _, r in word) for word in found.values()]
     assert scores["accuracy"] == pytest.approx(np.mean(right))
     assert scores["token_accuracy"] == pytest.approx(np.mean([r for _, r in flat]))
@@ -212,21 +211,20 @@ def test_a_word_is_right_by_all_of_its_tokens():
     assert got == {"tokens": [1, 2], "right": [1, 1], "words": [1, 1], "words_right": [1, 0]}
 
 
-def test_packed_padded_and_split_are_one(made):
+def test_packed_and_padded_are_one(made):
+    """Loss and gradient, with dropout too, and scores in batches of any size."""
     t, data = some(made)
     model, params = model_for(made[0])
-    got = []
-    for packed, parts in ((True, 1), (False, 1), (True, 3)):
-        plan = BatchPlan(data, 24, 2, 64, seed=3, packed=packed, accumulate=parts, draw=t.draw)
-        step = partial(
-            loss_and_gradient, model, t, rng=jax.random.key(1), rate=0.1, accumulate=parts
+    step = partial(loss_and_gradient, model, t, rng=jax.random.key(1), rate=0.1, accumulate=1)
+    packed, padded = (
+        jax.jit(lambda p, b: step(params=p, batch=b))(
+            params, BatchPlan(data, 24, 2, 64, seed=3, packed=packed, draw=t.draw).batch(1)
         )
-        got.append(jax.jit(lambda p, b, s=step: s(params=p, batch=b))(params, plan.batch(1)))
-    for other in got[1:2]:  # with dropout too
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), got[0], other
-        )
-    np.testing.assert_allclose(got[0][0]["loss"], got[2][0]["loss"], rtol=1e-5)
+        for packed in (True, False)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), packed, padded
+    )
     scores = [
         t.score(scored(t, data, model, params, size, packed), data)
         for size, packed in ((24, True), (24, False), (7, True))
@@ -296,6 +294,15 @@ def test_a_set_comes_back_from_the_cache_as_it_was(made, tmp_path):
     np.testing.assert_array_equal(first.fields["blank"], again.fields["blank"])
 
 
+def test_plain_text_without_labels(made, tmp_path):
+    (tmp_path / "notes.txt").write_text('the "film, was\n\ndull, to me\n')
+    uri = f"files:{tmp_path}/notes.txt?format=tsv&quoting=none&header=no&columns=text"
+    data = encode(
+        open_source(uri, cache_dir=tmp_path), task(), made[0], 24, tmp_path / "c", None, print
+    )
+    assert data.row.tolist() == [0, 1] and not data.fields
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, run_cli):
     workdir = tmp_path_factory.mktemp("masked") / "run"
@@ -324,14 +331,14 @@ def test_a_run_learns_and_says_that_its_head_is_new(trained):
     assert (trained.workdir / "report.html").is_file()
 
 
-def test_a_run_that_goes_on_is_the_undisturbed_one(trained, run_cli, tmp_path):
+def test_a_run_that_goes_on_is_the_undisturbed_one(trained, run_here, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained.workdir, workdir)
     for gone in ("checkpoints/30", "best", "result.json"):
         path = workdir / gone
         assert path.exists(), sorted(p.name for p in workdir.rglob("*"))[:40]
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    done = run_cli(
+    done = run_here(
         workdir, *FLAGS, *SMALL, "--config.train.steps=30", "--config.train.learning_rate=0.01",
         "--config.checkpoint.every_steps=15", "--config.checkpoint.keep=9",
     ).ok()  # fmt: skip
@@ -341,22 +348,23 @@ def test_a_run_that_goes_on_is_the_undisturbed_one(trained, run_cli, tmp_path):
 
 def test_eight_devices_learn_what_one_does(trained, run_cli, tmp_path):
     done = run_cli(
-        tmp_path / "run", *FLAGS, *SMALL, "--config.train.steps=30",
+        tmp_path / "run", *FLAGS, *SMALL, "--config.train.steps=6", "--config.data.dev=",
         "--config.train.learning_rate=0.01", "--config.mesh.preset=fsdp", devices=8,
     ).ok()  # fmt: skip
     one, eight = (d.values("train/loss") for d in (trained, done))
-    gap = max(abs(one[s] - eight[s]) for s in range(1, 11))
-    assert gap < 1e-3, gap
-    for name in ("loss", "masked_tokens"):
-        both = [d.result["eval"][f"test/{name}"]["mean"] for d in (trained, done)]
-        assert both[0] == pytest.approx(both[1], rel=0.02)
+    gap = max(abs(one[s] - eight[s]) for s in range(1, 7))
+    assert gap < 1e-4, gap
+    both = [d.result["eval"]["test/masked_tokens"]["mean"] for d in (trained, done)]
+    assert both[0] == both[1]
 
 
-@pytest.fixture(scope="module")
-def exported(trained, run_cli):
+@pytest.fixture
+def exported(trained, run_here):
     to = trained.workdir.parent / "out"
-    done = run_cli(trained.workdir, *FLAGS, *SMALL, "--mode=export", f"--config.export.to={to}")
-    assert "BertForMaskedLM of step 30" in done.ok().out
+    if not to.exists():
+        flags = ["--mode=export", f"--config.export.to={to}", "--config.export.rows=16"]
+        done = run_here(trained.workdir, *FLAGS, *SMALL, *flags).ok()
+        assert "BertForMaskedLM of step 30" in done.out
     return to
 
 
@@ -406,11 +414,12 @@ def test_what_was_learnt_is_handed_over(trained, exported, run_here, world, tmp_
     head included. A workdir is no such directory, and it is said what to do."""
     about = json.loads((exported / "config.json").read_text())
     assert about["architectures"] == ["BertForMaskedLM"]
-    start = f"--config.model.pretrained={exported}"
-    done = run_here(tmp_path / "a", start, "--config.train.steps=1", *SMALL).ok()
+    start = [f"--config.model.pretrained={exported}", "--config.train.steps=1", *SMALL]
+    start += ["--config.data.dev=", "--config.data.test="]
+    done = run_here(tmp_path / "a", *start).ok()
     assert "it has none for this task; a new one is made" in done.err
     assert "new: top/classifier/bias, top/classifier/kernel, top/pooler/bias" in done.err
-    again = run_here(tmp_path / "b", start, *FLAGS, *SMALL, "--config.train.steps=1").ok()
+    again = run_here(tmp_path / "b", *start, *FLAGS).ok()
     assert "new: -" in again.err
     first = again.values("train/loss")[1]
     assert first < trained.values("train/loss")[1] - 0.5

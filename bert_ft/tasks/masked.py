@@ -44,7 +44,7 @@ class MaskedWords:
     """`data.text` is the column of the texts; labels there are none, and data.label is not read."""
 
     name = "masked"
-    metric = "log_likelihood"  # of a hidden token, the mean: the higher the better
+    metric = "perplexity"  # the lower the better
 
     def __init__(self, config: ConfigDict):
         t = config.task
@@ -164,7 +164,6 @@ class MaskedWords:
         return {
             "perplexity": float(np.exp(min(loss, 700.0))),
             "loss": loss,
-            "log_likelihood": -loss,
             "accuracy": int(predicted["words_right"].sum()) / max(words, 1),
             "token_accuracy": total["right"] / max(tokens, 1),
             "masked_tokens": float(tokens),
