@@ -148,6 +148,12 @@ def test_shares():
         assert seen == accepted.tolist()
 
 
+def test_how_many_tokens_are_hidden():
+    counts = np.asarray([0, 1, 2, 9, 11, 16, 17, 100])
+    assert wanted(counts, 0.15).tolist() == [0, 1, 1, 1, 2, 2, 3, 15]
+    assert wanted(counts, 0.99).tolist() == [0, 1, 2, 9, 11, 16, 17, 99]
+
+
 def test_every_word_is_hidden_as_often_as_another():
     """Of words of one size: the first no more than the last."""
     data = texts([[1] * 20] * 50)

@@ -2,6 +2,10 @@
 
 What is drawn for an example depends on (seed, use, word) alone, by a hash: not on where in a batch
 the example lies, nor on which host holds it. So batch = f(seed, step) as everywhere.
+
+It is drawn on the host and not, as dropout is, on the device: to take words until a share of the
+tokens is reached is a loop over words, which gives every example its exact number of hidden tokens
+and so a bound on the slots of a row; and the model then needs to know nothing of it but the slots.
 """
 
 from __future__ import annotations
