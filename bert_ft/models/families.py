@@ -205,10 +205,17 @@ def architecture(family: str, kind: str) -> str:
     return FAMILIES[family].stem + ARCHITECTURES[kind]
 
 
-def has_head(family: str, kind: str, architecture_name: str) -> bool:
-    """Whether a checkpoint of this architecture can have a head of this kind."""
-    suffixes = (ARCHITECTURES[kind], *_ALSO.get(kind, ()))
-    return architecture_name in [FAMILIES[family].stem + suffix for suffix in suffixes]
+def misfit(raw: Mapping[str, Any], kind: str) -> str:
+    """Why the head of the checkpoint that a config.json is of can't be one of this kind; '' where
+    it can."""
+    made_for, stem = (raw.get("architectures") or [""])[0], FAMILIES[raw["model_type"]].stem
+    if not made_for or not kind:
+        return ""
+    if made_for not in [stem + end for end in (ARCHITECTURES[kind], *_ALSO.get(kind, ()))]:
+        return f"its {made_for} head is for another task"
+    if kind == "masked" and raw.get("tie_word_embeddings") is False:
+        return f"its {made_for} head has a word table of its own"
+    return ""
 
 
 def key_of(family: str, field: str) -> str | None:

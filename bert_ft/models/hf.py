@@ -243,13 +243,8 @@ def load(
     """
     tensors, raw = read_tensors(path), _read_json(path)
     family = raw["model_type"]
-    prefix, made_for = families.FAMILIES[family].prefix, (raw.get("architectures") or [""])[0]
-    misfit = ""
-    if isinstance(kind, str) and made_for and kind:
-        if not families.has_head(family, kind, made_for):
-            misfit = f"its {made_for} head is for another task"
-        elif kind == "masked" and raw.get("tie_word_embeddings") is False:
-            misfit = f"its {made_for} head has a word table of its own"
+    prefix = families.FAMILIES[family].prefix
+    misfit = families.misfit(raw, kind) if isinstance(kind, str) else ""
     theirs = {_canonical(k, prefix): v for k, v in tensors.items()}
     found, new, why, used = {}, [], set[str](), set[str]()
     for ours, leaf in flatten(wanted).items():
@@ -284,8 +279,8 @@ def load(
             f"{path}: {len(unused)} tensors that this encoder has no place for: "
             f"{', '.join(unused[:5])}"
         )
-    tops = [p for p in flatten(wanted) if p.startswith("top/")]
-    if isinstance(kind, str) and kind and tops and not why and not new_head and new == tops:
+    of_head = [p for p in flatten(wanted) if p.startswith("top/")]
+    if isinstance(kind, str) and new and new == of_head and not (why or new_head):
         why.add("it has none for this task")
     for reason in sorted(why):
         say(f"head: {path}: {reason}; a new one is made")
