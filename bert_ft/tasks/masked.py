@@ -70,7 +70,7 @@ class MaskedWords:
                 "task 'masked': the tokenizer has no mask token; set config.model.tokenizer to one "
                 "that has"
             )
-        about = {
+        about: dict[str, Any] = {
             "mask_id": int(tokenizer.mask_token_id),
             "special_ids": sorted(map(int, tokenizer.all_special_ids)),
             "tokens": len(tokenizer),
@@ -266,4 +266,5 @@ def _best(logits: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     slot_of = jnp.zeros(rows * length, jnp.int32)
     slot_of = slot_of.at[place].set(jnp.arange(rows * slots).reshape(rows, slots), mode="drop")
     at = slot_of[batch["example_start"][:, None] + jnp.maximum(batch["blank"], 0)]
-    return tuple(x.reshape(rows * slots, -1)[at] for x in (top.astype(jnp.int32), chance))
+    top, chance = (x.reshape(rows * slots, -1)[at] for x in (top.astype(jnp.int32), chance))
+    return top, chance
