@@ -2,114 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from bert_ft.config import default, flat, unknown, wrong_type
 from bert_ft.data.mixing import MIXINGS
 from bert_ft.errors import InputError
 from bert_ft.parts import part_configs
+from bert_ft.task_checks import check_ranking, check_task, numbers, require
 
 PRESETS = ("replicate", "fsdp", "tensor")
 SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 SWITCH = ("on", "off")
 BAD_ROWS = ("stop", "skip")
-SCHEMES = ("auto", "IOB2", "IOB1", "BIOES", "BMES", "BILOU", "plain")
-DECODERS = ("argmax", "viterbi", "crf")
-
-
-def _require(ok: bool, key: str, value: Any, accepted: str) -> None:
-    if not ok:
-        raise InputError(f"config.{key} is {value!r}; accepted: {accepted}")
-
-
-def _numbers(text: str, least: float) -> bool:
-    """Whether these are comma-separated finite numbers of `least` or more."""
-    try:
-        return all(least <= float(part) < math.inf for part in text.split(","))
-    except ValueError:
-        return False
-
-
-def _check_task(c: ConfigDict) -> None:
-    """The knobs of one task are refused under another, where they would do nothing."""
-    t = c.task
-    for key, tasks in (
-        ("class_weights", ("classification", "multilabel")),
-        ("label_smoothing", ("classification",)),
-        ("positive_label", ("classification",)),
-        ("range", ("regression", "ordinal", "recommend")),
-        *((key, ("recommend",)) for key in ("user", "item", "text_columns")),
-        *((key, ("recommend",)) for key in ("categorical", "numeric")),
-    ):
-        _require(
-            not t[key] or t.name in tasks,
-            f"task.{key}",
-            t[key],
-            f"{type(t[key])()!r} where task.name is {t.name!r} (it is for {', '.join(tasks)})",
-        )
-    _require(
-        t.class_weights in ("", "balanced") or _numbers(t.class_weights, 0),
-        "task.class_weights",
-        t.class_weights,
-        "'', 'balanced', or numbers of 0 or more, comma-separated",
-    )
-    bounds = t.range.split(",")
-    _require(
-        not t.range
-        or _numbers(t.range, -math.inf)
-        and len(bounds) == 2
-        and float(bounds[0]) < float(bounds[1]),
-        "task.range",
-        t.range,
-        "'' or 'LOW,HIGH', such as '1,5'",
-    )
-    _require(bool(t.label_delimiter), "task.label_delimiter", "", "one character or more")
-    for key in (
-        *("max_question", "max_answer", "n_best"),
-        *("pairs", "table_width", "fusion_width"),
-    ):
-        _require(t[key] >= 1, f"task.{key}", t[key], "1 or more")
-    for key, allowed in (
-        ("scheme", SCHEMES),
-        ("decode", DECODERS),
-        ("unseen_tags", ("score", "stop")),
-        ("cut_spans", ("stop", "widen")),
-        ("objective", ("rating", "bpr")),
-        ("worse", ("rated", "unseen")),
-    ):
-        _require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
-    for key in ("crf_rate", "table_rate"):
-        _require(t[key] > 0, f"task.{key}", t[key], "more than 0")
-    for key in ("user", "item"):
-        _require(
-            t.objective == "rating" or bool(t[key]),
-            f"task.{key}",
-            "",
-            f"the column of the {key} where task.objective is {t.objective!r}",
-        )
-    _require(t.stride >= 0, "task.stride", t.stride, "0 or more")
-    length = c.data.max_length
-    if t.name == "tagging":
-        _require(
-            t.stride < length - 2,
-            "task.stride",
-            t.stride,
-            f"less than {length - 2}: data.max_length ({length}) less two special tokens",
-        )
-    if t.name == "span":
-        _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the context")
-        room = length - t.max_question - 3
-        _require(
-            t.stride < room,
-            "task.stride",
-            t.stride,
-            f"less than {room}, the room for the context: data.max_length ({length}) - "
-            f"task.max_question ({t.max_question}) - 3",
-        )
 
 
 def _check_multi(c: ConfigDict, mode: str) -> None:
@@ -118,83 +23,40 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
         ("weighting", ("fixed", "uncertainty", "gradnorm")),
         ("mixing", MIXINGS),
     ):
-        _require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
-    _require(
-        not t.weights or _numbers(t.weights, 0),
+        require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
+    require(
+        not t.weights or numbers(t.weights, 0),
         "task.weights",
         t.weights,
         "'', or numbers of 0 or more, comma-separated",
     )
-    _require(t.alpha == -1 or 0 <= t.alpha <= 1, "task.alpha", t.alpha, "0 to 1, or -1 (off)")
-    _require(t.weight_rate > 0, "task.weight_rate", t.weight_rate, "more than 0")
-    _require(t.mixing_temperature > 0, "task.mixing_temperature", t.mixing_temperature, "above 0")
-    _require(
+    require(t.alpha == -1 or 0 <= t.alpha <= 1, "task.alpha", t.alpha, "0 to 1, or -1 (off)")
+    require(t.weight_rate > 0, "task.weight_rate", t.weight_rate, "more than 0")
+    require(t.mixing_temperature > 0, "task.mixing_temperature", t.mixing_temperature, "above 0")
+    require(
         t.weighting == "fixed" or not (t.weights or t.alpha >= 0),
         "task.weighting",
         t.weighting,
         "'fixed' where task.weights or task.alpha is given",
     )
-    _require(
+    require(
         t.weighting != "gradnorm" or t.mixing != "turns",
         "task.weighting",
         t.weighting,
         "'fixed' or 'uncertainty' where task.mixing is 'turns': gradnorm compares within a batch",
     )
     if t.name != "multi":
-        _require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
+        require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
         return
     for part, own in part_configs(c).items():
-        # Those that rank learn from other examples than they are scored on, and the head of
-        # 'recommend' reads fields of the batch, which carry their part's name here.
-        alone = own.task.name not in ("multi", "matching", "cross_encoder", "recommend")
-        _require(alone, f"task.parts: {part!r}: task.name", own.task.name, "another")
+        # Those that rank learn from other examples than they are scored on, the head of 'recommend'
+        # reads fields of the batch, which carry their part's name here, and 'masked' draws its own.
+        alone = own.task.name not in ("multi", "matching", "cross_encoder", "recommend", "masked")
+        require(alone, f"task.parts: {part!r}: task.name", own.task.name, "another")
         try:
             check(own, mode)
         except InputError as e:
             raise InputError(f"config.task.parts: {part!r}: {e}") from None
-
-
-def _check_ranking(c: ConfigDict) -> None:
-    """The knobs of 'matching' and 'cross_encoder'."""
-    t = c.task
-    for key, tasks in (
-        ("data.candidates", ("matching",)),
-        ("task.symmetric", ("matching",)),
-        ("task.negatives", ("matching", "cross_encoder")),
-    ):
-        group, name = key.split(".")
-        value = c[group][name]
-        _require(
-            not value or t.name in tasks,
-            key,
-            value,
-            f"{type(value)()!r} where task.name is {t.name!r} (it is for {', '.join(tasks)})",
-        )
-    _require(t.pooling in ("mean", "cls"), "task.pooling", t.pooling, "'mean' or 'cls'")
-    _require(t.temperature > 0, "task.temperature", t.temperature, "more than 0")
-    _require(t.top_k >= 1, "task.top_k", t.top_k, "1 or more")
-    _require(t.negatives >= 0, "task.negatives", t.negatives, "0 or more")
-    if t.name not in ("matching", "cross_encoder"):
-        return
-    _require(bool(c.data.text_pair), "data.text_pair", "", "the column of the right answer")
-    if t.name == "cross_encoder":
-        _require(
-            t.negatives >= 1, "task.negatives", 0, "1 or more where task.name is 'cross_encoder'"
-        )
-        return
-    _require(
-        c.train.accumulate == 1,
-        "train.accumulate",
-        c.train.accumulate,
-        "1 where task.name is 'matching': its wrong answers are those of the whole batch, which "
-        "micro-batches would make fewer",
-    )
-    _require(
-        c.train.batch_size >= 2,
-        "train.batch_size",
-        c.train.batch_size,
-        "2 or more where task.name is 'matching': the other answers of a batch are the wrong ones",
-    )
 
 
 def check(config: ConfigDict, mode: str = "train") -> None:
@@ -209,10 +71,10 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         raise InputError(f"config.{key} is missing; begin with c = config.default()")
 
     def one_of(key: str, allowed: tuple[str, ...]) -> None:
-        _require(f[key] in allowed, key, f[key], " or ".join(map(repr, allowed)))
+        require(f[key] in allowed, key, f[key], " or ".join(map(repr, allowed)))
 
     def at_least(key: str, low: float, text: str = "") -> None:
-        _require(f[key] >= low, key, f[key], text or f"{low} or more")
+        require(f[key] >= low, key, f[key], text or f"{low} or more")
 
     one_of("data.packing", SWITCH)
     one_of("data.bad_rows", BAD_ROWS)
@@ -243,74 +105,74 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         *("model.dropout", "train.warmup", "train.beta1", "train.beta2"),
         *("task.label_smoothing", "task.id_dropout"),
     ):
-        _require(0 <= f[key] < 1, key, f[key], "0 or more and less than 1")
-    _require(
+        require(0 <= f[key] < 1, key, f[key], "0 or more and less than 1")
+    require(
         c.mesh.data == -1 or c.mesh.data >= 1,
         "mesh.data",
         c.mesh.data,
         "1 or more, or -1 (what is left)",
     )
-    _require(c.mesh.trial == 1, "mesh.trial", c.mesh.trial, "1 (one trial a run)")
-    _require(
+    require(c.mesh.trial == 1, "mesh.trial", c.mesh.trial, "1 (one trial a run)")
+    require(
         c.train.batch_size % c.train.accumulate == 0,
         "train.accumulate",
         c.train.accumulate,
         f"a divisor of train.batch_size ({c.train.batch_size})",
     )
-    _require(
+    require(
         c.model.kind == "lstm" or c.model.hidden_size % c.model.heads == 0,
         "model.heads",
         c.model.heads,
         f"a divisor of model.hidden_size ({c.model.hidden_size})",
     )
-    _require(
+    require(
         c.data.row_length == 0 or c.data.row_length >= c.data.max_length,
         "data.row_length",
         c.data.row_length,
         f"0, or data.max_length ({c.data.max_length}) or more",
     )
     has_dev = bool(c.data.dev) or c.task.name == "multi"  # whose parts are looked at one by one
-    _require(
+    require(
         not (c.eval.metric and not has_dev),
         "eval.metric",
         c.eval.metric,
         "'', or data.dev set to measure it on",
     )
-    _require(
+    require(
         not (c.eval.keep_best and not has_dev),
         "eval.keep_best",
         True,
         "False, or data.dev set to choose on",
     )
-    _require(
+    require(
         c.model.kind == "bert" or not c.model.pretrained,
         "model.pretrained",
         c.model.pretrained,
         "'' where model.kind is 'lstm', which starts from scratch (its tokenizer: model.tokenizer)",
     )
     if c.task.name != "multi":
-        _check_task(c)
-        _check_ranking(c)
+        check_task(c)
+        check_ranking(c)
     _check_multi(c, mode)
     if mode == "train":
-        _require(
+        require(
             c.task.name == "multi" or bool(c.data.train),
             "data.train",
             "",
             "a data URI: files:, tfds:, hf: or pypi:",
         )
-        _require(
+        require(
             c.train.steps > 0 or c.train.epochs > 0,
             "train.epochs",
             c.train.epochs,
             "more than 0, or train.steps > 0",
         )
     if mode == "predict":
-        _require(bool(c.predict.input), "predict.input", "", "a JSONL file")
+        require(bool(c.predict.input), "predict.input", "", "a JSONL file")
     if mode == "export":
-        _require(bool(c.export.to), "export.to", "", "a directory to write")
+        require(bool(c.export.to), "export.to", "", "a directory to write")
     if not c.model.pretrained:
-        _require(
+        require(
             bool(c.model.tokenizer),
             "model.tokenizer",
             "",

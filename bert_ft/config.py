@@ -110,6 +110,13 @@ def default() -> ConfigDict:
     c.task.crf_rate = 100.0  # the chain's learning rate, in train.learning_rate; it starts from 0
     c.task.unseen_tags = "score"  # those of dev and test that train lacks: as missed; or 'stop'
     c.task.cut_spans = "stop"  # at a span that ends inside a word; 'widen' takes the word whole
+    c.task.words = "tokenizer"  # those of a text; 'characters': each is one, as Chinese is tagged
+
+    # Of 'masked'; the four values are those of Devlin et al. 2019, 3.1, and their later release.
+    c.task.mask_rate = 0.15  # share of the tokens that are hidden and guessed
+    c.task.mask_random = 0.1  # of these, the share that a random token stands for …
+    c.task.mask_kept = 0.1  # … and that stays as it is; the mask token stands for the others
+    c.task.whole_words = True  # a word's sub-words are hidden together; False: each for itself
 
     # Of 'matching'; the last two also of 'cross_encoder'.
     c.task.pooling = "mean"  # a text's vector is its tokens' mean, or the first one's: 'cls'

@@ -21,7 +21,14 @@ from bert_ft.data.encode import Encoded, tokenize
 from bert_ft.errors import InputError
 from bert_ft.models import families, hf
 from bert_ft.models.bert import Encoder
-from bert_ft.models.heads import ChoiceHead, EmbeddingHead, Model, SequenceHead, kind_of
+from bert_ft.models.heads import (
+    ChoiceHead,
+    EmbeddingHead,
+    MaskedHead,
+    Model,
+    SequenceHead,
+    kind_of,
+)
 from bert_ft.train.system import cache_dir, example_batch
 
 STORED = ("roberta", "distilbert", "electra", "choice")
@@ -45,6 +52,7 @@ HEADS = {
     "sequence": partial(SequenceHead, CLASSES),
     "choice": partial(ChoiceHead, 1),
     "embedding": partial(EmbeddingHead, "mean"),
+    "masked": MaskedHead,
 }
 
 
@@ -201,6 +209,64 @@ def test_live_logits_both_directions(family, kind, tmp_path):
         outputs(model, drawn, batch)["logits"],
         their_outputs(back.eval(), kind, ids, mask, types), rtol=0, atol=1e-4,
     )  # fmt: skip
+
+
+def masked_batch(ids, mask, types):
+    """Every place a slot: row r's are those of text r."""
+    slots = np.tile(np.arange(LENGTH, dtype=np.int32), (len(ids), 1))
+    return padded_batch(ids, mask, types) | {"masked_slots": slots}
+
+
+@pytest.mark.parametrize("family", LIVE)
+def test_live_logits_of_masked_words_both_directions(family, tmp_path):
+    theirs = their(family, "masked")
+    with torch_no_grad():
+        for p in theirs.parameters():  # biases and gains that differ, so that none can be left out
+            p.add_(0.1 * p.new_tensor(np.random.default_rng(p.numel()).normal(size=p.shape)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, params, new = loaded(tmp_path / "theirs", "masked")
+    assert not new
+    rng = np.random.default_rng(1)
+    ids, types = rng.integers(2, VOCAB, (5, LENGTH)), rng.integers(0, 2, (5, LENGTH))
+    mask = (rng.random(ids.shape) > 0.3).astype(np.int64)
+    mask[:, 0] = 1
+    batch, real = masked_batch(ids, mask, types), mask > 0
+    right = their_outputs(theirs, "masked", ids, mask, types)
+    assert right.shape == (5, LENGTH, VOCAB) and np.ptp(right) > 0.5
+    ours = outputs(model, params, batch)["logits"]
+    np.testing.assert_allclose(ours[real], right[real], rtol=0, atol=1e-4)
+
+    drawn = init(model, seed=3)
+    (tmp_path / "ours").mkdir()
+    hf.save(tmp_path / "ours", model.config, jax.device_get(drawn), "masked")
+    back, info = type(theirs).from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    np.testing.assert_allclose(
+        outputs(model, drawn, batch)["logits"][real],
+        their_outputs(back.eval(), "masked", ids, mask, types)[real], rtol=0, atol=1e-4,
+    )  # fmt: skip
+
+
+def test_a_masked_head_beside_another_is_used_and_an_untied_one_is_not(tmp_path):
+    """That of a checkpoint of BERT's own pretraining; one with a table of its own is no such."""
+    theirs = their("bert", "masked")
+    theirs.save_pretrained(tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    for change, fresh, words in (
+        ({"architectures": ["BertForPreTraining"]}, False, ""),
+        ({"architectures": ["BertModel"]}, True, "its BertModel head is for another task"),
+        ({"tie_word_embeddings": False}, True, "a word table of its own"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**about, **change}))
+        said = []
+        _, _, new = loaded(tmp_path, "masked", say=said.append)
+        assert bool(new) == fresh and words in " ".join(said), change
+
+
+def torch_no_grad():
+    return pytest.importorskip("torch").no_grad()
 
 
 @pytest.mark.parametrize("kind", families.ARCHITECTURES)

@@ -10,7 +10,8 @@ from conftest import ROOT
 LAYERS = """
 errors
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-parts evals.plots evals.entities evals.ranking evals.squad data.words data.texts data.windows
+parts task_checks evals.plots evals.entities evals.ranking evals.squad
+data.words data.texts data.windows
 checks
 command_line evals.ranking_by_user
 data.annotated data.hubs data.rows
@@ -19,6 +20,7 @@ data.joins
 data.sources
 data.encode
 data.batches
+data.masking
 models.ops models.crf
 models.bert
 models.heads models.families models.lstm
@@ -27,8 +29,8 @@ evals.answers
 evals.report
 tasks.schemes tasks.sequence tasks.candidates tasks.ranking
 tasks.tagged tasks.classification tasks.regression tasks.features
-tasks.tagging tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting tasks.matching
-tasks.cross_encoder tasks.recommend
+tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
+tasks.matching tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry
 train.sharding train.optim train.refuse train.sinks train.quiet train.progress
@@ -44,7 +46,16 @@ main
 """
 RANK = {name: i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 # The input pipeline and the record of a run work where JAX does not.
-WITHOUT_JAX = ("errors", "config", "checks", "command_line", "data.", "evals.", "main")
+WITHOUT_JAX = (
+    "errors",
+    "config",
+    "checks",
+    "task_checks",
+    "command_line",
+    "data.",
+    "evals.",
+    "main",
+)
 LONGEST = 320
 
 

@@ -1,5 +1,7 @@
 """Rows -> gold tags: what is accepted, and the file and line of what is not."""
 
+from pathlib import Path
+
 import pytest
 from conftest import write_bert, write_jsonl
 
@@ -89,6 +91,33 @@ def test_refused_with_file_and_line(tmp_path, tokenizer, row, words):
     message = str(error.value)
     assert "a.jsonl:3" in message and "\n" not in message
     assert all(w in message for w in words), message
+
+
+def test_spans_of_characters(tmp_path, tokenizer):
+    """Where characters are the words, spans may begin and end anywhere."""
+    rows = rows_of(tmp_path, text("the films", (4, 6, "A"), (6, 9, "A")))
+    fitted, given = tagged.fit(rows, "text", "label", "auto"), tagged.inputs(rows, "text")
+    words = split(tokenizer, given, characters=True)
+    tags = tagged.tags(rows, "label", given, words, fitted, False)
+    assert tags == [["O", "O", "O", "B-A", "I-A", "B-A", "I-A", "I-A"]]
+
+
+def test_every_span_of_cluener_can_be_tagged_by_characters(tmp_path):
+    shared = Path(__file__).parents[2] / "shared" / "data"
+    if not shared.is_dir():
+        pytest.skip(f"the real data are not at {shared}")
+    tokenizer = load_tokenizer(shared / "vocabs" / "bert-base-chinese-vocab.txt")
+    for name, count in (("train", 10_747), ("test", 1_343)):
+        uri = f"files:{shared}/cluener_zh/{name}.json?format=spans&bad_rows=skip"
+        rows = open_source(uri, cache_dir=tmp_path).read()
+        assert len(rows) == count  # one of train has a span within another: the file's own fault
+        given = tagged.inputs(rows, "text")
+        fitted = tagged.fit(rows, "text", "spans", "auto")
+        words = split(tokenizer, given, characters=True)
+        tags = tagged.tags(rows, "spans", given, words, fitted, False)
+        assert sum(t.startswith("B-") for row in tags for t in row) == sum(
+            map(len, rows.columns["spans"])
+        )
 
 
 def test_two_spans_on_one_word(tmp_path, tokenizer):

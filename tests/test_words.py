@@ -75,6 +75,17 @@ def test_words_of_a_text(tokenizer):
     assert texts == ["The", "film", ",", "was\u00e9", "\u751f", "\u751f", "cafe\u0301", "!"]
 
 
+def test_characters_as_words(tokenizer):
+    text = "  DotA \u751f\u751f\u200b!"
+    words, listed = split(tokenizer, [text, ["a", "film"]], characters=True)
+    shown = [text[a:b] for a, b in zip(words.begin, words.end, strict=True)]
+    assert "".join(shown) == "DotA\u751f\u751f\u200b!" and all(len(s) == 1 for s in shown)
+    ids = {s: ids for s, ids in zip(shown, words.ids, strict=True)}
+    assert ids["D"] == tokenizer("d", add_special_tokens=False)["input_ids"]
+    assert ids["\u200b"] == [tokenizer.unk_token_id]
+    assert len(listed) == 2 and listed.text == "a film"
+
+
 def test_texts_and_lists_together(tokenizer):
     rows = ["the film", ["the", "film"], "", ["plot"]]
     a, b, none, c = split(tokenizer, rows)

@@ -12,6 +12,9 @@ A batch is a dict of NumPy arrays. Over R rows of S tokens, B examples of `piece
     weight          float32 (B,)    1 for an example, 0 for the filling of a last evaluation batch
     and the task's own fields, (B, …) or (R, S).
 
+What a task draws afresh each time an example is used, such as which words are hidden, is drawn here
+as well, on the host (`Draw`): so it is a part of batch = f(seed, step).
+
 With gradient accumulation every array gains a leading axis of micro-batches.
 """
 
@@ -22,7 +25,7 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -45,6 +48,27 @@ class Shape:
     slots: int
     examples: int
     row_arrays: frozenset[str]
+
+
+class Draw(Protocol):
+    """A task's optional `draw`: what it changes in a batch, (micro-)batch by batch.
+
+    `batch` may hold only some rows, those of this host; the arrays that are added must be by row,
+    and are named in `row_arrays`. Their shapes may depend on `shape` and on the shapes of data's
+    fields, so that they are the same on each host and at each step. `seed` is the run's; None in an
+    evaluation, where an example is always drawn alike. `uses` int64 (B,) tells the uses of examples
+    apart: in training the place in the stream of all epochs, in an evaluation the example's number.
+    """
+
+    row_arrays: frozenset[str]
+
+    def __call__(
+        self, batch: Batch, data: Encoded, shape: Shape, seed: int | None, uses: np.ndarray
+    ) -> Batch: ...
+
+
+def _row_arrays(data: Encoded, draw: Draw | None) -> frozenset[str]:
+    return ROW_ARRAYS | frozenset(data.token_fields) | (draw.row_arrays if draw else frozenset())
 
 
 def _assemble(
@@ -111,6 +135,7 @@ class BatchPlan:
     multiple: int = 1
     at_most: int = 3
     mixture: Mixture | None = None  # of a set of several groups
+    draw: Draw | None = None
 
     def examples(self, step: int) -> np.ndarray:
         """int64 (batch_size,): the examples of a step. Epochs follow each other without a gap, so
@@ -150,7 +175,7 @@ class BatchPlan:
             self.row_length,
             slots,
             self.batch_size // self.accumulate,
-            ROW_ARRAYS | frozenset(self.data.token_fields),
+            _row_arrays(self.data, self.draw),
         )
 
     def tokens(self, step: int) -> int:
@@ -171,6 +196,13 @@ class BatchPlan:
             _assemble(self.data, micro[a], places, a, shape, 1 + a * per, rows or range(shape.rows))
             for a in range(self.accumulate)
         ]
+        if self.draw:
+            uses = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            uses = uses.reshape(micro.shape)
+            parts = [
+                self.draw(part, self.data, shape, self.seed, uses[a])
+                for a, part in enumerate(parts)
+            ]
         if self.accumulate == 1:
             return parts[0]
         return {name: np.stack([p[name] for p in parts]) for name in parts[0]}
@@ -189,6 +221,7 @@ class EvalPlan:
     row_length: int
     packed: bool = True
     multiple: int = 1
+    draw: Draw | None = None
 
     @functools.cached_property
     def order(self) -> np.ndarray:
@@ -219,12 +252,15 @@ class EvalPlan:
             self.row_length,
             slots,
             self.order.shape[1],
-            ROW_ARRAYS | frozenset(self.data.token_fields),
+            _row_arrays(self.data, self.draw),
         )
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
-        rows = rows or range(self.shape.rows)
-        return _assemble(self.data, self.order[step], self._places, step, self.shape, 1, rows)
+        rows, examples = rows or range(self.shape.rows), self.order[step]
+        made = _assemble(self.data, examples, self._places, step, self.shape, 1, rows)
+        if self.draw is None:
+            return made
+        return self.draw(made, self.data, self.shape, None, np.maximum(examples, 0))
 
 
 def prefetch(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import unicodedata
 from collections.abc import Sequence
 from typing import Any
@@ -24,26 +26,34 @@ class Words:
         return len(self.ids)
 
 
-def split(tokenizer: Any, rows: Sequence[str | Sequence[str]]) -> list[Words]:
+def split(
+    tokenizer: Any, rows: Sequence[str | Sequence[str]], characters: bool = False
+) -> list[Words]:
     """Words of texts, or of rows that are lists of words already.
 
     A text is cut into the words that the tokenizer makes before sub-words (BERT: at blanks,
-    punctuation and Chinese characters). The text of a list is its words joined by single blanks. A
-    given word that the tokenizer leaves nothing of becomes its unknown token, so that it is scored.
+    punctuation and Chinese characters), or, with `characters`, into its characters, blanks left
+    out. The text of a list is its words joined by single blanks. A given word (or character) that
+    the tokenizer leaves nothing of becomes its unknown token, so that it is scored.
     """
+    if characters:
+        return _of_characters(tokenizer, rows)
     out: list[Words] = []
     block = 4096  # rows at a time: the tokenizer's own objects are large
     for at in range(0, len(rows), block):
         part = rows[at : at + block]
         found: dict[int, Words] = {}
         for as_list in (True, False):
-            make: Any = _of_list if as_list else _of_text
             which = [i for i, row in enumerate(part) if isinstance(row, str) != as_list]
             if not which:
                 continue
+            given: list[Any] = [part[i] for i in which]
+            joined = as_list and _needs_text(tokenizer)
+            if joined:
+                given = [" ".join(words) for words in given]
             encodings = tokenizer(
-                [part[i] for i in which],
-                is_split_into_words=as_list,
+                given,
+                is_split_into_words=as_list and not joined,
                 add_special_tokens=False,
                 truncation=False,
                 padding=False,
@@ -51,19 +61,46 @@ def split(tokenizer: Any, rows: Sequence[str | Sequence[str]]) -> list[Words]:
                 return_token_type_ids=False,
                 verbose=False,
             ).encodings
+            make: Any = functools.partial(_of_list, joined=joined) if as_list else _of_text
             unknown = tokenizer.unk_token_id
             found |= {i: make(part[i], e, unknown) for i, e in zip(which, encodings, strict=True)}
         out.extend(found[i] for i in range(len(part)))
     return out
 
 
-def _of_list(words: Sequence[str], encoding: Any, unknown: int) -> Words:
+def _needs_text(tokenizer: Any) -> bool:
+    """Whether a tokenizer tells a word after a blank from one at the beginning, and so can't be
+    given words: a byte-level BPE (RoBERTa's) that does not put a blank before the first one."""
+    step = json.loads(tokenizer.backend_tokenizer.to_str()).get("pre_tokenizer") or {}
+    steps = step.get("pretokenizers", [step])
+    return any(s.get("type") == "ByteLevel" and not s.get("add_prefix_space") for s in steps)
+
+
+def _of_list(words: Sequence[str], encoding: Any, unknown: int, joined: bool = False) -> Words:
     ids: list[list[int]] = [[] for _ in words]
-    for token, word in zip(encoding.ids, encoding.word_ids, strict=True):
-        ids[word].append(token)
     end = (np.cumsum([len(w) + 1 for w in words]) - 1).tolist() if words else []
     begin = [e - len(w) for e, w in zip(end, words, strict=True)]
+    word_of: Any = encoding.word_ids
+    if joined:  # a token of the joined text, or of the blank before a word, is of that word
+        word_of = np.searchsorted(end, [a for a, _ in encoding.offsets], "right")
+    for token, word in zip(encoding.ids, word_of, strict=True):
+        ids[word].append(token)
     return Words(" ".join(words), [i or [unknown] for i in ids], begin, end)
+
+
+def _of_characters(tokenizer: Any, rows: Sequence[str | Sequence[str]]) -> list[Words]:
+    places = [
+        [k for k, c in enumerate(row) if not c.isspace()] if isinstance(row, str) else []
+        for row in rows
+    ]
+    given = [
+        [row[k] for k in at] if isinstance(row, str) else row
+        for row, at in zip(rows, places, strict=True)
+    ]
+    return [
+        Words(row, words.ids, at, [k + 1 for k in at]) if isinstance(row, str) else words
+        for row, words, at in zip(rows, split(tokenizer, given), places, strict=True)
+    ]
 
 
 def _of_text(text: str, encoding: Any, unknown: int) -> Words:
@@ -81,6 +118,12 @@ def _of_text(text: str, encoding: Any, unknown: int) -> Words:
             last = word
         ids[-1].append(token)
         end[-1] = after
+    for i, first in enumerate(
+        begin
+    ):  # a byte-level BPE, or a mask token, can hold the blank before
+        while first + 1 < end[i] and text[first].isspace():
+            first += 1
+        begin[i] = first
     for i, after in enumerate(end):  # an accent that the normaliser dropped belongs to its letter
         limit = begin[i + 1] if i + 1 < len(begin) else len(text)
         while after < limit and unicodedata.category(text[after]).startswith("M"):

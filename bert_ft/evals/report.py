@@ -19,10 +19,20 @@ from bert_ft.evals.page import figure, fold, grid, header, note, page, section, 
 CURVES = 9
 # Scores between 0 and 1 that people quote in percent; correlations they don't.
 PERCENT = ("accuracy", "f1", "precision", "recall", "exact_match", "ece", "real_token_fraction")
-FALLING = ("loss", "rmse", "mae", "ece", "brier", "nll")  # the lower the better
+FALLING = ("loss", "perplexity", "rmse", "mae", "ece", "brier", "nll")  # the lower the better
 # The score at the top is the first of these that the task has, on test before dev.
 HEADLINES = (
-    *("accuracy", "matthews", "entity_f1", "exact_match", "f1", "macro_f1", "spearman", "pearson"),
+    *(
+        "perplexity",
+        "accuracy",
+        "matthews",
+        "entity_f1",
+        "exact_match",
+        "f1",
+        "macro_f1",
+        "spearman",
+        "pearson",
+    ),
     *("mrr", "ndcg", "auc", "rmse"),
 )
 

@@ -28,6 +28,9 @@ ARCHITECTURES = {
     "embedding": "Model",
 }
 
+# Other architectures whose head of that kind is the same one, beside heads for other tasks.
+_ALSO = {"masked": ("ForPreTraining",)}
+
 _EMBEDDINGS: Table = (
     ("encoder/word/embedding", ".embeddings.word_embeddings.weight"),
     ("encoder/position/embedding", ".embeddings.position_embeddings.weight"),
@@ -200,6 +203,19 @@ def name(path: str, family: str, kind: str) -> str | None:
 def architecture(family: str, kind: str) -> str:
     """('roberta', 'token') -> 'RobertaForTokenClassification'."""
     return FAMILIES[family].stem + ARCHITECTURES[kind]
+
+
+def misfit(raw: Mapping[str, Any], kind: str) -> str:
+    """Why the head of the checkpoint that a config.json is of can't be one of this kind; '' where
+    it can."""
+    made_for, stem = (raw.get("architectures") or [""])[0], FAMILIES[raw["model_type"]].stem
+    if not made_for or not kind:
+        return ""
+    if made_for not in [stem + end for end in (ARCHITECTURES[kind], *_ALSO.get(kind, ()))]:
+        return f"its {made_for} head is for another task"
+    if kind == "masked" and raw.get("tie_word_embeddings") is False:
+        return f"its {made_for} head has a word table of its own"
+    return ""
 
 
 def key_of(family: str, field: str) -> str | None:

@@ -2,7 +2,9 @@
 
 A head says by `first_only` that it reads no token but the first of each sequence, and by `kind`
 which row of models/families.py gives its architecture and its tensors in the Hugging Face format
-('' or none where it has no such form).
+('' or none where it has no such form). Two more are optional: `slots` names the array of the batch
+whose columns it reads, (R, M), in the place of those first tokens; a `tied` head is given the
+encoder's word table.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_ft.models import ops
-from bert_ft.models.bert import Batch, Dense, Noise, make_noise
+from bert_ft.models.bert import Batch, Dense, LayerNorm, Noise, make_noise
 
 Outputs = dict[str, jax.Array]
 MASKED = -1e30  # a logit of what is no choice; the sum of two is still finite
@@ -193,6 +195,37 @@ class EmbeddingHead(nn.Module):
         return {"embedding": x * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))}
 
 
+class MaskedHead(nn.Module):
+    """Logits of the words that stood where the batch's `masked_slots` (R, M) point: dense, GELU,
+    LayerNorm, and the word table with a bias of its own (Devlin et al. 2019, 3.1, as their code and
+    BertForMaskedLM have it; ELECTRA's table, hence the dense layer, is narrower than H). No logit
+    of any other place is computed. Reads (R, M, H), gives {'logits': float32 (R, M, vocab)}."""
+
+    config: Any
+    dtype: jnp.dtype
+    first_only = True  # the last layer computes the slots only
+    slots = "masked_slots"
+    tied = True
+    kind = "masked"
+
+    @nn.compact
+    def __call__(
+        self, hidden: jax.Array, batch: Batch, noise: Noise | None, table_VxW: jax.Array
+    ) -> Outputs:
+        c, (vocab, width) = self.config, table_VxW.shape
+        x = ops.gelu(Dense(width, self.dtype, c.initializer_range, name="transform")(hidden))
+        x = LayerNorm(c.layer_norm_eps, name="norm")(x).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (vocab,), jnp.float32)
+        # Two axes, so that the table's gradient is one plain product as well.
+        logits = jax.lax.dot_general(
+            x.reshape(-1, width),
+            table_VxW.astype(self.dtype),
+            (((1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        return {"logits": logits.reshape(*hidden.shape[:2], vocab) + bias}
+
+
 def sequence_ids(batch: Batch) -> jax.Array:
     """int32 (B * pieces,): the segment number of every sequence, by which dropout is drawn."""
     ordinal = batch["ordinal"]
@@ -220,5 +253,9 @@ class Model(nn.Module):
         self, batch: Batch, rng: jax.Array | None = None, rate: jax.Array | float = 0.0
     ) -> Outputs:
         noise = None if rng is None else make_noise(rng, rate, batch, self.config)
-        hidden = self.encoder(batch, noise, first_only=self.top.first_only)
+        read = batch.get(getattr(self.top, "slots", "slots"), batch["slots"])
+        hidden = self.encoder({**batch, "slots": read}, noise, first_only=self.top.first_only)
+        if getattr(self.top, "tied", False):
+            table = self.encoder.variables["params"]["word"]["embedding"]
+            return self.top(hidden, batch, noise, table)
         return self.top(hidden, batch, noise)

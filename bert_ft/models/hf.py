@@ -70,6 +70,11 @@ def directory(uri: str, cache_dir: Path) -> Path:
                 f"model {uri}: can't be fetched from the Hugging Face hub: {first}"
             ) from e
     path = Path(uri).expanduser()
+    if (path / "model" / "task.json").is_file():
+        raise InputError(
+            f"model {uri}: the workdir of a run; write its model by --workdir={uri} --mode=export "
+            "--config.export.to=DIR, and give DIR"
+        )
     if not (path / "config.json").is_file():
         raise InputError(
             f"model {uri}: no config.json there; accepted: hf:NAME, pypi:NAME==VERSION, a directory"
@@ -238,12 +243,8 @@ def load(
     """
     tensors, raw = read_tensors(path), _read_json(path)
     family = raw["model_type"]
-    prefix, made_for = families.FAMILIES[family].prefix, (raw.get("architectures") or [""])[0]
-    other_task = (
-        isinstance(kind, str)
-        and bool(made_for and kind)
-        and made_for != families.architecture(family, kind)
-    )
+    prefix = families.FAMILIES[family].prefix
+    misfit = families.misfit(raw, kind) if isinstance(kind, str) else ""
     theirs = {_canonical(k, prefix): v for k, v in tensors.items()}
     found, new, why, used = {}, [], set[str](), set[str]()
     for ours, leaf in flatten(wanted).items():
@@ -253,8 +254,8 @@ def load(
         if array is not None and ours.endswith("/kernel"):
             array = array.T
         if ours.startswith("top/") and array is not None:
-            if other_task and not str(name).startswith("."):
-                why.add(f"its {made_for} head is for another task")
+            if misfit and not str(name).startswith("."):
+                why.add(misfit)
                 array = None
             elif new_head and not str(name).startswith("."):
                 array = None
@@ -278,6 +279,9 @@ def load(
             f"{path}: {len(unused)} tensors that this encoder has no place for: "
             f"{', '.join(unused[:5])}"
         )
+    of_head = [p for p in flatten(wanted) if p.startswith("top/")]
+    if isinstance(kind, str) and new and new == of_head and not (why or new_head):
+        why.add("it has none for this task")
     for reason in sorted(why):
         say(f"head: {path}: {reason}; a new one is made")
     if "top/classifier/kernel" in found:

@@ -11,6 +11,7 @@ from bert_ft.errors import InputError
 from bert_ft.parts import part_configs
 from bert_ft.tasks.classification import Classification
 from bert_ft.tasks.cross_encoder import CrossEncoder
+from bert_ft.tasks.masked import MaskedWords
 from bert_ft.tasks.matching import Matching
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.tasks.multilabel import MultiLabel
@@ -22,7 +23,7 @@ from bert_ft.tasks.tagging import Tagging
 
 ALL = (
     *(Classification, MultiLabel, Regression, Ordinal, SpanAnswers, Tagging),
-    *(Matching, CrossEncoder, Recommend),
+    *(Matching, CrossEncoder, Recommend, MaskedWords),
 )
 TASKS = {task.name: task for task in ALL}
 

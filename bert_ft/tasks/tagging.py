@@ -49,6 +49,7 @@ class Tagging:
         t = config.task
         self.scheme, self.decode, self.stride = t.scheme, t.decode, t.stride
         self.crf_rate = t.crf_rate if t.decode == "crf" else 0.0
+        self.characters = t.words == "characters"
         self.stop_unseen, self.widen = t.unseen_tags == "stop", t.cut_spans == "widen"
         self.limits: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
@@ -59,6 +60,7 @@ class Tagging:
             "stride": self.stride,
             "scheme": self.scheme,
             "policies": [self.stop_unseen, self.widen],
+            **({"words": "characters"} if self.characters else {}),
         }
 
     def columns(self) -> list[str]:
@@ -72,7 +74,7 @@ class Tagging:
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
         given = tagged.inputs(rows, self.text)
-        words = split(tokenizer, given)
+        words = split(tokenizer, given, self.characters)
         gold, unseen = None, []
         if self.label in rows.columns:
             gold = tagged.tags(rows, self.label, given, words, fitted, self.widen)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
 from bert_ft.config import cache_dir, flat
-from bert_ft.data.batches import Batch, EvalPlan
+from bert_ft.data.batches import Batch, Draw, EvalPlan
 from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import Rows, open_source
 from bert_ft.errors import InputError
@@ -179,7 +179,7 @@ def compare(system: System, params: Any, rows: Rows, path: Path) -> dict[str, fl
         if not np.array_equal(getattr(data, array), getattr(again, array)):
             raise AssertionError(f"export: the written tokenizer gives other {array}")
     # One sequence a row, in order: so the rows are what another library would be given.
-    batch = _padded(data, system.row_length)
+    batch = _padded(data, system.row_length, getattr(system.task, "draw", None))
     fresh = Model(hf.read_config(path), system.model.head)
     kind = kind_of(system.model.head)
     found, new = hf.load(path, params, kind, hf.label_names(system.fitted))
@@ -215,9 +215,9 @@ def _of_rows(data: Encoded) -> Encoded:
     )
 
 
-def _padded(data: Encoded, row_length: int) -> Batch:
+def _padded(data: Encoded, row_length: int, draw: Draw | None) -> Batch:
     """All examples in one batch, a sequence a row, in the order of EvalPlan."""
-    return EvalPlan(data, len(data), row_length, packed=False).batch(0)
+    return EvalPlan(data, len(data), row_length, packed=False, draw=draw).batch(0)
 
 
 def _outputs(model: Model, params: Any, batch: Batch) -> dict[str, np.ndarray]:
@@ -272,6 +272,14 @@ def transformers_outputs(
     if kind == "choice":
         count = len(batch["ordinal"])
         tensors = {k: v.reshape(count, -1, v.shape[-1]) for k, v in tensors.items()}
+    if kind == "masked":  # a few texts at a time: theirs are the logits of every place
+        logits = np.zeros((*batch["masked_slots"].shape, model.config.vocab_size), np.float32)
+        with torch.no_grad():
+            for at in range(0, len(row), 8):
+                few, places = row[at : at + 8], batch["masked_slots"][row[at : at + 8]]
+                out = model.eval()(**{k: v[at : at + 8] for k, v in tensors.items()}).logits
+                logits[few] = np.take_along_axis(out.numpy(), places[..., None], axis=1)
+        return {"logits": logits}
     with torch.no_grad():
         out = model.eval()(**tensors)
 

@@ -43,7 +43,12 @@ SHOWN = 3  # sentences at the end of a run
 def eval_plan(system: System, data: Encoded) -> EvalPlan:
     c = system.config
     return EvalPlan(
-        data, c.eval.batch_size, system.row_length, c.data.packing == "on", system.shards
+        data,
+        c.eval.batch_size,
+        system.row_length,
+        c.data.packing == "on",
+        system.shards,
+        getattr(system.task, "draw", None),
     )
 
 

@@ -49,6 +49,7 @@ def batch_plan(system: System, steps: int) -> BatchPlan:
         mixture=system.task.mixture(data, t.batch_size)
         if hasattr(system.task, "mixture")
         else None,
+        draw=getattr(system.task, "draw", None),
     )
 
 
