@@ -21,7 +21,7 @@ demo: $(BIN)/.installed
 	$(RUN) -m bert_ft.main --config=configs/sentiment.py --workdir=runs/sentiment
 
 test: $(BIN)/.installed-test
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .

@@ -47,6 +47,7 @@ setup(
             *PARQUET,
             *TENSORBOARD,
             "pytest>=8",
+            "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100",
             "scikit-learn>=1.4",
             "scipy>=1.12",

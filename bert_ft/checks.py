@@ -131,7 +131,9 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.data.row_length,
         f"0, or data.max_length ({c.data.max_length}) or more",
     )
-    has_dev = bool(c.data.dev) or c.task.name == "multi"  # whose parts are looked at one by one
+    has_dev = bool(c.data.dev)
+    if c.task.name == "multi" and c.task.parts:
+        has_dev = any(own.data.dev for own in part_configs(c).values())
     require(
         not (c.eval.metric and not has_dev),
         "eval.metric",

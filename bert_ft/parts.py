@@ -37,6 +37,7 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
         raise InputError(f"{where} is {keys!r}; accepted: an object of keys and values")
     c = copy.deepcopy(config)
     c.task.parts, c.task.name = "", "classification"
+    c.eval.metric, c.eval.keep_best = "", False  # of the whole run
     usual = flat(default())
     accepted = [k for k in usual if k.startswith("task.") and k != "task.parts"]
     accepted += [f"data.{k}" for k in OF_DATA]

@@ -172,14 +172,20 @@ class MultiTask:
         weight = data.fields.get(f"{part}/weight")  # none where its group has no such set
         there = np.flatnonzero(np.zeros(0) if weight is None else np.asarray(weight) > 0)
         group = self.group_of(part)
-        lengths = data.lengths.sum(axis=1)[there]
+        own = np.zeros(len(data), bool)
+        own[there] = True
+        tokens = np.repeat(own, data.lengths.sum(axis=1))
         view = dataclasses.replace(
             data,
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            tokens=np.asarray(data.tokens)[tokens],
+            types=np.asarray(data.types)[tokens],
+            offsets=np.concatenate([[0], np.cumsum(data.lengths[there])]),
             row=np.asarray(data.row)[there] - data.aside["rows"][:group].sum(),
             truncated=np.asarray(data.truncated)[there],
             fields={k: np.asarray(v)[there] for k, v in _own(data.fields, part, "").items()},
-            token_fields={},
+            token_fields={
+                k: np.asarray(v)[tokens] for k, v in _own(data.token_fields, part, "").items()
+            },
             fitted=data.fitted.get(part, {}),
             source_rows=int(data.aside["rows"][group]),
             aside=_own(data.aside, part, ""),
