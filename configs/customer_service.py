@@ -56,8 +56,8 @@ ATEC = (
 
 def get_config(variant: str = "") -> ConfigDict:
     """'' (ATIS, intents and slots), 'intent', 'banking77', 'faq' (with '=covid' or '=atec'), or
-    'rerank', of runs/faq or '=WORKDIR' of another first stage. Data are read from ../shared; for others, set data.train,
-    data.dev and data.test."""
+    'rerank', of runs/faq or '=WORKDIR' of another first stage. Data are read from ../shared; for
+    others, set data.train, data.dev and data.test."""
     name, _, of = variant.partition("=")
     wrong = name not in (*BY_INTENT, "faq", "rerank")
     if wrong or (name == "faq" and of not in ("", "covid", "atec")) or (of and name in BY_INTENT):
