@@ -537,7 +537,7 @@ def test_intents_of_requests(world, run_here, tmp_path):
     done = short_run(
         run_here,
         tmp_path / "run",
-        "",
+        "intent",
         f"--config.data.train={folder}/train",
         f"--config.data.test={folder}/test?where=label!~{unseen}",
         f"--config.model.pretrained={world.model}",

@@ -346,12 +346,14 @@ def test_scores_are_those_of_the_written_answers(data):
 
 def test_a_set_without_answers_is_predicted_but_not_scored(tokenizer, tmp_path):
     columns = {k: v for k, v in ROWS.items() if k != "answers"}
-    made = encode(Fixed(columns), task(), tokenizer, 40, tmp_path, {"unanswerable": False})
+    made = task().encode(Fixed(columns).read(), tokenizer, 40, {"unanswerable": False})
     predicted = scored_windows(made, [(24, 34, 5.0), (11, 18, 4.0), (0, 1, 3.0)])
     found = task().answers(predicted, made, Fixed(columns).read())
     assert found[0]["prediction"]["text"] == "great film" and "label" not in found[0]
     with pytest.raises(InputError, match="no column 'answers'"):
         task().score(predicted, made)
+    with pytest.raises(InputError, match="no column 'answers'"):  # as a set of a run, at once
+        encode(Fixed(columns), task(), tokenizer, 40, tmp_path, {"unanswerable": False})
 
 
 def test_the_layouts_of_answers():

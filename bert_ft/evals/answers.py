@@ -39,11 +39,13 @@ def prediction_sections(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _parts(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The parts of a task that has several: the keys of both the label and the prediction."""
-    labels = [row.get("label") for row in rows]
-    both = [set(a) & set(r["prediction"]) for a, r in zip(labels, rows, strict=True) if a]
-    if not all(isinstance(a, dict) for a in labels if a) or not both:
-        return []
-    return list(dict.fromkeys(k for r in rows for k in r["prediction"] if k in set.union(*both)))
+    known: set[str] = set()
+    for row in rows:
+        label = row.get("label") or {}
+        if not isinstance(label, dict):
+            return []
+        known |= set(label) & set(row["prediction"])
+    return list(dict.fromkeys(k for row in rows for k in row["prediction"] if k in known))
 
 
 def _of_part(rows: Sequence[dict[str, Any]], part: str) -> list[str]:
