@@ -194,8 +194,7 @@ def _train(
     batches = prefetch(fetch, range(first, steps), config.data.prefetch)
     with CompileCount("train_step") as compiles, closing(batches):
         if first < steps:
-            for rows in plan.counts:
-                programs.compile(state, fetch(plan.first_step_of(rows)))
+            programs.compile(state, fetch(first))
             writer.say(summary(system, plan))
         for step in range(first, steps):
             if step > first:
@@ -219,6 +218,8 @@ def _train(
             if step == first:
                 jax.block_until_ready(metrics)
                 clock.first_step_s = time.monotonic() - started
+                for rows in plan.counts:  # the others: a run shows at once that it runs
+                    programs.compile(state, fetch(plan.first_step_of(rows)))
             else:  # the first step was waited for above, so no wait would tell its time
                 clock.tick()
         require_finite(writer.flush(), steps, plan)
