@@ -154,9 +154,12 @@ def test_values_that_are_not_finite_leave_gaps(tmp_path):
     _lines(
         tmp_path / "metrics.jsonl",
         [{"step": s, "name": n, "value": v} for n in ("train/loss", "dev/x")
-         for s, v in enumerate(values)] + [{"step": 1, "name": "dev/y", "value": None}],
+         for s, v in enumerate(values)] + [{"step": s, "name": "dev/y", "value": None} for s in range(2)]
+        + [{"step": 1, "name": "dev/once", "value": 0.5}],
     )  # fmt: skip
-    assert "no finite values" in _inert(write_report(tmp_path))
+    text = _inert(write_report(tmp_path))
+    assert "no finite values" in text
+    assert "dev y" in text and "dev once" not in text, "a single value is no curve"
 
 
 def test_only_what_differs_from_the_defaults_is_shown(tmp_path):

@@ -106,7 +106,9 @@ def _curves(lines: Sequence[dict]) -> str:
     dev_loss: dict[int | None, np.ndarray] = {}
     if "train/loss" in curves and len(curves["train/loss"]) == 1:
         dev_loss = curves.pop("dev/loss", {})
-    figures = [_curve(name, curves[name], dev_loss) for name in sorted(curves, key=_curve_order)]
+    # A score that was measured once is a number, which the head of the page has.
+    drawn = {n: c for n, c in curves.items() if any(len(x) > 1 for x, _ in c.values())} or curves
+    figures = [_curve(name, drawn[name], dev_loss) for name in sorted(drawn, key=_curve_order)]
     more = fold(f"{len(figures) - CURVES} more", grid(figures[CURVES:]))
     return section("Curves", grid(figures[:CURVES]) + (more if len(figures) > CURVES else ""))
 
