@@ -150,13 +150,20 @@ def test_what_is_missing_is_said(tmp_path, kept):
 
 
 def test_values_that_are_not_finite_leave_gaps(tmp_path):
-    values = [1.0, None, 0.5, None]
+    curves = {
+        "train/loss": [1.0, None, 0.5, None],
+        "dev/x": [1.0, None, 0.5, None],
+        "dev/y": [None, None],
+        "dev/once": [0.5],
+    }
     _lines(
         tmp_path / "metrics.jsonl",
-        [{"step": s, "name": n, "value": v} for n in ("train/loss", "dev/x")
-         for s, v in enumerate(values)] + [{"step": s, "name": "dev/y", "value": None} for s in range(2)]
-        + [{"step": 1, "name": "dev/once", "value": 0.5}],
-    )  # fmt: skip
+        [
+            {"step": step, "name": name, "value": value}
+            for name, values in curves.items()
+            for step, value in enumerate(values)
+        ],
+    )
     text = _inert(write_report(tmp_path))
     assert "no finite values" in text
     assert "dev y" in text and "dev once" not in text, "a single value is no curve"
