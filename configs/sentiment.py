@@ -1,6 +1,9 @@
 """Sentiment of film reviews.
 
 python -m bert_ft.main --config=configs/sentiment.py --workdir=runs/sentiment
+
+About 5 minutes on 2 cores. Test accuracy 85.09 ± 0.54 % over seeds 0, 1 and 2 (n = 854), by
+python -m experiments.sentiment.compare
 """
 
 from ml_collections import ConfigDict
