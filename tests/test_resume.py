@@ -112,12 +112,13 @@ def kill(run: Watched, kind: str, rng: random.Random) -> str:
     code = run.process.wait()
     if not reached or code != -signal.SIGKILL:
         return "ended"
+    at = run.last_step()
+    evaluating = (at + 1) % EVAL == 0 and run.last_step("dev/loss") < at + 1
+    if evaluating and kind == "evaluation":  # while a save, in the background, goes on or not
+        return "evaluation"
     if was_saving and run.saving():
         return "save"
-    at = run.last_step()
-    if (at + 1) % EVAL == 0 and run.last_step("dev/loss") < at + 1:
-        return "evaluation"
-    return "step"
+    return "evaluation" if evaluating else "step"
 
 
 def finish(workdir: Path, world, cache: Path, flags: tuple[str, ...]) -> Done:
