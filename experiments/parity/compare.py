@@ -1,0 +1,137 @@
+"""Scores over seeds: python -m bert_ft.main against the Hugging Face Trainer, on seven tasks.
+
+python -m experiments.parity.compare
+
+Runs what results.jsonl does not hold yet with the same settings and versions, one run at a time,
+then prints the table and draws scores.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_ft.config import config_hash
+from bert_ft.train.record import versions as our_versions
+from experiments.parity.hf_trainer import versions as their_versions
+from experiments.parity.tasks import TASKS
+from experiments.sentiment.compare import found, read, spread
+from experiments.sentiment.dot_chart import dot_chart
+
+HERE = Path(__file__).parent
+SYSTEMS = ("bert_ft", "trainer")
+
+
+def expected(name: str, system: str, seed: int) -> dict[str, Any]:
+    """The part of a result's line that says what was run; equal parts need not run again."""
+    task = TASKS[name]
+    if system == "trainer":
+        settings, versions = task.settings(), their_versions()
+    else:
+        config = task.read_config()
+        config.train.seed = seed
+        settings, versions = {"config_hash": config_hash(config)}, our_versions()
+        versions.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
+    return {"task": name, "system": system, "seed": seed, "settings": settings} | {
+        "versions": versions
+    }
+
+
+def ours(name: str, seed: int, workdir: Path) -> dict[str, Any]:
+    """The line of a run of the main program, which is made unless `workdir` has its result."""
+    if not (workdir / "result.json").exists():
+        command = [sys.executable, "-m", "bert_ft.main", *TASKS[name].command]
+        command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
+        subprocess.run(command, check=True)
+    result = json.loads((workdir / "result.json").read_text())
+    versions = {k: v for k, v in result["versions"].items() if k != "bert_ft"}
+    score = result["eval"][TASKS[name].score]
+    return {
+        **{"task": name, "system": "bert_ft", "seed": seed},
+        **{"settings": {"config_hash": result["config_hash"]}, "versions": versions},
+        "score": score["mean"],
+        "n": score["n_examples"],
+        "scores": {key: value["mean"] for key, value in result["eval"].items()},
+        "steps": result["steps"],
+        "params_sha256": result["params_sha256"],
+        "git_commit": result["git_commit"],
+    }
+
+
+def trainers(name: str, seed: int) -> dict[str, Any]:
+    """The line of a run of the Trainer, in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch, "line.jsonl")
+        command = [sys.executable, "-m", "experiments.parity.hf_trainer"]
+        subprocess.run([*command, f"--task={name}", f"--seed={seed}", f"--out={out}"], check=True)
+        return json.loads(out.read_text())
+
+
+def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dict[str, Any]:
+    """The line of a run, from `results` or made and added to it."""
+    what = expected(name, system, seed)
+    line = found(read(results), what)
+    if line is None:
+        short = "".join(c if c.isalnum() else "_" for c in name)
+        workdir = workdirs / short / str(seed)
+        line = trainers(name, seed) if system == "trainer" else ours(name, seed, workdir)
+        if any(line[key] != value for key, value in what.items()):
+            raise RuntimeError(f"{workdir} holds another run; remove it")
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    return line
+
+
+def row(name: str, runs: dict[str, Sequence[dict[str, Any]]]) -> str:
+    """A task's line of the table: each system's score, and the difference in standard deviations of
+    a single run (the two systems' pooled)."""
+    cells = [name, TASKS[name].score, str(runs["bert_ft"][0]["n"])]
+    cells += [spread([r["score"] for r in runs[system]]) for system in SYSTEMS]
+    us, them = ([r["score"] for r in runs[system]] for system in SYSTEMS)
+    gap = 100 * (statistics.fmean(us) - statistics.fmean(them))
+    if min(len(us), len(them)) > 1:
+        pooled = 100 * math.hypot(statistics.stdev(us), statistics.stdev(them)) / math.sqrt(2)
+        verdict = "" if gap >= -pooled else " **below**"
+        cells.append(f"{gap:+.2f} ({gap / pooled:+.1f} std){verdict}")
+    else:
+        cells.append(f"{gap:+.2f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    p.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    p.add_argument("--workdirs", type=Path, default=Path("runs/parity"))
+    args = p.parse_args()
+    lines = [
+        "| task | score | n | bert_ft, packed | Trainer, grouped by length | difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    cases = {}
+    for name in args.tasks:
+        runs = {
+            system: [one(name, system, s, args.results, args.workdirs) for s in args.seeds]
+            for system in args.systems
+        }
+        for system, lines_of in runs.items():
+            cases[f"{name}, {system}"] = [100 * r["score"] for r in lines_of]
+        if len(runs) == len(SYSTEMS):
+            lines.append(row(name, runs))
+    print("\n".join(lines))
+    plot = dot_chart("Score, %", cases, statistics.fmean, from_zero=False)
+    (HERE / "scores.svg").write_text(plot)
+
+
+if __name__ == "__main__":
+    main()

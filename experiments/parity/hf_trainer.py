@@ -1,0 +1,191 @@
+"""The Hugging Face Trainer on a task of tasks.py: the same weights, rows, batch size, epochs,
+learning rate, schedule, decay and clip, all read from our config.
+
+python -m experiments.parity.hf_trainer --task="MRPC" --seed=0 --out=FILE.jsonl
+
+It needs `pip install -e '.[torch]' accelerate`. Models are AutoModelFor{Sequence,Token}-
+Classification; scores are by scikit-learn, scipy and seqeval (strict, IOB2). Tags are read off the
+first sub-word of each word by argmax, the ratings of STS-B regressed as they are: as transformers'
+own examples do. Batches are grouped by length, for the time it saves. JAX is never imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.config import cache_dir
+from bert_ft.data import wheels
+from bert_ft.data.rows import Rows
+from experiments.parity.tasks import TASKS, read
+from experiments.sentiment.hf_trainer import versions
+
+IGNORED = -100  # no loss is taken there
+
+
+def names_of(rows: Rows, c: ConfigDict) -> list[str]:
+    """The classes or tags of the training rows, sorted; none for a rating."""
+    if c.task.name == "regression":
+        return []
+    values = rows.column(c.data.label)
+    if c.task.name == "tagging":
+        values = [tag for tags in values for tag in tags]
+    return sorted({str(value) for value in values})
+
+
+def tokenized(tokenizer: Any, rows: Rows, c: ConfigDict) -> Any:
+    """The rows' tokens, not yet padded: a BatchEncoding."""
+    first = rows.column(c.data.text)
+    second = rows.column(c.data.text_pair) if c.data.text_pair else None
+    tagging = c.task.name == "tagging"
+    if isinstance(first[0], list) and not tagging:
+        first = [" ".join(words) for words in first]
+    limits = {"truncation": True, "max_length": c.data.max_length}
+    return tokenizer(first, second, is_split_into_words=tagging, **limits)
+
+
+def examples(texts: Any) -> list[dict[str, Any]]:
+    return [
+        {name: values[i] for name, values in texts.items()} for i in range(len(texts["input_ids"]))
+    ]
+
+
+def first_subwords(texts: Any, i: int) -> dict[int, int]:
+    """{word: its first sub-word} of row i, for the words that max_length has left."""
+    places = {w: k for k, w in reversed(list(enumerate(texts.word_ids(i)))) if w is not None}
+    return dict(sorted(places.items()))
+
+
+def labelled(texts: Any, rows: Rows, c: ConfigDict, names: list[str]) -> list[dict[str, Any]]:
+    """The rows as the Trainer takes them for training."""
+    number = {name: i for i, name in enumerate(names)}
+    out = examples(texts)
+    for i, (example, gold) in enumerate(zip(out, rows.column(c.data.label), strict=True)):
+        if c.task.name == "tagging":
+            example["labels"] = [IGNORED] * len(example["input_ids"])
+            for w, k in first_subwords(texts, i).items():
+                example["labels"][k] = number[gold[w]]
+        else:
+            example["labels"] = number[str(gold)] if names else float(gold)
+    return out
+
+
+def scores_of(logits: np.ndarray, texts: Any, rows: Rows, c: ConfigDict, names: list[str]) -> dict:
+    """The scores that the tasks report, in [0, 1]."""
+    import scipy.stats
+    import sklearn.metrics
+    from seqeval.metrics import f1_score
+    from seqeval.scheme import IOB2
+
+    gold = rows.column(c.data.label)
+    if c.task.name == "tagging":
+        guess = [["O"] * len(words) for words in gold]  # also of the words that were cut off
+        for i, tags in enumerate(guess):
+            for w, k in first_subwords(texts, i).items():
+                tags[w] = names[int(logits[i, k].argmax())]
+        return {"f1": float(f1_score(gold, guess, mode="strict", scheme=IOB2))}
+    if c.task.name == "regression":
+        return {"pearson": float(scipy.stats.pearsonr(logits[:, 0], np.array(gold, float))[0])}
+    guess = [names[k] for k in logits.argmax(axis=1)]
+    true = [str(label) for label in gold]
+    found = {
+        "accuracy": float(sklearn.metrics.accuracy_score(true, guess)),
+        "f1_macro": float(sklearn.metrics.f1_score(true, guess, average="macro")),
+    }
+    if len(names) == 2:
+        found["f1"] = float(sklearn.metrics.f1_score(true, guess, pos_label=names[1]))
+    return found
+
+
+def make_trainer(c: ConfigDict, rows: Rows, seed: int, names: list[str], scratch: str) -> Any:
+    import transformers
+
+    path = wheels.model_dir(c.model.pretrained, cache_dir(c))
+    transformers.logging.set_verbosity_error()
+    transformers.set_seed(seed)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    tagging = c.task.name == "tagging"
+    kind = "AutoModelForTokenClassification" if tagging else "AutoModelForSequenceClassification"
+    # One output alone is a rating to transformers, and its loss the squared error.
+    model = getattr(transformers, kind).from_pretrained(path, num_labels=len(names) or 1)
+    collator = "DataCollatorForTokenClassification" if tagging else "DataCollatorWithPadding"
+    t = c.train
+    arguments = transformers.TrainingArguments(
+        scratch,
+        per_device_train_batch_size=t.batch_size,
+        num_train_epochs=t.epochs,
+        learning_rate=t.learning_rate,
+        lr_scheduler_type=t.schedule,
+        warmup_steps=t.warmup,
+        weight_decay=t.weight_decay,
+        adam_beta1=t.beta1,
+        adam_beta2=t.beta2,
+        adam_epsilon=t.epsilon,
+        max_grad_norm=t.clip_norm,
+        train_sampling_strategy="group_by_length",
+        seed=seed,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=50,
+        disable_tqdm=True,
+        per_device_eval_batch_size=128,
+    )
+    return transformers.Trainer(
+        model,
+        arguments,
+        train_dataset=labelled(tokenized(tokenizer, rows, c), rows, c, names),
+        data_collator=getattr(transformers, collator)(tokenizer),
+        processing_class=tokenizer,
+    )
+
+
+def run(name: str, seed: int) -> dict[str, Any]:
+    """Trains and scores one seed."""
+    task = TASKS[name]
+    c = task.read_config()
+    training = read(c, "train")
+    names = names_of(training, c)
+    split, metric = task.score.split("/")
+    rows = read(c, split)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = make_trainer(c, training, seed, names, scratch)
+        trainer.train()
+        texts = tokenized(trainer.processing_class, rows, c)
+        logits = trainer.predict(examples(texts)).predictions
+    scores = scores_of(logits, texts, rows, c, names)
+    return {
+        "task": name,
+        "system": "trainer",
+        "seed": seed,
+        "score": scores[metric],
+        "n": len(rows),
+        "scores": scores,
+        "steps": trainer.state.global_step,
+        "settings": task.settings(),
+        "versions": versions(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--task", choices=list(TASKS), required=True)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, required=True, help="a JSONL file; a line is added to it")
+    args = p.parse_args()
+    line = json.dumps(run(args.task, args.seed))
+    with args.out.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+    print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The tasks whose scores are compared: a config of ours, whose rows the Trainer reads as well."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_ft.config import cache_dir
+from bert_ft.data.rows import Rows
+from bert_ft.data.sources import open_source
+
+SAME = (
+    *("batch_size", "epochs", "learning_rate", "warmup", "schedule", "weight_decay", "clip_norm"),
+    *("beta1", "beta2", "epsilon"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """`config` FILE:variant, `overrides` as on the command line; `score` SET/METRIC of both."""
+
+    config: str
+    score: str
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        """The flags of python -m bert_ft.main, but for the workdir and the seed."""
+        flags = [f"--config.{key}={value}" for key, value in self.overrides]
+        return [f"--config={self.config}", *flags]
+
+    def read_config(self) -> ConfigDict:
+        path, _, variant = self.config.partition(":")
+        module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+        c = module.get_config(variant)
+        for key, value in self.overrides:
+            c.update_from_flattened_dict({key: value})
+        return c
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that bears on the Trainer's score."""
+        c = self.read_config()
+        data = {s: c.data[s] for s in ("train", "dev", "test", "text", "text_pair", "label")}
+        return {
+            "task": c.task.name,
+            "pretrained": c.model.pretrained,
+            "max_length": c.data.max_length,
+            **{name: c.train[name] for name in SAME},
+            "data": json.dumps(data),
+        }
+
+
+GLUE = "../shared/data/glue_{}"
+SLOTS = (("task.name", "tagging"), ("task.stride", 16), ("data.label", "tags"))
+TASKS = {
+    "ATIS, intents": Task("configs/customer_service.py:intent", "test/accuracy"),
+    "ATIS, slots": Task("configs/customer_service.py:intent", "test/f1", SLOTS),
+    "Banking77": Task("configs/customer_service.py:banking77", "test/accuracy"),
+    "NCBI disease": Task("configs/medical.py", "test/f1"),
+    "PhraseBank, 50 % agree": Task("configs/opinion.py:agree50", "test/f1_macro"),
+    "MRPC": Task(f"configs/glue.py:mrpc={GLUE.format('mrpc')}", "test/f1"),
+    "STS-B": Task(f"configs/glue.py:stsb={GLUE.format('stsb')}", "dev/pearson"),
+}
+
+
+def read(config: ConfigDict, split: str) -> Rows:
+    """The rows of a split, read and filtered as ours are."""
+    uri = config.data[split]
+    return open_source(uri, cache_dir=cache_dir(config)).read()
