@@ -179,3 +179,10 @@ def test_a_traced_rate_gives_the_same_mask():
     x, salt = jnp.ones((64, 64)), ops.token_salt(jnp.array([1, 2], jnp.uint32), jnp.arange(64))
     drop = jax.jit(lambda rate: ops.dropout(x, rate, salt[:, None], jnp.arange(64)))
     np.testing.assert_array_equal(drop(0.25), ops.dropout(x, 0.25, salt[:, None], jnp.arange(64)))
+
+
+def test_scaled_parameters_move_further_but_have_gradients_of_their_own_size():
+    raw = jnp.asarray(RNG.normal(size=7), jnp.float32)
+    value, back = jax.vjp(lambda r: ops.scaled(r, 100.0), raw)
+    np.testing.assert_allclose(value, 100 * raw, rtol=1e-6)
+    np.testing.assert_array_equal(back(jnp.ones(7))[0], np.ones(7))

@@ -1,8 +1,13 @@
 """Ranks and their scores against scikit-learn and brute force; blocks, ties, padding."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score
@@ -54,6 +59,20 @@ def test_blocks_and_brute_force_agree(blocks):
     table[2, free[0]] = -np.inf
     np.testing.assert_array_equal(best, np.argsort(-table, axis=1)[:, :5])
     np.testing.assert_allclose(scores, -np.sort(-table, axis=1)[:, :5], atol=1e-6)
+
+
+def test_eight_devices_share_the_queries():
+    """The test above, for the same blocks a device, in a process of eight."""
+    program = (
+        "import jax, test_ranking; assert jax.device_count() == 8\n"
+        "for blocks in ((2, 8), (64, 512)):\n"
+        "    test_ranking.test_blocks_and_brute_force_agree(blocks)"
+    )
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_array_of_all_scores_is_made():

@@ -251,6 +251,30 @@ def test_the_chain_is_new_in_a_checkpoint_without_one(made):
     assert {"top/crf_start", "top/crf_steps", "top/crf_end"} < set(new)
 
 
+def test_the_rate_of_the_chain_leaves_its_gradient_as_large_as_it_is(made, tmp_path):
+    """The chain starts from zeros, so its scores, hence their gradient, are those of any rate; a
+    clip of the global norm must not see crf_rate times as much."""
+    rows = opinions(8, 3)
+    found = {}
+    for rate in (1.0, 100.0):
+        task = Tagging(config(task__decode="crf", task__crf_rate=rate))
+        data, _ = encoded(made, tmp_path, rows, task=task)
+        model, params = model_for(task, data, len(made[0]))
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, x: x * 0 if "crf_" in str(path) else x, params
+        )
+        batch = EvalPlan(data, 8, 24).batch(0)
+        loss = lambda p, model=model, task=task, batch=batch: task.loss(  # noqa: E731
+            model.apply({"params": p}, batch), batch
+        )[0]
+        found[rate] = hf.flatten(jax.grad(loss)(params))
+    chain = [name for name in found[1.0] if "crf_" in name]
+    assert len(chain) == 3
+    for name in chain:
+        assert np.abs(found[1.0][name]).max() > 1e-3
+        np.testing.assert_allclose(found[100.0][name], found[1.0][name], rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def tagging_config(world, tmp_path_factory):
     root = tmp_path_factory.mktemp("tagging")

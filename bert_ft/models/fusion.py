@@ -32,7 +32,8 @@ class FusionHead(nn.Module):
 
     Adam moves every parameter by about the learning rate a step, too little for tables that start
     from nothing beside a pretrained encoder. So a table's parameters are its values divided by
-    table_rate: they move as if their learning rate were table_rate times the encoder's.
+    table_rate: they move as if their learning rate were table_rate times the encoder's
+    (`ops.scaled`).
 
     In training each category of an example, in all its pieces at once, is read as 'unknown' with
     probability id_dropout, which is what teaches that row what to say of what it never saw. The
@@ -62,9 +63,9 @@ class FusionHead(nn.Module):
         for c, rows in enumerate(self.tables):
             std = TABLE_STD / self.table_rate
             table = Embed(rows, self.width, std, name=f"table_{c}")
-            parts.append(table(categories[:, c]) * self.table_rate)
+            parts.append(ops.scaled(table(categories[:, c]), self.table_rate))
             one = Embed(rows, 1, 0.0, name=f"wide_{c}")(categories[:, c])
-            wide += one[:, 0] * self.table_rate
+            wide += ops.scaled(one[:, 0], self.table_rate)
         x = jnp.concatenate([*parts, numbers], axis=1)
         x = ops.gelu(Dense(self.hidden, jnp.float32, x.shape[-1] ** -0.5, name="mix")(x))
         if noise:

@@ -108,7 +108,7 @@ class TokenHead(nn.Module):
 
     Adam moves every parameter by about the learning rate a step, too little for scores that start
     from 0 beside a pretrained encoder. So the parameters are scores divided by crf_rate: they
-    move as if their learning rate were crf_rate times the encoder's."""
+    move as if their learning rate were crf_rate times the encoder's (`ops.scaled`)."""
 
     classes: int
     crf_rate: float
@@ -126,8 +126,8 @@ class TokenHead(nn.Module):
         if self.crf_rate:
             for name, axes in (("start", 1), ("steps", 2), ("end", 1)):
                 shape, zeros = (self.classes,) * axes, nn.initializers.zeros
-                scores = self.param(f"crf_{name}", zeros, shape, jnp.float32)
-                out[name] = scores * self.crf_rate
+                raw = self.param(f"crf_{name}", zeros, shape, jnp.float32)
+                out[name] = ops.scaled(raw, self.crf_rate)
         return out
 
 

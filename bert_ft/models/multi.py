@@ -9,14 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bert_ft.models import ops
 from bert_ft.models.bert import Batch, Noise
 from bert_ft.models.heads import kind_of
-
-
-def scaled(raw: jax.Array, rate: float) -> jax.Array:
-    """raw * rate with the gradient of raw: what Adam moves by the learning rate moves `rate` times
-    as far, and a clip of the global norm sees the gradient in its own size."""
-    return raw + jax.lax.stop_gradient(raw * (rate - 1))
 
 
 def kinds_of(head: Any) -> str | Mapping[str, str]:
@@ -57,5 +52,5 @@ class MultiHead(nn.Module):
             outputs[part] = top(read, batch, noise)
         if self.learnt:
             raw = self.param(self.learnt, nn.initializers.zeros, (len(self.heads),), jnp.float32)
-            outputs[""] = {"learnt": scaled(raw, self.rate)}
+            outputs[""] = {"learnt": ops.scaled(raw, self.rate)}
         return outputs

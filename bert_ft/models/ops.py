@@ -82,3 +82,9 @@ def masked_softmax(scores: jax.Array, allowed: jax.Array) -> jax.Array:
     top = lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), -1e30))
     e = jnp.exp(scores - top)
     return e / jnp.maximum(jnp.sum(e, axis=-1, keepdims=True), 1e-30)
+
+
+def scaled(raw: jax.Array, rate: float) -> jax.Array:
+    """raw * rate with the gradient of raw: what Adam moves by the learning rate moves `rate` times
+    as far, and a clip of the global norm sees the gradient in its own size."""
+    return raw + jax.lax.stop_gradient(raw * (rate - 1))

@@ -1,18 +1,37 @@
-"""Every query against every candidate on the device, in blocks: no N x M array ever exists."""
+"""Every query against every candidate, in blocks: no N x M array ever exists. Queries are split over
+a process's devices, each of which holds all candidates; so nothing is sent while they are ranked,
+and every process of a run finds the same."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 TIE = 1e-6  # scores this close are one score: some ten times the rounding of a float32 cosine
-QUERIES, CANDIDATES = 512, 4096  # of a block; its scores then take 8 MB
+QUERIES, CANDIDATES = 512, 4096  # of a device's block; its scores then take 8 MB
 
 
-@functools.partial(jax.jit, static_argnames=("k",))
+@functools.cache
+def _rank_program(k: int, mesh: Mesh) -> Callable:
+    """`_rank_block` with each device's own queries."""
+    queries, pairs = P("queries"), P(None, "queries")
+    return jax.jit(
+        jax.shard_map(
+            functools.partial(_rank_block, k=k),
+            mesh=mesh,
+            in_specs=(queries, P(), P(), pairs, queries),
+            out_specs=(queries, queries, pairs, pairs),
+            check_vma=False,
+        )
+    )
+
+
 def _rank_block(
     queries_QxH: jax.Array,
     candidates_NxCxH: jax.Array,
@@ -85,11 +104,13 @@ def rank(
     k, block = min(k, count), min(blocks[1], count)
     padded = np.zeros((-(-count // block) * block, width), np.float32)
     padded[:count] = candidates
-    table = jax.device_put(padded.reshape(-1, block, width))
+    mesh = Mesh(np.asarray(jax.local_devices()), ("queries",))
+    program = _rank_program(k, mesh)
+    table = jax.device_put(padded.reshape(-1, block, width), NamedSharding(mesh, P()))
     owner, wanted = right
     best, which = [], []
     ahead, own = np.zeros(len(owner), np.int64), np.zeros(len(owner), np.float32)
-    step = min(blocks[0], len(queries))
+    step = min(blocks[0], -(-len(queries) // mesh.size)) * mesh.size
     for start in range(0, len(queries), step):
         here = queries[start : start + step]
         pairs = slice(*np.searchsorted(owner, [start, start + len(here)]))
@@ -104,7 +125,7 @@ def rank(
         queries_QxH[: len(here)] = here
         barred_Q = np.full(step, -1, np.int32)
         barred_Q[: len(here)] = barred[start : start + len(here)]
-        found = _rank_block(queries_QxH, table, np.int32(count), right_RxQ, barred_Q, k)
+        found = program(queries_QxH, table, np.int32(count), right_RxQ, barred_Q)
         scores, columns, before, score = map(np.asarray, jax.device_get(found))
         best.append(scores[: len(here)])
         which.append(np.where(np.isfinite(scores), columns, -1)[: len(here)])
