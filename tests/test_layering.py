@@ -25,6 +25,7 @@ models.ops models.crf
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
+evals.spans
 evals.answers
 evals.report
 tasks.schemes tasks.sequence tasks.candidates tasks.ranking

@@ -129,12 +129,75 @@ def test_trials_show_their_spread(tmp_path):
     assert "± 0.3 %" in text and "3 trials" in text
 
 
+def test_the_score_at_the_top_is_the_metric_of_the_run(tmp_path):
+    scores = {
+        f"{s}/{m}": {"mean": v}
+        for s, v in (("dev", 0.1), ("test", 0.2))
+        for m in ("accuracy", "f1")
+    }
+    for metric, first in (("f1", "test f1"), ("accuracy", "test accuracy")):
+        (tmp_path / "result.json").write_text(json.dumps({"metric": metric, "eval": scores}))
+        text = _inert(write_report(tmp_path))
+        names = ["test f1", "test accuracy", "dev f1"]
+        assert min(names, key=text.index) == first
+
+
 def test_regression_is_a_scatter(tmp_path):
     rows = [{"text": f"t{i}", "label": i / 10, "prediction": i / 9} for i in range(50)]
     _lines(tmp_path / "predictions" / "test.jsonl", rows)
     text = _inert(write_report(tmp_path))
     assert "Pearson 1.000" in text and text.count("<circle") == 50 and "Confusion" not in text
     assert text.index("t49") < text.index("t48") < text.index("t47")
+
+
+def _answer(question, context, gold, said, sure):
+    at = context.find(said) if said else None
+    found = {"text": said, "start": at, "end": at and at + len(said), "probability": sure}
+    label = [{"text": gold, "start": context.index(gold)}] if gold else []
+    row = {"id": "7", "question": question, "context": context}
+    return {**row, "label": label, "prediction": found, "n_best": [found], "truncated": False}
+
+
+def test_answers_show_their_confidence_and_mistakes(tmp_path):
+    context = "Ada Lovelace wrote the first program in 1843 in <b>London</b>."
+    rows = [
+        _answer("Who wrote it?", context, "Ada Lovelace", "Ada Lovelace", 0.9),
+        _answer("Who was she?", context, "Ada Lovelace", "Ada", 0.8),
+        _answer("When was it?", context, "1843", "London", 0.7),
+        _answer("When else?", context, "", "1843", 0.95),
+    ]
+    _lines(tmp_path / "predictions" / "test.jsonl", rows)
+    text = _inert(write_report(tmp_path))
+    assert "1 of 4 exactly right" in text and "1 answers are right in part" in text
+    assert "without a word in common (2)" in text
+    assert text.index("When else?") < text.index("When was it?")  # the surer mistake first
+    assert '<td>who</td><td class="n">2</td><td class="n">50.0%</td>' in text
+    assert "(no answer)" in text and "&lt;b&gt;London" in text
+
+
+def _entity(text, name, kind, sure=None):
+    start = text.index(name)
+    more = {} if sure is None else {"probability": sure}
+    return {"start": start, "end": start + len(name), "type": kind, "text": name, **more}
+
+
+def test_entities_show_their_types_and_what_kind_of_mistake(tmp_path):
+    text = "Maria Silva of Acme Steel met John in Rome on Monday"
+    gold = [("Maria Silva", "PER"), ("Acme Steel", "ORG"), ("Rome", "LOC"), ("John", "PER")]
+    said = [("Maria Silva", "PER"), ("Acme", "ORG"), ("Rome", "ORG"), ("Monday", "LOC")]
+    row = {
+        "text": text,
+        "label": [_entity(text, *e) for e in gold],
+        "prediction": [_entity(text, *e, 0.9 - i / 10) for i, e in enumerate(said)],
+    }
+    _lines(tmp_path / "predictions" / "test.jsonl", [row])
+    page = _inert(write_report(tmp_path))
+    cell = '<td>{}</td><td class="n">{}</td>'
+    for kind, count in {"bounds": 1, "type": 1, "spurious": 1, "missed": 1}.items():
+        assert cell.format(kind, count) in page
+    assert cell.format("PER", 2) + '<td class="n">100.0</td><td class="n">50.0</td>' in page
+    assert "4 entities in 1 texts; F1 25.0%" in page
+    assert page.index("Acme [ORG]") < page.index("Rome [ORG]") < page.index("Monday [LOC]")
 
 
 @pytest.mark.parametrize("kept", [None, "result.json", "config.json", "metrics.jsonl"])

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bert_ft.evals import metrics, plots
-from bert_ft.evals.page import figure, fold, grid, mistake, note, section, table
+from bert_ft.evals import metrics, plots, spans
+from bert_ft.evals.page import cards, figure, fold, grid, mistake, note, section, table
 
 MISTAKES = 20
 SHOWN_CHARACTERS = 500
@@ -19,11 +19,16 @@ def prediction_sections(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The page's sections for the rows of predictions/test.jsonl, which may be none.
 
     Each is {"text", "label", "prediction", "probabilities": {name: p}}. Strings and integers are
-    classes; numbers without probabilities are a regression; what is neither gets a sentence.
+    classes; numbers without probabilities are a regression; pieces of the text are answers or
+    entities (spans.py); what is none of these gets a sentence.
     """
     if not rows:
         missing = "There is no predictions/test.jsonl: no confusion, calibration or mistakes."
         return [section("Predictions", note(missing))]
+    if spans.are_answers(rows):
+        return spans.answer_sections(rows)
+    if spans.are_entities(rows):
+        return spans.entity_sections(rows)
     if all(isinstance(row.get("prediction"), dict) for row in rows) and _parts(rows):
         return [html for part in _parts(rows) for html in _of_part(rows, part)]
     sides = [row.get(side) for row in rows for side in ("label", "prediction")]
@@ -73,10 +78,10 @@ def _regression(rows: Sequence[dict[str, Any]]) -> list[str]:
     chart = plots.scatter_chart(labels[shown], guesses[shown])
     error = np.nan_to_num(np.abs(guesses - labels), nan=np.inf)
     worst = [i for i in np.argsort(-error, kind="stable")[:MISTAKES] if error[i] > 0]
-    cards = [_card(rows[int(i)], f"{guesses[i]:.2f}", "", f"{labels[i]:.2f}") for i in worst]
+    worst_cards = [_card(rows[int(i)], f"{guesses[i]:.2f}", "", f"{labels[i]:.2f}") for i in worst]
     return [
         section("Predictions", grid([figure("Prediction and label", chart, caption)])),
-        _cards("Largest errors", cards),
+        _cards("Largest errors", worst_cards),
     ]
 
 
@@ -105,13 +110,13 @@ def _classification(rows: Sequence[dict[str, Any]], scored: bool) -> list[str]:
         figures.append(_most_confused(confusion, names))
     wrong = np.flatnonzero(labels != guesses)
     wrong = wrong[np.argsort(-np.nan_to_num(sureness[wrong]), kind="stable")][:MISTAKES]
-    cards = []
+    wrong_cards = []
     for i in wrong:
         percent = f"{sureness[i]:.1%}" if scored else ""
-        cards.append(_card(rows[int(i)], names[guesses[i]], percent, names[labels[i]]))
+        wrong_cards.append(_card(rows[int(i)], names[guesses[i]], percent, names[labels[i]]))
     return [
         section("Predictions", grid(figures) + _class_table(confusion, names)),
-        _cards("Most confident mistakes" if scored else "Mistakes", cards),
+        _cards("Most confident mistakes" if scored else "Mistakes", wrong_cards),
     ]
 
 
@@ -140,7 +145,7 @@ def _class_table(confusion: np.ndarray, names: Sequence[str]) -> str:
 def _cards(heading: str, html_cards: Sequence[str]) -> str:
     if not html_cards:
         return section(heading, note("There are none."))
-    return section(heading, f'<ul class="cards">{"".join(html_cards)}</ul>')
+    return section(heading, cards(html_cards))
 
 
 def _card(row: dict[str, Any], prediction: str, sureness: str, label: str) -> str:

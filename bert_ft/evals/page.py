@@ -159,6 +159,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numeric: Sequence
     return f"<table>{head}<tbody>{body}</tbody></table>"
 
 
+def cards(html_items: Sequence[str]) -> str:
+    """A list of `mistake`s."""
+    return f'<ul class="cards">{"".join(html_items)}</ul>'
+
+
 def mistake(text: str, prediction: str, sureness: str, label: str, shown: int) -> str:
     """A card: what was predicted, how surely, the label, and the text, long ones folded."""
     head = (

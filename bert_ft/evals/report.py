@@ -20,7 +20,7 @@ CURVES = 9
 # Scores between 0 and 1 that people quote in percent; correlations they don't.
 PERCENT = ("accuracy", "f1", "precision", "recall", "exact_match", "ece", "real_token_fraction")
 FALLING = ("loss", "perplexity", "rmse", "mae", "ece", "brier", "nll")  # the lower the better
-# The score at the top is the first of these that the task has, on test before dev.
+# The score at the top is the run's own metric, else the first of these, on test before dev.
 HEADLINES = (
     *(
         "perplexity",
@@ -58,7 +58,7 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
     html = page(
         f"{model}: {flat.get('task.name', 'report')}",
         [
-            _head(workdir, model, flat, result.get("eval", {})),
+            _head(workdir, model, flat, result),
             _curves(_read_rows(workdir / "metrics.jsonl", may_be_torn=True)),
             *prediction_sections(_read_rows(workdir / "predictions" / "test.jsonl")),
             _facts("Speed and size", _pick(result, ("speed", "params", "steps"))),
@@ -74,12 +74,13 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
     return path
 
 
-def _head(workdir: Path, model: str, flat: dict[str, Any], scores: dict[str, Any]) -> str:
+def _head(workdir: Path, model: str, flat: dict[str, Any], result: dict[str, Any]) -> str:
     facts = [("task", "task.name"), ("train", "data.train"), ("dev", "data.dev")]
     facts.append(("test", "data.test"))
     shown = [(name, str(flat[key])) for name, key in facts if flat.get(key)]
-    tiles = []
-    for name in sorted(scores, key=_prominence):
+    tiles, scores = [], result.get("eval", {})
+    own = str(result.get("metric", ""))
+    for name in sorted(scores, key=lambda name: _prominence(name, own)):
         entry = scores[name] if isinstance(scores[name], dict) else {"mean": scores[name]}
         trials = len(entry.get("per_trial") or [])
         spread = f"± {_number(name, entry.get('std'))}" if trials > 1 else ""
@@ -213,11 +214,11 @@ def _cell(name: str, value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
 
 
-def _prominence(name: str) -> tuple[int, int, str]:
+def _prominence(name: str, own: str) -> tuple[int, int, str]:
     group, _, metric = name.partition("/")
-    sets = ("test", "dev")
+    sets, order = ("test", "dev"), (own, *HEADLINES)
     return (
-        HEADLINES.index(metric) if metric in HEADLINES else len(HEADLINES),
+        order.index(metric) if metric in order else len(order),
         sets.index(group) if group in sets else len(sets),
         name,
     )

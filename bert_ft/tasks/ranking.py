@@ -1,6 +1,7 @@
-"""Every query against every candidate, in blocks: no N x M array ever exists. Queries are split over
-a process's devices, each of which holds all candidates; so nothing is sent while they are ranked,
-and every process of a run finds the same."""
+"""Every query against every candidate, in blocks: no N x M array ever exists.
+
+Queries are split over a process's devices, each of which holds all candidates; so nothing is sent
+while they are ranked, and every process of a run finds the same."""
 
 from __future__ import annotations
 

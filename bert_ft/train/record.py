@@ -189,6 +189,7 @@ def result(
         "data": data,
         "seeds": [system.config.train.seed],
         "steps": step,
+        "metric": system.config.eval.metric or system.task.metric,
         "eval": {
             f"{name}/{metric}": {
                 "mean": v,
