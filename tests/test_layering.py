@@ -25,9 +25,10 @@ models.ops models.crf
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
-evals.spans
-evals.answers
+evals.spans evals.paired
+evals.answers evals.judge
 evals.report
+compare
 tasks.schemes tasks.sequence tasks.candidates tasks.ranking
 tasks.tagged tasks.classification tasks.regression tasks.features
 tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
@@ -53,6 +54,7 @@ WITHOUT_JAX = (
     "checks",
     "task_checks",
     "command_line",
+    "compare",
     "data.",
     "evals.",
     "main",

@@ -51,7 +51,7 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
     """
     if not workdir.is_dir():
         raise InputError(f"workdir={str(workdir)!r} is not a folder; give one that a run wrote")
-    result, config = _read_object(workdir / "result.json"), _read_object(workdir / "config.json")
+    result, config = read_object(workdir / "result.json"), read_object(workdir / "config.json")
     flat = _flat(config)
     model = str(flat.get("model.pretrained") or "a model from scratch")
     record = ("config_hash", "git_commit", "params_sha256", "seeds", "versions")
@@ -59,8 +59,8 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
         f"{model}: {flat.get('task.name', 'report')}",
         [
             _head(workdir, model, flat, result),
-            _curves(_read_rows(workdir / "metrics.jsonl", may_be_torn=True)),
-            *prediction_sections(_read_rows(workdir / "predictions" / "test.jsonl")),
+            _curves(read_rows(workdir / "metrics.jsonl", may_be_torn=True)),
+            *prediction_sections(read_rows(workdir / "predictions" / "test.jsonl")),
             _facts("Speed and size", _pick(result, ("speed", "params", "steps"))),
             _config(flat, _flat(defaults) if defaults is not None else None),
             _facts("Record", _pick(result, record)),
@@ -232,7 +232,8 @@ def _curve_order(name: str) -> tuple[int, str]:
     return 1, name
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, {} where there is none."""
     if not path.exists():
         return {}
     try:
@@ -244,7 +245,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_rows(path: Path, may_be_torn: bool = False) -> list[dict]:
+def read_rows(path: Path, may_be_torn: bool = False) -> list[dict]:
+    """The objects of a JSONL file, none where it is not there; `may_be_torn` forgives its last
+    line."""
     if not path.exists():
         return []
     rows = []

@@ -1,0 +1,145 @@
+"""python -m bert_ft.compare RUN_A RUN_B: by how much two runs differ, and whether by chance.
+
+A RUN is a finished workdir, or several of the same system with other seeds, comma-separated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_ft.errors import EXIT_DONE, EXIT_INPUT, InputError
+from bert_ft.evals.judge import judge
+from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.paired import Difference, Judged, difference
+from bert_ft.evals.report import read_object, read_rows
+
+LIKELY = 0.05
+
+
+def compare(
+    a: Sequence[Path], b: Sequence[Path], metric: str = "", resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """{'metric', 'n', 'a', 'b', 'difference', 'low', 'high', 'p', 'seeds', 'sentence'} of the test
+    sets of two systems, each the workdirs of its seeds. '' takes the first run's own metric.
+
+    Raises InputError where a run has no predictions, where the texts or labels of two runs differ,
+    or where predictions don't give the score of their own result.json.
+    """
+    results = {run: read_object(run / "result.json") for run in (*a, *b)}
+    metric = metric or str(results[a[0]].get("metric", "accuracy"))
+    rows = {run: _rows(run) for run in (*a, *b)}
+    first = rows[a[0]]
+    for run in (*a[1:], *b):
+        _same_questions(first, rows[run], a[0], run)
+    judged = {run: judge(rows[run], metric, _file(run)) for run in (*a, *b)}
+    for run, one in judged.items():
+        _as_recorded(one, results[run], metric, run)
+    found = difference([judged[run] for run in a], [judged[run] for run in b], resamples, seed)
+    count, names = len(judged[a[0]].values), (_name(a), _name(b))
+    return {
+        **{"metric": metric, "n": count, "a": found.a, "b": found.b, "difference": found.gap},
+        **{"low": found.low, "high": found.high, "p": found.p},
+        **{"seeds": [len(a), len(b)], "resamples": resamples},
+        "sentence": sentence(names, metric, found, count, (len(a), len(b))),
+    }
+
+
+def sentence(
+    names: tuple[str, str], metric: str, d: Difference, count: int, seeds: tuple[int, int]
+) -> str:
+    """The result in words that promise no more than the data do."""
+    better = d.gap < 0 if lower_is_better(metric) else d.gap > 0
+    verdict = "better than" if better else "worse than" if d.gap else "the same as"
+    test = f"; paired test p = {d.p:.3g}" if d.p is not None else ""
+    certain = d.low > 0 or d.high < 0 if d.p is None else d.p < LIKELY
+    end = "which chance alone would rarely bring" if certain else "which may well be chance"
+    if not d.gap:
+        end = "on this set"
+    caution = ""
+    if min(seeds) == 1:
+        caution = " One seed on a side: how much another seed would change is not in the interval."
+    return (
+        f"{names[1]} is {verdict} {names[0]}: test {metric} {d.b:.4f} against {d.a:.4f}, a "
+        f"difference of {d.gap:+.4f} (95 % interval {d.low:+.4f} to {d.high:+.4f}{test}; "
+        f"n = {count:,}, seeds {seeds[0]} and {seeds[1]}), {end}.{caution}"
+    )
+
+
+def _file(run: Path) -> str:
+    return str(run / "predictions" / "test.jsonl")
+
+
+def _name(runs: Sequence[Path]) -> str:
+    return str(runs[0]) if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more"
+
+
+def _rows(run: Path) -> list[dict[str, Any]]:
+    rows = read_rows(Path(_file(run)))
+    if not rows:
+        raise InputError(f"{_file(run)} is not there; a run with data.test and eval.report has it")
+    return rows
+
+
+def _same_questions(
+    one: Sequence[dict], other: Sequence[dict], of_one: Path, of_other: Path
+) -> None:
+    if len(one) != len(other):
+        raise InputError(
+            f"{_file(of_other)} has {len(other)} rows, {_file(of_one)} {len(one)}; accepted: runs "
+            "of the same test set"
+        )
+    for number, (x, y) in enumerate(zip(one, other, strict=True), 1):
+        asked = [{k: v for k, v in row.items() if k == "label" or isinstance(v, str)}
+                 for row in (x, y)]  # fmt: skip
+        for row in asked:
+            row.pop("prediction", None)
+        if asked[0] != asked[1]:
+            raise InputError(
+                f"{_file(of_other)}:{number}: another text or label than in {_file(of_one)}; "
+                "accepted: runs of the same test set"
+            )
+
+
+def _as_recorded(judged: Judged, result: dict[str, Any], metric: str, run: Path) -> None:
+    recorded = (result.get("eval", {}).get(f"test/{metric}") or {}).get("mean")
+    if recorded is not None and abs(recorded - judged.whole) > 1e-5:
+        raise InputError(
+            f"{_file(run)}: its rows give {metric} {judged.whole:.6f}, its result.json says "
+            f"{recorded:.6f}; score it again with --mode=eval"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m bert_ft.compare", description=__doc__)
+    p.add_argument("a", help="workdir, or workdirs of several seeds, comma-separated")
+    p.add_argument("b", help="the other system's")
+    p.add_argument(
+        "--metric", default="", help="the first run's own by default; may be PART/METRIC"
+    )
+    p.add_argument("--resamples", type=int, default=2000)
+    p.add_argument("--seed", type=int, default=0, help="of the resampling")
+    p.add_argument("--out", type=Path, help="a JSON file for the numbers")
+    args = p.parse_args(argv)
+    try:
+        if args.resamples < 1:
+            raise InputError(f"--resamples={args.resamples}; accepted: 1 or more")
+        a, b = ([Path(run) for run in side.split(",") if run] for side in (args.a, args.b))
+        if not (a and b):
+            raise InputError("a side has no workdir; give RUN_A and RUN_B")
+        found = compare(a, b, args.metric, args.resamples, args.seed)
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_INPUT
+    if args.out:
+        args.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(found["sentence"])
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

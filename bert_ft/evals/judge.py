@@ -1,0 +1,110 @@
+"""Rows of predictions -> what a score is made of, for any task whose score is over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bert_ft.errors import InputError
+from bert_ft.evals import metrics, spans, squad
+from bert_ft.evals.paired import Judged
+
+Row = dict[str, Any]
+
+
+def judge(rows: Sequence[Row], metric: str, where: str) -> Judged:
+    """The rows of a predictions file, each with its label. `metric` may begin with 'PART/'.
+
+    Raises InputError where the rows have no such score; `where` names the file."""
+    part, slash, name = metric.rpartition("/")
+    if slash:
+        rows = [_of_part(row, part) for row in rows if _has(row, part)]
+    kinds = _scores(rows) if rows else {}
+    if name not in kinds:
+        there = ", ".join(kinds) or "none: there are no rows with a label"
+        raise InputError(f"{where}: no score {metric!r} by example; accepted: {there}")
+    return kinds[name]()
+
+
+def _has(row: Row, part: str) -> bool:
+    return all(isinstance(row.get(k), dict) and part in row[k] for k in ("label", "prediction"))
+
+
+def _of_part(row: Row, part: str) -> Row:
+    split = {k: v[part] for k, v in row.items() if isinstance(v, dict) and part in v}
+    return {k: v for k, v in row.items() if not isinstance(v, dict)} | split
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, Callable[[], Judged]]:
+    """{metric: what makes it} that rows of this kind have."""
+    sides = [row.get(side) for row in rows for side in ("label", "prediction")]
+    if spans.are_answers(rows):
+        return {"f1": partial(_answers, rows, 1), "exact_match": partial(_answers, rows, 0)}
+    if spans.are_entities(rows):
+        return {"f1": partial(_entities, rows)}
+    scored = all(isinstance(row.get("probabilities"), dict) for row in rows)
+    if all(isinstance(x, int | float) and not isinstance(x, bool) for x in sides) and not scored:
+        of = (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae)
+        return {metric.__name__: partial(_regression, rows, metric) for metric in of}
+    if all(isinstance(x, str | int) for x in sides):
+        names = ["accuracy", "f1_macro", "mcc", *(["f1"] if len(_classes(rows)) == 2 else [])]
+        return {name: partial(_classification, rows, name) for name in names}
+    return {}
+
+
+def _classes(rows: Sequence[Row]) -> list[str]:
+    """Names in the order of the labels, as the probabilities have them."""
+    known = [str(name) for name in rows[0].get("probabilities") or ()]
+    seen = {str(row[side]) for row in rows for side in ("label", "prediction")}
+    return known + sorted(seen - set(known))
+
+
+def _classification(rows: Sequence[Row], name: str) -> Judged:
+    names = _classes(rows)
+    number = {name: i for i, name in enumerate(names)}
+    values = np.array([[number[str(row[s])] for s in ("label", "prediction")] for row in rows])
+
+    def score(values: np.ndarray) -> float:
+        labels, guesses = values.T
+        if name == "accuracy":
+            return metrics.accuracy(labels, guesses)
+        if name == "f1":
+            return metrics.binary_f1(labels, guesses)
+        confusion = metrics.confusion_matrix(labels, guesses, len(names))
+        if name == "mcc":
+            return metrics.matthews_correlation(confusion)
+        return metrics.macro_f1(confusion)
+
+    return Judged(values, score)
+
+
+def _regression(rows: Sequence[Row], metric: Callable[..., float]) -> Judged:
+    values = np.array([[row["label"], row["prediction"]] for row in rows], float)
+    return Judged(values, lambda values: metric(*values.T))
+
+
+def _answers(rows: Sequence[Row], which: int) -> Judged:
+    golds = [[gold["text"] for gold in row["label"]] for row in rows]
+    said = [row["prediction"]["text"] for row in rows]
+    none = not all(golds)
+    both = [squad.best_over_golds(s, g, none) for s, g in zip(said, golds, strict=True)]
+    return Judged(np.array(both, float)[:, [which]], lambda values: float(values.mean()))
+
+
+def _entities(rows: Sequence[Row]) -> Judged:
+    """Counts of each text: right, predicted, there."""
+
+    def places(row: Row, side: str) -> set[tuple]:
+        return {(e["type"], e["start"], e["end"]) for e in row[side]}
+
+    pairs = [(places(row, "label"), places(row, "prediction")) for row in rows]
+    counts = np.array([[len(g & p), len(p), len(g)] for g, p in pairs], float)
+
+    def score(values: np.ndarray) -> float:
+        right, found, there = values.sum(axis=0)
+        return float(metrics.precision_recall_f1(right, found - right, there - right)[2])
+
+    return Judged(counts, score)

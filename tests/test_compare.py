@@ -1,0 +1,174 @@
+"""Two runs compared: against scipy's bootstrap and permutation test, and on made workdirs."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import ROOT, write_jsonl
+
+from bert_ft import compare
+from bert_ft.errors import InputError
+from bert_ft.evals.judge import judge
+from bert_ft.evals.paired import Judged, difference
+
+
+def right_or_wrong(seed, count, share):
+    hits = np.random.default_rng(seed).random((count, 1)) < share
+    return Judged(hits.astype(float), lambda values: float(values.mean()))
+
+
+def test_interval_and_p_are_scipys():
+    a, b = right_or_wrong(0, 400, 0.70), right_or_wrong(1, 400, 0.77)
+    found = difference([a], [b], resamples=4000)
+    gaps = (b.values - a.values).ravel()
+    assert found.gap == pytest.approx(gaps.mean())
+    expected = scipy.stats.bootstrap(
+        (gaps,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.006)
+    p = scipy.stats.permutation_test(
+        (a.values.ravel(), b.values.ravel()),
+        lambda x, y: np.mean(y) - np.mean(x),
+        permutation_type="samples",
+        n_resamples=4000,
+        rng=np.random.default_rng(5),
+    ).pvalue
+    assert found.p == pytest.approx(p, abs=0.02)
+
+
+def test_systems_that_are_alike_are_rarely_called_different():
+    """p <= 0.05 in about one of twenty pairs; 100 pairs leave 0 to 13 (99.9 %)."""
+    low = 0
+    for k in range(100):
+        pair = [[right_or_wrong(2 * k + side, 120, 0.7)] for side in (0, 1)]
+        low += difference(*pair, resamples=200).p <= 0.05
+    assert 1 <= low <= 13
+
+
+def test_seeds_widen_the_interval_where_they_differ():
+    steady = [right_or_wrong(k, 500, 0.7) for k in range(3)]
+    wild = [right_or_wrong(k, 500, share) for k, share in enumerate((0.5, 0.7, 0.9))]
+    other = [right_or_wrong(k + 9, 500, 0.7) for k in range(3)]
+    narrow, wide = (difference(other, runs, resamples=600) for runs in (steady, wild))
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_no_paired_test_of_unequal_numbers_of_seeds():
+    runs = [right_or_wrong(k, 50, 0.7) for k in range(3)]
+    assert difference(runs[:1], runs[1:], resamples=50).p is None
+    with pytest.raises(ValueError):
+        difference([runs[0]], [right_or_wrong(0, 51, 0.7)])
+
+
+CLASSES = [
+    {"text": f"t{i}", "label": str(i % 2), "prediction": str(int(i % 3 == 0)),
+     "probabilities": {"0": 0.5, "1": 0.5}}
+    for i in range(30)
+]  # fmt: skip
+RATINGS = [{"text": "t", "label": i / 3, "prediction": i / 4 + (i % 5)} for i in range(30)]
+SPAN = {"start": 0, "end": 1, "type": "X", "text": "a"}
+ENTITIES = [
+    {"text": "a b", "label": [SPAN], "prediction": [SPAN] if i % 2 else []} for i in range(6)
+]
+ANSWERS = [
+    {"q": "?", "context": "a b", "label": [{"text": "a b", "start": 0}], "n_best": [],
+     "prediction": {"text": "a" if i % 2 else "b a"}}
+    for i in range(6)
+]  # fmt: skip
+
+
+def test_scores_of_each_kind_of_rows():
+    from sklearn.metrics import f1_score, matthews_corrcoef
+
+    gold, said = ([row[s] for row in CLASSES] for s in ("label", "prediction"))
+    expected = {
+        "accuracy": np.mean([g == p for g, p in zip(gold, said, strict=True)]),
+        "f1": f1_score(gold, said, pos_label="1"),
+        "f1_macro": f1_score(gold, said, average="macro"),
+        "mcc": matthews_corrcoef(gold, said),
+    }
+    for name, value in expected.items():
+        assert judge(CLASSES, name, "").whole == pytest.approx(value), name
+    x, y = ([row[s] for row in RATINGS] for s in ("label", "prediction"))
+    assert judge(RATINGS, "pearson", "").whole == pytest.approx(scipy.stats.pearsonr(x, y)[0])
+    assert judge(RATINGS, "spearman", "").whole == pytest.approx(scipy.stats.spearmanr(x, y)[0])
+    assert judge(ENTITIES, "f1", "").whole == pytest.approx(2 * 3 / (6 + 3))
+    assert judge(ANSWERS, "f1", "").whole == pytest.approx(0.5)  # articles don't count
+    parts = [
+        {"text": "t", "label": {"x": r["label"]}, "prediction": {"x": r["prediction"]}}
+        for r in CLASSES
+    ]
+    assert judge(parts, "x/accuracy", "").whole == pytest.approx(expected["accuracy"])
+    for rows, metric in ((CLASSES, "rmse"), ([], "accuracy"), (parts, "y/accuracy")):
+        with pytest.raises(InputError, match="no score"):
+            judge(rows, metric, "f")
+
+
+def workdir(path, hits, **result):
+    rows = [
+        {"text": f"t{i}", "label": "a", "prediction": "a" if hit else "b"}
+        for i, hit in enumerate(hits)
+    ]
+    write_jsonl(path / "predictions" / "test.jsonl", rows)
+    mean = {"test/accuracy": {"mean": float(np.mean(hits))}}
+    (path / "result.json").write_text(json.dumps({"metric": "accuracy", "eval": mean, **result}))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "b2"):
+        (tmp_path / name / "predictions").mkdir(parents=True)
+    weak, strong, also = (rng.random(300) < share for share in (0.6, 0.8, 0.8))
+    return (
+        workdir(tmp_path / "a", weak),
+        workdir(tmp_path / "b", strong),
+        workdir(tmp_path / "b2", also),
+    )
+
+
+def test_the_command(runs, tmp_path):
+    a, b, also = runs
+    command = [sys.executable, "-m", "bert_ft.compare", str(a), f"{b},{also}"]
+    done = subprocess.run(
+        [*command, f"--out={tmp_path}/c.json", "--resamples=300"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert found["n"] == 300 and found["seeds"] == [1, 2] and found["p"] is None
+    assert 0.1 < found["low"] < found["difference"] < found["high"] < 0.4
+    assert f"{b} and 1 more is better than {a}: test accuracy" in done.stdout
+    assert "rarely bring" in done.stdout and "One seed on a side" in done.stdout
+
+
+def test_a_small_difference_may_be_chance(runs):
+    found = compare.compare(list(runs[1:2]), list(runs[2:]), resamples=300)
+    assert found["p"] > 0.05 and "may well be chance" in found["sentence"]
+    same = compare.compare(list(runs[1:2]), list(runs[1:2]), resamples=50)
+    assert same["difference"] == 0 and same["p"] == 1 and "the same as" in same["sentence"]
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda b: (b / "predictions" / "test.jsonl").unlink(), "is not there"),
+        (lambda b: workdir(b, [True] * 7), "has 7 rows"),
+        (lambda b: workdir(b, [True] * 300, eval={"test/accuracy": {"mean": 0.5}}), "says 0.5"),
+        (
+            lambda b: (b / "predictions" / "test.jsonl").write_text(
+                (b / "predictions" / "test.jsonl").read_text().replace("t42", "T42", 1)
+            ),
+            "test.jsonl:43: another text or label",
+        ),
+    ],
+)
+def test_refused(runs, spoil, words, capsys):
+    spoil(runs[1])
+    assert compare.main([str(runs[0]), str(runs[1])]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ") and error.count("\n") == 1
