@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -414,6 +415,27 @@ def test_predict_lists_the_best_stored_answers(trained, run_here):
         assert len(texts) == len(set(texts)) == 10 and set(texts) <= stored
         assert scores == sorted(scores, reverse=True) and line["label"] == texts[0]
         assert line["truncated"] is False and "rank" not in line
+
+
+def test_a_run_with_hard_negatives_goes_on_exactly(trained, run_here):
+    """A second round on the lists of the first; from its middle it ends as without a stop."""
+    done, flags, root = trained
+    asked, lists = root / "train.jsonl", root / "lists.jsonl"
+    words = [f"--config.predict.input={asked}", f"--config.predict.output={lists}"]
+    run_here(done.workdir, *flags, "--mode=predict", "--config.train.steps=80", *words).ok()
+    again = [
+        *flags, f"--config.data.train=files:{lists}", "--config.task.negatives=2",
+        f"--config.resume={done.workdir}", "--config.train.steps=6",
+        "--config.checkpoint.every_steps=3", "--config.checkpoint.keep=9",
+    ]  # fmt: skip
+    whole = run_here(root / "whole", *again).ok()
+    shutil.copytree(whole.workdir, root / "cut")
+    for later in (root / "cut" / "checkpoints" / "6", root / "cut" / "best"):
+        shutil.rmtree(later)
+    cut = run_here(root / "cut", *again).ok()
+    assert "own checkpoint of step 3" in cut.err
+    assert cut.result["params_sha256"] == whole.result["params_sha256"]
+    assert whole.result["params_sha256"] != done.result["params_sha256"]
 
 
 def test_export_is_what_the_encoder_and_a_mean_say(trained, run_here):
