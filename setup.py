@@ -9,6 +9,7 @@ PARQUET = ["pyarrow>=15"]
 TENSORBOARD = ["tensorboard>=2.16,<3"]
 WANDB = ["wandb>=0.18,<1"]
 TORCH = ["torch>=2.4,<3"]
+GCS = ["gcsfs>=2025.3"]
 
 setup(
     name="bert_ft",
@@ -41,6 +42,7 @@ setup(
         "parquet": PARQUET,
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
+        "gcs": GCS,
         "torch": TORCH,  # parity only
         "test": [
             *HF,

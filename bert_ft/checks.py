@@ -131,6 +131,12 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.data.row_length,
         f"0, or data.max_length ({c.data.max_length}) or more",
     )
+    require(
+        "://" not in c.data.cache_dir,
+        "data.cache_dir",
+        c.data.cache_dir,
+        "a directory on this machine, since arrays in it are memory-mapped",
+    )
     has_dev = bool(c.data.dev)
     if c.task.name == "multi" and c.task.parts:
         has_dev = any(own.data.dev for own in part_configs(c).values())

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from bert_ft import config as knobs
+from bert_ft import paths
 from bert_ft.checks import check
 from bert_ft.errors import InputError
 
@@ -56,7 +57,7 @@ def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[Config
     if not workdir.value:
         raise InputError("--workdir is missing; give a directory for the run, as --workdir=runs/a")
     check(config.value, mode.value)
-    return config.value, Path(workdir.value).expanduser().absolute()
+    return config.value, paths.absolute(workdir.value)
 
 
 def _config_path(argv: list[str]) -> str | None:

@@ -9,6 +9,7 @@ from conftest import ROOT
 # One line a layer: its modules may not import each other, only what stands above.
 LAYERS = """
 errors
+paths
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
 parts task_checks evals.plots evals.entities evals.ranking evals.squad
 data.words data.texts data.windows
@@ -50,6 +51,7 @@ RANK = {name: i for i, line in enumerate(LAYERS.split("\n")) for name in line.sp
 # The input pipeline and the record of a run work where JAX does not.
 WITHOUT_JAX = (
     "errors",
+    "paths",
     "config",
     "checks",
     "task_checks",

@@ -50,10 +50,11 @@ def read_parquet(path: Path, name: str, options: Options, bad: BadRows) -> Table
         raise InputError(
             f"{name}: reading Parquet needs pyarrow: pip install 'bert_ft[parquet]'"
         ) from None
-    if path.stat().st_size == 0:
-        raise InputError(f"{name}: the file is empty")
     try:
-        return Table(pq.read_table(path).to_pydict(), None)
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise InputError(f"{name}: the file is empty")
+            return Table(pq.read_table(file).to_pydict(), None)
     except pa.ArrowException as error:
         raise InputError(f"{name}: not Parquet: {str(error).splitlines()[0]}") from None
 

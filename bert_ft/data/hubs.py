@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bert_ft import paths
 from bert_ft.data.columns import BadRows, Table
 from bert_ft.errors import InputError
 
@@ -81,6 +82,11 @@ class Tfds:
         except ImportError as error:
             raise InputError(f"{uri}: needs tensorflow-datasets: {error}") from None
         name, version, split = found.groups()
+        if paths.is_remote(self.data_dir):
+            raise InputError(
+                f"{uri}: data_dir={self.data_dir}: ArrayRecord is read from a local disk; copy it "
+                f"there: gcloud storage cp -r {self.data_dir} DIR"
+            )
         options = {"data_dir": str(Path(self.data_dir).expanduser())} if self.data_dir else {}
         try:
             builder = tfds.builder(f"{name}:{version}" if version else name, **options)

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import unquote
 
+from bert_ft import paths
 from bert_ft.data import formats
 from bert_ft.data.columns import BadRows, shown
 from bert_ft.data.rows import Rows, written
@@ -110,7 +111,7 @@ def parse_join(text: str, uri: str) -> Join:
     left, _, right = options.pop("on", "").partition(":")
     if not left or not file:
         raise InputError(f"{uri}: join={text}; accepted: join=FILE;on=COLUMN, and FILE's format")
-    path = Path(file).expanduser()
+    path = paths.at(file)
     if not path.is_file():
         there = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
         near = get_close_matches(path.name, there, 1)

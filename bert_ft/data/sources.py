@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from bert_ft import paths
 from bert_ft.data import formats, wheels
 from bert_ft.data.columns import BadRows, Table, shown
 from bert_ft.data.hubs import HuggingFace, Tfds
@@ -115,7 +116,8 @@ def open_source(uri: str, *, cache_dir: Path, bad_rows: str = "stop") -> Source:
     """
     scheme, _, rest = uri.partition(":")
     if scheme not in ("files", "pypi", "tfds", "hf") or not rest:
-        hint = f"; for a file write files:{uri}" if Path(uri).exists() else ""
+        there = paths.is_remote(uri) or Path(uri).exists()
+        hint = f"; for a file write files:{uri}" if there else ""
         raise InputError(f"data {uri!r}: accepted: files:PATH, pypi:, tfds: or hf:NAME{hint}")
     fragment = ""
     if scheme == "pypi" and (found := re.search(r"#[^?&]*", rest)):
@@ -180,16 +182,20 @@ class _Files:
 
     @cached_property
     def paths(self) -> list[Path]:
-        path = Path(self.location).expanduser()
-        if path.exists():
-            return [path]
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        if not found:
+        path = paths.at(self.location)
+        with paths.reached(path):
+            if path.exists():
+                return [path]
+            if paths.is_remote(path):
+                found = sorted(path.parent.glob(path.name))
+            else:
+                found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+            if found:
+                return found
             there = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
-            near = get_close_matches(path.name, there, 1)
-            hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-            raise InputError(f"{self.location}: no such file{hint}")
-        return found
+        near = get_close_matches(path.name, there, 1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise InputError(f"{self.location}: no such file{hint}")
 
     def _name(self, path: Path) -> str:
         return self.label or str(path)
@@ -201,7 +207,7 @@ class _Files:
             parts = [path / f for f in ("seq.in", "seq.out", "label")] if path.is_dir() else [path]
             for part in parts:
                 try:
-                    with part.open("rb") as file:
+                    with paths.reached(part), part.open("rb") as file:
                         bytes_digest = hashlib.file_digest(file, "sha256").digest()
                 except OSError as error:
                     raise InputError(f"{part}: cannot be read: {error.strerror}") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_ft import paths
 from bert_ft.errors import InputError
 from bert_ft.evals import plots
 from bert_ft.evals.answers import prediction_sections
@@ -67,10 +68,7 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
         ],
     )
     path = workdir / "report.html"
-    fresh = path.with_name(path.name + ".tmp")
-    # JSON can carry a lone surrogate, which has no UTF-8.
-    fresh.write_text(html, encoding="utf-8", errors="replace")
-    fresh.replace(path)
+    paths.write_whole(path, html)
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bert_ft import paths
 from bert_ft.data import wheels
 from bert_ft.errors import InputError
 from bert_ft.models import families
@@ -69,7 +70,7 @@ def directory(uri: str, cache_dir: Path) -> Path:
             raise InputError(
                 f"model {uri}: can't be fetched from the Hugging Face hub: {first}"
             ) from e
-    path = Path(uri).expanduser()
+    path = paths.at(uri)
     if (path / "model" / "task.json").is_file():
         raise InputError(
             f"model {uri}: the workdir of a run; write its model by --workdir={uri} --mode=export "
@@ -79,7 +80,7 @@ def directory(uri: str, cache_dir: Path) -> Path:
         raise InputError(
             f"model {uri}: no config.json there; accepted: hf:NAME, pypi:NAME==VERSION, a directory"
         )
-    return path
+    return paths.local(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

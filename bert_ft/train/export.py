@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
+from bert_ft import paths
 from bert_ft.config import cache_dir, flat
 from bert_ft.data.batches import Batch, Draw, EvalPlan
 from bert_ft.data.encode import Encoded
@@ -43,7 +44,7 @@ MARK = "export.json"  # what was exported, and how it was compared; marks a dire
 def export(config: ConfigDict, workdir: Path) -> Path:
     """Writes config.export.to and returns it. Raises InputError where that can't be done, and
     AssertionError where the outputs of what was written are not those of what was trained."""
-    to = Path(config.export.to).expanduser().absolute()
+    to = paths.absolute(config.export.to)
     _refuse(to, workdir)
     fitted = load_fitted(workdir)
     if jax.process_count() > 1:
@@ -60,7 +61,8 @@ def export(config: ConfigDict, workdir: Path) -> Path:
     name, rows = _real_rows(config)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=to.parent))
+        beside = None if paths.is_remote(to) else to.parent
+        scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=beside))
     except OSError as e:
         raise InputError(f"{to}: can't be written: {e.strerror}") from e
     try:
@@ -87,7 +89,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         scores = _scores(workdir, sha256)
         text = card.model_card(system, kind, about, scores, defaults.default())
         (scratch / "README.md").write_text(text, encoding="utf-8")
-        _rename(scratch, to)
+        _upload(scratch, to) if paths.is_remote(to) else _rename(scratch, to)
     except OSError as e:
         raise InputError(f"{to}: can't be written: {e.strerror or e}") from e
     finally:
@@ -142,6 +144,20 @@ def _rename(scratch: Path, to: Path) -> None:
         if not to.exists() and (old / "export").exists():
             os.rename(old / "export", to)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _upload(scratch: Path, to: Path) -> None:
+    """The new directory in gs://, in the place of an earlier export. There is no rename there: the
+    mark goes first and comes last, so that a directory without it is known as half written."""
+    with paths.reached(to):
+        for file in paths.files_below(to) if to.is_dir() else []:
+            file.unlink()
+        mark = (scratch / MARK).rename(scratch.with_name(scratch.name + MARK))
+        try:
+            paths.copy_below(scratch, to)
+            (to / MARK).write_bytes(mark.read_bytes())
+        finally:
+            mark.unlink()
 
 
 def _real_rows(config: ConfigDict) -> tuple[str, Rows]:

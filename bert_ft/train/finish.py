@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
+from bert_ft import paths
 from bert_ft.config import cache_dir, flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
@@ -246,9 +247,9 @@ def _tell(line: str) -> None:
 
 def _predict_paths(config: ConfigDict, workdir: Path) -> tuple[Path, Path]:
     """(input, output); raises InputError where the output would replace what must stay."""
-    given = Path(config.predict.input).expanduser()
+    given = paths.at(config.predict.input)
     folder = workdir / "predictions"
-    out = Path(config.predict.output or folder / f"{given.stem}.jsonl").expanduser()
+    out = paths.at(config.predict.output or str(folder / f"{given.stem}.jsonl"))
     for taken, what in (
         (given, "the input"),
         (folder / "test.jsonl", "the test set's, of the run"),

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from bert_ft import paths
 from bert_ft.config import flat
 from bert_ft.data.batches import BatchPlan, prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError
@@ -95,7 +96,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     """Trains, evaluates and reports; returns the exit code. `started`: time.monotonic() at which
     the process began. Raises InputError on the user's faults, NotFinite on a loss that is not."""
     started = time.monotonic() if started is None else started
-    _writable(workdir)
+    paths.require_writable(workdir, "--workdir")
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -133,20 +134,6 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             return _train(system, plan, state, saved, writer, workdir, started, stop)
         finally:
             writer.close()
-
-
-def _writable(workdir: Path) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".writable"
-        try:
-            probe.write_bytes(b"0" * 4096)
-        finally:
-            probe.unlink(missing_ok=True)
-    except OSError as e:
-        raise InputError(
-            f"--workdir={workdir}: {e.strerror}; give a directory that can be written"
-        ) from e
 
 
 def _train(

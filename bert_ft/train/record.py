@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from bert_ft import paths
 from bert_ft.config import config_hash
 from bert_ft.data.batches import BatchPlan
 from bert_ft.errors import InputError, NotFinite
@@ -72,16 +72,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """A UTF-8 file, whole or not at all. Raises InputError where it can't be written."""
-    scratch = path.with_name(path.name + ".tmp")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # JSON can carry a lone surrogate, which has no UTF-8.
-            scratch.write_text(text, encoding="utf-8", errors="replace")
-            os.replace(scratch, path)
-        except OSError:
-            scratch.unlink(missing_ok=True)
-            raise
+        paths.write_whole(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:

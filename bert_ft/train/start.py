@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from bert_ft import paths
 from bert_ft.config import fixed
 from bert_ft.errors import InputError
 from bert_ft.models import hf
@@ -100,7 +101,7 @@ def initial_state(
         say(f"start: own checkpoint of step {restored[1]}")
         return restored[0]
     if system.config.resume:
-        params, step = trained_params(system, Path(system.config.resume), optimizer, say)
+        params, step = trained_params(system, paths.at(system.config.resume), optimizer, say)
         say(f"start: parameters of {system.config.resume}, step {step}")
     else:
         params = initial_params(system, say)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from bert_ft import paths
 from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
 from bert_ft.data.sources import open_source
@@ -114,12 +115,13 @@ def assemble(
     """The system of a config. With `model_dir` and `fitted` (from a finished run's workdir) only
     the named sets are read. Raises InputError on whatever can't work."""
     mesh, task, cache = make_mesh(config), make_task(config), cache_dir(config)
-    pretrained = model_dir
+    pretrained = paths.local(model_dir) if model_dir else None
     if not model_dir and config.model.pretrained:
         pretrained = hf.directory(config.model.pretrained, cache)
     if config.model.tokenizer and not model_dir:
-        given = Path(config.model.tokenizer).expanduser()
-        tokenizer_path = given if given.is_file() else hf.directory(config.model.tokenizer, cache)
+        given = paths.at(config.model.tokenizer)
+        own = given.is_file()
+        tokenizer_path = paths.local(given) if own else hf.directory(str(given), cache)
     else:
         assert pretrained is not None
         tokenizer_path = pretrained
@@ -199,27 +201,28 @@ def _tell(name: str, data: Encoded, say: Callable[[str], None]) -> None:
 
 def save_model_files(system: System, workdir: Path) -> None:
     """WORKDIR/model: what prediction needs beside the parameters (sizes, tokenizer, labels)."""
-    into = workdir / "model"
-    into.mkdir(parents=True, exist_ok=True)
-    system.tokenizer.save_pretrained(into)
     sizes = (
         families.config_json(system.encoder)
         if isinstance(system.encoder, EncoderConfig)
         else {"model_type": system.config.model.kind, **dataclasses.asdict(system.encoder)}
     )
-    (into / "config.json").write_text(json.dumps(sizes, indent=1))
     about = {
         "fitted": dict(system.fitted),
         "data": system.data_fingerprint,
         "tokenizer": tokenizer_hash(system.tokenizer),
     }
-    (into / "task.json").write_text(json.dumps(about, indent=1))
+    with paths.written(workdir / "model") as into:
+        system.tokenizer.save_pretrained(into)
+        (into / "config.json").write_text(json.dumps(sizes, indent=1))
+        (into / "task.json").write_text(json.dumps(about, indent=1))
 
 
 def load_fitted(workdir: Path) -> Mapping[str, Any]:
     """What training learnt from the data (label names); raises InputError where no run was made."""
     path = workdir / "model" / "task.json"
-    if not path.is_file():
+    with paths.reached(workdir):
+        there = path.is_file()
+    if not there:
         raise InputError(
             f"{workdir}: no trained model there ({path} is missing); run with --mode=train first"
         )

@@ -17,12 +17,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from bert_ft import paths
 from bert_ft.errors import InputError
 from bert_ft.train.progress import Bar, Lines
 from bert_ft.train.sinks import MetricsFile, Scalar, Sink, TensorBoard, WandB
 
 # Speed shown is that of the last steps, so that it follows a machine whose load changes.
 RATE_WINDOW_STEPS = 50
+# What a run adds to while it lasts; under a gs:// workdir `flush` brings it there.
+GROWING = ("metrics.jsonl", "log.txt", "tensorboard", "wandb_id.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +108,8 @@ class Writer:
             return
         with _user_errors(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
+            self._twin = paths.Twin(workdir, GROWING)
+            workdir = self._twin.local
             self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
             self._log = (workdir / "log.txt").open("a", encoding="utf-8")
             self._log.writelines(line + "\n" for line in said)
@@ -180,6 +185,7 @@ class Writer:
                 self._metrics.flush()
                 for sink in self._sinks:
                     sink.flush()
+                self._twin.send()
         return done
 
     def end_steps(self) -> None:
@@ -204,6 +210,7 @@ class Writer:
                 sink.close()
             self._metrics.close()
             self._log.close()
+            self._twin.close()
 
     def _fetch(self) -> dict[str, Any] | None:
         pending, self._pending = self._pending, None
