@@ -1,0 +1,426 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU slice: see usage below, or ./launch_tpu.sh --help
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'TEXT'
+usage: ./launch_tpu.sh [VERB] --name=NAME --zone=ZONE --type=TYPE \
+           --config=configs/sentiment.py --workdir=gs://BUCKET/PATH [options] [-- FLAGS OF bert_ft.main]
+
+VERB, by default all of the first five, one after the other:
+  create    a slice, or a queued request for one, and wait until it is there
+  install   this checkout and the versions of constraints-tpu.txt, on every worker
+  run       start on every worker and follow worker 0's log until the end; starts again on exit
+            code 75 (preempted and saved), makes a new slice where a spot slice is gone
+  fetch     result.json, report, metrics and predictions into --results
+  delete    the slice, after asking
+  log       follow the log of a run that goes on
+Started again with the same words, it uses the slice that is there and the run that goes on.
+
+  --type=TYPE        v2-8, v3-8, v4-32, v5litepod-16, v5p-16, v6e-16, ...
+  --version=VERSION  of the TPU's software; by default the one for JAX on that type
+  --spot             cheaper, and may be taken away
+  --queued           by a queued resource: waits in line for capacity
+  --project=PROJECT  by default gcloud's own
+  --restarts=N       how often to start again before giving up (20)
+  --results=DIR      for fetch (runs/NAME)
+  --yes              delete without asking: for a run that nobody watches
+  --keep             do not delete at the end
+  --dry-run          print each command and run none
+TEXT
+}
+
+say() { printf 'launch: %s\n' "$*" >&2; }
+wrong() { # the user's input: exit code 2, as bert_ft.main has it
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+give_up() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+verb=all name='' zone='' type='' version='' project='' config='' workdir='' results=''
+spot=no queued=no yes=no keep=no dry=no renewing=no restarts=20 words=()
+poll_s=${LAUNCH_POLL_S:-20}
+slice=none # 'maybe' from the moment that a slice may exist and cost
+
+read_arguments() {
+  case ${1:-} in
+    create | install | run | log | fetch | delete | all) verb=$1 && shift ;;
+    -*) ;;
+    '') usage && exit 2 ;;
+    *) wrong "'$1' is no verb; accepted: create, install, run, log, fetch, delete" ;;
+  esac
+  while (($#)); do
+    case $1 in
+      --name=* | --zone=* | --type=* | --version=* | --project=* | --config=* | --workdir=* | --results=* | --restarts=*)
+        local key=${1%%=*}
+        printf -v "${key#--}" '%s' "${1#*=}"
+        ;;
+      --spot) spot=yes ;;
+      --queued) queued=yes ;;
+      --yes) yes=yes ;;
+      --keep) keep=yes ;;
+      --dry-run) dry=yes ;;
+      --help | -h) usage && exit 0 ;;
+      --) shift && words=("$@") && break ;;
+      *) wrong "$1 is no option; flags are --name=value, those of bert_ft.main come after --" ;;
+    esac
+    shift
+  done
+}
+
+# Everything that can be known to be wrong is said before anything is made.
+check_arguments() {
+  [[ $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] ||
+    wrong "--name='$name'; accepted: lower case letters, digits and '-', a letter first, at most 62"
+  [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || wrong "--zone='$zone'; accepted: a zone, like us-west4-a"
+  [[ -z $project || $project =~ ^[a-z][-a-z0-9:.]+$ ]] || wrong "--project='$project' is no project id"
+  [[ $restarts =~ ^[0-9]+$ ]] || wrong "--restarts='$restarts'; accepted: a whole number"
+  [[ $poll_s =~ ^[0-9.]+$ ]] || wrong "LAUNCH_POLL_S='$poll_s'; accepted: seconds"
+  local runs='^(all|run)$' makes='^(all|run|create)$'
+  if [[ $verb =~ ^(all|run|fetch)$ ]]; then
+    [[ $workdir =~ ^gs://[a-z0-9][a-z0-9._-]+/.+ ]] ||
+      wrong "--workdir='$workdir'; accepted: gs://BUCKET/PATH, which outlives the slice and all workers see"
+  fi
+  if [[ $verb =~ $runs ]]; then
+    [[ -n $config && $config != /* && $config != *..* && -f ${config%%:*} ]] ||
+      wrong "--config='$config'; accepted: a config file in this checkout, like configs/sentiment.py"
+  fi
+  if [[ $verb =~ $makes ]]; then check_type; fi
+  results=${results:-runs/$name}
+  tpu=(gcloud compute tpus)
+  where=(--zone="$zone")
+  [[ -z $project ]] || where+=(--project="$project")
+}
+
+check_type() {
+  local family=${type%-*} size=${type##*-} sizes base
+  [[ $type =~ ^(v2|v3|v4|v5litepod|v5p|v6e)-[1-9][0-9]*$ ]] ||
+    wrong "--type='$type'; accepted: v2-, v3-, v4-, v5litepod-, v5p- or v6e- and a number, like v5litepod-16"
+  case $family in
+    v2) sizes='8 32 128 256 512' base=tpu-ubuntu2204-base ;;
+    v3) sizes='8 32 64 128 256 512 1024 2048' base=tpu-ubuntu2204-base ;;
+    v4) sizes='multiples of 8' base=tpu-ubuntu2204-base ;;
+    v5litepod) sizes='1 4 8 16 32 64 128 256' base=v2-alpha-tpuv5-lite ;;
+    v5p) sizes='multiples of 8' base=v2-alpha-tpuv5 ;;
+    v6e) sizes='1 4 8 16 32 64 128 256' base=v2-alpha-tpuv6e ;;
+  esac
+  if [[ $sizes == multiples* ]]; then
+    ((size % 8 == 0)) || wrong "--type=$type: sizes of $family are $sizes"
+  else
+    [[ " $sizes " == *" $size "* ]] || wrong "--type=$type: sizes of $family are $sizes"
+  fi
+  version=${version:-$base}
+  [[ $version =~ ^(tpu-ubuntu2204-base|tpu-vm-[a-z0-9.-]+|v2-alpha-tpuv[0-9][a-z-]*)$ ]] ||
+    wrong "--version='$version'; accepted: $base for $family"
+  [[ $version != v2-alpha-* || $version == "$base" ]] ||
+    wrong "--version=$version is not of $family; accepted: $base"
+}
+
+# What the cloud itself knows: the account, the zone's types and versions, the bucket.
+check_cloud() {
+  command -v gcloud >/dev/null || [[ $dry == yes ]] || wrong "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
+  ask "${tpu[@]}" tpu-vm accelerator-types describe "$type" "${where[@]}" '--format=value(type)' >/dev/null ||
+    wrong "--type=$type is not to be had in $zone (or you may not use it there); see: ${tpu[*]} tpu-vm accelerator-types list ${where[*]} ($(tail -n 1 "$scratch/said"))"
+  ask "${tpu[@]}" tpu-vm versions describe "$version" "${where[@]}" '--format=value(version)' >/dev/null ||
+    wrong "--version=$version is not to be had in $zone; see: ${tpu[*]} tpu-vm versions list ${where[*]} ($(tail -n 1 "$scratch/said"))"
+  if [[ -n $workdir ]]; then
+    local bucket=${workdir#gs://}
+    ask gcloud storage buckets describe "gs://${bucket%%/*}" '--format=value(name)' >/dev/null ||
+      wrong "--workdir=$workdir: there is no such bucket, or you may not use it ($(tail -n 1 "$scratch/said"))"
+  fi
+}
+
+shown() { printf '+%s\n' "$(printf ' %q' "$@")" >&2; }
+call() { # runs a command that changes something
+  shown "$@"
+  [[ $dry == yes ]] || "$@"
+}
+ask() { # a question: its answer on standard output, nothing under --dry-run
+  if [[ $dry == yes ]]; then shown "$@"; else "$@" 2>"$scratch/said"; fi
+}
+on_workers() { call "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker="$1" --command="$2"; }
+to_workers() { call "${tpu[@]}" tpu-vm scp "$1" "$name:$2" "${where[@]}" --quiet --worker=all; }
+
+# READY, CREATING, PREEMPTED, ...; 'gone' where there is none; 'unknown' where gcloud can't tell.
+state() {
+  local found
+  if found=$(ask "${tpu[@]}" tpu-vm describe "$name" "${where[@]}" '--format=value(state)'); then
+    echo "${found:-READY}"
+  elif grep -qiE 'NOT_FOUND|not found' "$scratch/said"; then
+    echo gone
+  else
+    say "can't ask for the slice's state: $(tail -n 1 "$scratch/said")"
+    echo unknown
+  fi
+}
+taken() { [[ $1 =~ ^(gone|PREEMPTED|TERMINATED|STOPPING|STOPPED|DELETING)$ ]]; }
+queue_state() {
+  local found
+  found=$(ask "${tpu[@]}" queued-resources describe "$name" "${where[@]}" '--format=value(state.state)') || found=
+  echo "${found:-none}"
+}
+
+deletion() { # the command that deletes whatever was made
+  if [[ $queued == yes ]]; then
+    deleting=("${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet)
+  else
+    deleting=("${tpu[@]}" tpu-vm delete "$name" "${where[@]}" --quiet)
+  fi
+}
+
+create() {
+  local flags=()
+  [[ $spot == no ]] || flags+=(--spot)
+  if [[ $dry == no ]]; then
+    case $(state) in
+      READY)
+        slice=maybe
+        say "slice $name is there already; using it"
+        return
+        ;;
+      gone) ;;
+      unknown) give_up "nothing was made" ;;
+      *)
+        slice=maybe
+        if settle; then return; fi
+        ;;
+    esac
+  fi
+  slice=maybe # even a command that fails, or is interrupted, may have made one
+  if [[ $queued == yes ]]; then
+    if [[ $dry == yes || $(queue_state) == none ]]; then
+      call "${tpu[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
+        --accelerator-type="$type" --runtime-version="$version" ${flags[@]+"${flags[@]}"} || create_failed || return 1
+    fi
+    wait_in_line
+  else
+    call "${tpu[@]}" tpu-vm create "$name" "${where[@]}" \
+      --accelerator-type="$type" --version="$version" ${flags[@]+"${flags[@]}"} || create_failed || return 1
+  fi
+}
+
+# A slice of that name is there, but it is not READY. 1 where one has to be made.
+settle() {
+  local now
+  while now=$(state); do
+    case $now in
+      READY) return ;;
+      PREEMPTED | TERMINATED)
+        [[ $spot == yes ]] || give_up "slice $name is $now, and no spot slice was asked for; delete it first"
+        clear_remains
+        return 1
+        ;;
+      CREATING | STARTING | RESTARTING | REPAIRING | unknown) say "slice $name is $now; waiting" ;;
+      *) give_up "slice $name is there and is $now; choose another name, or delete it first" ;;
+    esac
+    sleep "$poll_s"
+  done
+}
+
+create_failed() {
+  if [[ $(state) == gone && ($queued == no || $(queue_state) == none) ]]; then
+    slice=none
+    [[ $renewing == no ]] || return 1
+    give_up "the slice could not be made (above is why); none is left behind"
+  fi
+  give_up "the slice could not be made as asked (above is why)"
+}
+
+wait_in_line() {
+  local now before=''
+  [[ $dry == no ]] || return 0
+  while now=$(queue_state); do
+    [[ $now == "$before" ]] || say "queued resource $name: $now"
+    before=$now
+    case $now in
+      ACTIVE) return ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING) give_up "the queued resource is $now; delete it and ask again" ;;
+    esac
+    sleep "$poll_s"
+  done
+}
+
+clear_remains() { # of a slice that was taken away: it does not run, and its name is in use
+  say "removing what is left of $name"
+  call "${deleting[@]}" || say "it could not be removed; trying to make a new one all the same"
+}
+
+# Python 3.11 by uv, since the images have 3.10.
+install() {
+  local code="$scratch/bert_ft.tgz" tries
+  local files=(bert_ft configs setup.py pyproject.toml README.md constraints-tpu.txt)
+  [[ -z $config ]] || files+=("${config%%:*}")
+  call tar -czf "$code" --exclude=__pycache__ "${files[@]}" || return 1
+  for tries in 1 2 3 4 5; do # the first connections to a new slice may come before its sshd
+    if to_workers "$code" bert_ft.tgz; then break; fi
+    ((tries < 5)) || give_up "can't copy to the workers; try: ssh-add ~/.ssh/google_compute_engine"
+    if taken "$(state)"; then return 1; fi
+    sleep "$poll_s"
+  done
+  on_workers all 'set -e; rm -rf bert_ft && mkdir bert_ft && tar -xzf bert_ft.tgz -C bert_ft; python3 -m pip install --user --quiet uv==0.13.9; cd bert_ft; [ -x ../venv/bin/python ] || python3 -m uv venv --quiet --python 3.11 ../venv; VIRTUAL_ENV=../venv python3 -m uv pip install --quiet -c constraints-tpu.txt -e ".[tpu,gcs]"'
+}
+
+start() {
+  local script="$scratch/run.sh"
+  # shellcheck disable=SC2016 # the variables are the worker's
+  {
+    printf '#!/usr/bin/env bash\necho $$ >~/run.pid\ncd ~/bert_ft && ~/venv/bin/python -m bert_ft.main'
+    printf ' %q' --config="$config" --workdir="$workdir" --config.mesh.backend=tpu ${words[@]+"${words[@]}"}
+    printf '\necho $? >~/run.exit\n'
+  } >"$script"
+  to_workers "$script" run.sh || return 1
+  # shellcheck disable=SC2016
+  on_workers all 'pid=$(cat run.pid 2>/dev/null) && [ ! -e run.exit ] && kill -0 "$pid" 2>/dev/null && exit 0; rm -f run.pid run.exit; setsid nohup bash run.sh >run.log 2>&1 </dev/null &'
+}
+
+follow() { # $1: from which line of the log on; ends with the run
+  # shellcheck disable=SC2016
+  on_workers 0 'while [ ! -s run.pid ]; do sleep 0.2; done; tail --pid="$(cat run.pid)" -s 0.2 -n '"$1"' -F run.log'
+}
+
+exit_code() { # of the run: 0 where all workers ended with 0, 75 where one did, else the first other
+  [[ $dry == no ]] || { echo 0 && return; }
+  local codes
+  # shellcheck disable=SC2016
+  codes=$("${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker=all --command='for i in $(seq 3000); do [ -e run.exit ] && break; sleep 0.2; done; echo "run ended: $(cat run.exit 2>/dev/null || echo none)"' 2>"$scratch/said" | sed -n 's/^.*run ended: //p') || true
+  if [[ -z $codes || $codes == *none* ]]; then
+    echo none
+  elif [[ " ${codes//$'\n'/ } " == *' 75 '* ]]; then
+    echo 75
+  else
+    sed '/^0$/d' <<<"$codes" | head -n 1 | grep . || echo 0
+  fi
+}
+
+# One start on the slice that is there. Sets `ended`: the run's exit code, or 'gone'.
+run_once() {
+  local from='+1' misses=0 now
+  ended=gone
+  if start; then
+    while true; do
+      follow "$from" && ended=$(exit_code) && [[ $ended != none ]] && return
+      # The connection broke, or a worker has no exit code: is the slice still there?
+      ended=gone from=20 now=$(state)
+      if taken "$now"; then return 0; fi
+      ((++misses <= 5)) || give_up "the workers can't be reached, or one did not end; the run may go on: $0 log"
+      say "lost the connection; trying again"
+      sleep "$poll_s"
+    done
+  fi
+  taken "$(state)" || give_up "the run could not be started on the workers"
+}
+
+run() {
+  local again=0 ended
+  while true; do
+    run_once
+    if [[ $ended == 75 ]] && taken "$(state)"; then ended=gone; fi
+    case $ended in
+      0) return ;;
+      75) say "preempted and saved (75)" ;;
+      gone)
+        [[ $spot == yes ]] || give_up "slice $name is no longer there, and no spot slice was asked for"
+        say "spot slice $name was taken away"
+        ;;
+      *)
+        say "the run ended with $ended; its log is run.log on worker 0, and in $workdir/log.txt"
+        run_failed=$ended
+        return
+        ;;
+    esac
+    count_start
+    if [[ $ended == gone ]]; then
+      until renew; do # there is no capacity, or it was taken away again while it was set up
+        sleep "$(awk "BEGIN { print 15 * $poll_s }")"
+        count_start
+      done
+    fi
+  done
+}
+
+count_start() {
+  ((++again <= restarts)) || give_up "gave up after $restarts restarts; the same command goes on from $workdir"
+  say "start $((again + 1)), from the last checkpoint in $workdir"
+}
+
+renew() {
+  clear_remains
+  renewing=yes
+  create || return 1
+  if install; then return 0; fi
+  taken "$(state)" || give_up "the installation failed"
+  return 1
+}
+
+fetch() {
+  call mkdir -p "$results"
+  call gcloud storage rsync --recursive '--exclude=^(checkpoints|best)/.*' "$workdir" "$results" ||
+    say "the results could not be fetched; they are in $workdir"
+}
+
+delete() {
+  if [[ $dry == no && $(state) == gone && ($queued == no || $(queue_state) == none) ]]; then
+    slice=none
+    say "there is no slice $name in $zone"
+    return
+  fi
+  if [[ $yes == no && $dry == no ]]; then
+    local answer=''
+    read -r -p "Delete slice $name in $zone? [y/N] " answer || true
+    if [[ ! $answer =~ ^[yY] ]]; then
+      say "not deleted"
+      return
+    fi
+  fi
+  call "${deleting[@]}" || give_up "the slice could not be deleted"
+  slice=none
+}
+
+# shellcheck disable=SC2317,SC2329 # called by a trap
+at_exit() {
+  local code=$?
+  if [[ $slice$verb$yes$keep$dry == maybeallyesnono && $code != 130 && $code != 143 ]]; then
+    call "${deleting[@]}" && slice=none # nobody watches, so nobody would do it by hand
+  fi
+  rm -rf "$scratch"
+  if [[ $slice != none && $dry == no ]]; then
+    local what="slice $name in $zone still runs and costs"
+    [[ $queued == no ]] || what="slice $name in $zone, or the request for it, still stands and costs"
+    printf 'launch: %s; this deletes it:\n  %s\n' "$what" "${deleting[*]}" >&2
+  fi
+  exit "$code"
+}
+
+main() {
+  read_arguments "$@"
+  check_arguments
+  deletion
+  scratch=$(mktemp -d)
+  run_failed=0
+  trap at_exit EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+  case $verb in
+    all)
+      check_cloud
+      create
+      install || give_up "the installation failed"
+      run
+      fetch
+      if [[ $keep == no ]]; then delete; fi
+      ;;
+    create) check_cloud && create ;;
+    delete) slice=maybe && delete ;;
+    fetch) fetch ;;
+    log) slice=maybe && follow +1 ;;
+    install) slice=maybe && { install || give_up "the installation failed"; } ;;
+    run) slice=maybe && run ;;
+  esac
+  exit "$run_failed"
+}
+
+main "$@"

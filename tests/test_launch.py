@@ -1,0 +1,368 @@
+"""launch_tpu.sh against a recording stand-in for gcloud (gcloud_stand_in.py)."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import gcloud_stand_in
+import pytest
+from conftest import ROOT
+
+SCRIPT = ROOT / "launch_tpu.sh"
+GIVEN = {
+    "name": "my-run",
+    "zone": "us-west4-a",
+    "type": "v5litepod-16",
+    "config": "configs/sentiment.py",
+    "workdir": "gs://bucket/runs/a",
+}
+
+
+@dataclasses.dataclass
+class Cloud:
+    world: Path
+
+    def plays(self, **scenario) -> None:
+        (self.world / "scenario.json").write_text(json.dumps(scenario))
+
+    def start(self, *words: str, verb: str = "", **given: str) -> subprocess.Popen:
+        flags = [f"--{key}={value}" for key, value in (GIVEN | given).items()]
+        path = f"{self.world / 'bin'}:{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "WORLD": str(self.world), "LAUNCH_POLL_S": "0"}
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), *filter(None, [verb]), *flags, *words],
+            env=environment,
+            cwd=self.world,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def launch(self, *words: str, answer: str = "", verb: str = "", **given: str) -> "Ended":
+        process = self.start(f"--results={self.world / 'results'}", *words, verb=verb, **given)
+        try:
+            out, err = process.communicate(answer, timeout=60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail("still running after a minute: " + "".join(process.communicate()))
+        return Ended(process.returncode, out, err)
+
+    @property
+    def calls(self) -> list[list[str]]:
+        path = self.world / "calls.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def made(self, verb: str) -> list[list[str]]:
+        """The calls of 'tpu-vm create' and the like."""
+        return [call for call in self.calls if " ".join(call[2:4]) == verb]
+
+    @property
+    def slice(self) -> str:
+        path = self.world / "slice"
+        return path.read_text() if path.exists() else "gone"
+
+
+@dataclasses.dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def warned(self) -> bool:
+        """Whether it says that the slice costs, and the command that deletes it, as its end."""
+        last = self.err.strip().splitlines()[-2:]
+        return "costs" in last[0] and bool(re.match(r"  gcloud compute tpus .* delete", last[-1]))
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    world = tmp_path / "world"
+    for folder in ("bin", "image"):
+        (world / folder).mkdir(parents=True)
+    stand_in = Path(gcloud_stand_in.__file__)
+    program = f'#!/bin/bash\nexec {sys.executable} -I -S {stand_in} "$@"\n'
+    (world / "bin" / "gcloud").write_text(program)
+    python = gcloud_stand_in.PYTHON.format(python=sys.executable, here=stand_in)
+    (world / "image" / "python3").write_text(python)
+    for file in (world / "bin" / "gcloud", world / "image" / "python3"):
+        file.chmod(0o755)
+    made = Cloud(world)
+    made.plays()
+    return made
+
+
+def test_shellcheck():
+    checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not checker:
+        pytest.skip("shellcheck is not installed: pip install -e '.[test]'")
+    done = subprocess.run([checker, str(SCRIPT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_success_from_creation_to_deletion(cloud):
+    parts = '--config.task.parts={"a b": "c\'d"}'
+    done = cloud.launch("--yes", "--", "--config.train.steps=3", parts)
+    assert done.code == 0, done.err
+    order = [" ".join(c[2:4]) for c in cloud.calls if c[:2] == ["compute", "tpus"]]
+    wanted = ["tpu-vm accelerator-types", "tpu-vm versions", "tpu-vm create", "tpu-vm scp"]
+    places = [order.index(verb) for verb in [*wanted, "tpu-vm ssh", "tpu-vm delete"]]
+    assert places == sorted(places)
+    [create] = cloud.made("tpu-vm create")
+    assert {"--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"} <= set(create)
+    assert "--zone=us-west4-a" in create and "--spot" not in create
+    # Every worker got this checkout and was started once, its words unharmed by two shells.
+    for home in gcloud_homes(cloud):
+        assert (home / "bert_ft/bert_ft/main.py").read_bytes() == (
+            ROOT / "bert_ft/main.py"
+        ).read_bytes()
+        [words] = (home / "started").read_text().splitlines()
+        assert words == (
+            "-m bert_ft.main --config=configs/sentiment.py --workdir=gs://bucket/runs/a "
+            f"--config.mesh.backend=tpu --config.train.steps=3 {parts}"
+        )
+    assert "training, start 1 of worker 0" in done.out and "worker 1" not in done.out
+    [fetch] = [c for c in cloud.calls if c[:2] == ["storage", "rsync"]]
+    assert fetch[-2:] == ["gs://bucket/runs/a", str(cloud.world / "results")]
+    assert cloud.slice == "gone" and "costs" not in done.err
+
+
+def gcloud_homes(cloud):
+    return [cloud.world / "workers" / str(i) for i in (0, 1)]
+
+
+def test_dry_run_prints_each_command_and_runs_none(cloud):
+    done = cloud.launch("--dry-run", "--queued", "--spot")
+    assert done.code == 0 and not cloud.calls
+    printed = [line for line in done.err.splitlines() if line.startswith("+ ")]
+    assert len(printed) == len(done.err.splitlines())
+    for words in (
+        "queued-resources create my-run --node-id=my-run",
+        "--spot",
+        "scp",
+        "ssh my-run",
+        "gcloud storage rsync",
+        "queued-resources delete my-run",
+    ):
+        assert words in done.err, words
+    assert not (cloud.world / "results").exists()
+
+
+def test_preempted_and_saved_starts_again_on_the_same_slice(cloud):
+    cloud.plays(runs=[{"codes": [75, 75]}, {"codes": [0, 75]}, {"codes": [0, 0]}])
+    done = cloud.launch("--yes")
+    assert done.code == 0, done.err
+    assert len(cloud.made("tpu-vm create")) == 1
+    assert len((cloud.world / "workers/0/started").read_text().splitlines()) == 3
+    assert "start 3" in done.err and "gs://bucket/runs/a" in done.err
+
+
+def test_restarts_have_an_end(cloud):
+    cloud.plays(runs=[{"codes": [75, 75]}])
+    done = cloud.launch("--restarts=1", "--keep")
+    assert done.code == 1 and "gave up after 1 restarts" in done.err
+    assert done.warned and cloud.slice == "READY"
+
+
+@pytest.mark.parametrize("queued", [(), ("--queued",)], ids=["spot", "queued spot"])
+def test_a_spot_slice_that_is_taken_is_made_anew(cloud, queued):
+    cloud.plays(runs=[{"codes": [143, 143], "slice": "PREEMPTED"}, {"codes": [0, 0]}])
+    done = cloud.launch("--spot", "--yes", *queued)
+    assert done.code == 0, done.err
+    kind = "queued-resources" if queued else "tpu-vm"
+    assert len(cloud.made(f"{kind} create")) == 2
+    assert all("--spot" in call for call in cloud.made(f"{kind} create"))
+    assert len(cloud.made(f"{kind} delete")) == 2, "the remains, and the second slice at the end"
+    assert "was taken away" in done.err and cloud.slice == "gone"
+    starts = [c for c in cloud.made("tpu-vm scp") if "run.sh" in c[4]]
+    assert len(starts) == 2
+
+
+def test_a_taken_slice_waits_for_capacity(cloud):
+    taken = {"codes": [143, 143], "slice": "gone"}
+    cloud.plays(runs=[taken, {"codes": [0, 0]}], create=[0, 1, 1, 0])
+    done = cloud.launch("--spot", "--yes")
+    assert done.code == 0 and "start 4" in done.err, done.err
+    assert len(cloud.made("tpu-vm create")) == 4 and cloud.slice == "gone"
+    (cloud.world / "create.count").unlink()
+    (cloud.world / "starts-0").unlink()
+    cloud.plays(runs=[taken], create=[0, 1])
+    done = cloud.launch("--spot", "--restarts=2")
+    assert done.code == 1 and "gave up after 2 restarts" in done.err and "costs" not in done.err
+
+
+def test_a_slice_that_is_no_spot_slice_is_not_made_anew(cloud):
+    cloud.plays(runs=[{"codes": [143, 143], "slice": "gone"}])
+    done = cloud.launch()
+    assert done.code == 1 and "no spot slice was asked for" in done.err
+    assert len(cloud.made("tpu-vm create")) == 1
+
+
+def test_a_queued_resource_that_waits(cloud):
+    cloud.plays(queue=["WAITING_FOR_RESOURCES", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    done = cloud.launch("--queued", "--yes")
+    assert done.code == 0, done.err
+    [create] = cloud.made("queued-resources create")
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in create
+    assert done.err.count("WAITING_FOR_RESOURCES") == 1 and "PROVISIONING" in done.err
+    [delete] = cloud.made("queued-resources delete")
+    assert "--force" in delete
+
+
+def test_a_queued_resource_that_fails(cloud):
+    cloud.plays(queue=["WAITING_FOR_RESOURCES", "FAILED"])
+    done = cloud.launch("--queued")
+    assert done.code == 1 and "FAILED" in done.err and done.warned
+    assert "queued-resources delete my-run --zone=us-west4-a --force" in done.err
+
+
+def test_a_failing_creation_leaves_nothing_and_says_so(cloud):
+    cloud.plays(create=[1])
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "none is left behind" in done.err and "costs" not in done.err
+    assert "no more capacity" in done.err and not cloud.made("tpu-vm scp")
+
+
+def test_a_run_that_fails_is_not_started_again(cloud):
+    cloud.plays(runs=[{"codes": [2, 2]}])
+    done = cloud.launch(answer="n\n")
+    assert done.code == 2 and "ended with 2" in done.err
+    assert len((cloud.world / "workers/1/started").read_text().splitlines()) == 1
+    assert done.warned and cloud.slice == "READY"
+
+
+def test_a_refused_deletion(cloud):
+    for answer in ("n\n", ""):  # nobody there is no yes either
+        done = cloud.launch(answer=answer)
+        assert done.code == 0 and "not deleted" in done.err and done.warned
+        assert cloud.slice == "READY"
+    done = cloud.launch(answer="y\n", verb="delete")
+    assert done.code == 0 and cloud.slice == "gone" and "costs" not in done.err
+    done = cloud.launch(answer="y\n", verb="delete")
+    assert done.code == 0 and "there is no slice my-run" in done.err
+
+
+def test_a_deletion_that_fails_is_said(cloud):
+    cloud.plays(refuse={"tpu-vm delete": "PERMISSION_DENIED"})
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "could not be deleted" in done.err and done.warned
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_what_still_costs(cloud, number):
+    cloud.plays(runs=[{"seconds": 60}])
+    process = cloud.start("--yes")
+    wait_for(lambda: "training" in log_of(cloud), process)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    os.killpg(int((cloud.world / "workers/0/run.pid").read_text()), signal.SIGKILL)
+    os.killpg(int((cloud.world / "workers/1/run.pid").read_text()), signal.SIGKILL)
+    assert process.returncode == 128 + number, err
+    assert Ended(process.returncode, out, err).warned
+    assert "slice my-run in us-west4-a still runs and costs" in err
+    assert cloud.slice == "READY", "an interruption deletes nothing, --yes or not"
+
+
+def test_a_second_launch_joins_the_run_that_goes_on(cloud):
+    cloud.plays(runs=[{"seconds": 4}])
+    first = cloud.start("--keep")
+    wait_for(lambda: "training" in log_of(cloud), first)
+    os.killpg(first.pid, signal.SIGINT)
+    first.communicate(timeout=30)
+    done = cloud.launch("--yes")
+    assert done.code == 0 and "there already; using it" in done.err, done.err
+    assert len(cloud.made("tpu-vm create")) == 1
+    assert len((cloud.world / "workers/0/started").read_text().splitlines()) == 1
+
+
+def log_of(cloud):
+    path = cloud.world / "workers/0/run.log"
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end and process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"name": "My_run"}, "--name='My_run'"),
+        ({"name": "a" * 63}, "--name="),
+        ({"zone": "us-west4"}, "--zone='us-west4'"),
+        ({"type": "v5e-16"}, "--type='v5e-16'"),
+        ({"type": "v5litepod-12"}, "sizes of v5litepod are 1 4 8"),
+        ({"type": "v5p-12"}, "multiples of 8"),
+        ({"version": "v2-alpha-tpuv6e"}, "is not of v5litepod; accepted: v2-alpha-tpuv5-lite"),
+        ({"version": "latest"}, "--version='latest'"),
+        ({"workdir": "runs/a"}, "accepted: gs://BUCKET/PATH"),
+        ({"config": "configs/nosuch.py"}, "--config='configs/nosuch.py'"),
+        ({"restarts": "many"}, "--restarts='many'"),
+        ({"colour": "red"}, "--colour=red is no option"),
+    ],
+)
+def test_bad_words_are_told_before_gcloud_is_called(cloud, given, words):
+    done = cloud.launch(**given)
+    assert done.code == 2 and done.err.startswith("error: ") and words in done.err
+    assert len(done.err.splitlines()) == 1 and not cloud.calls
+
+
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [
+        ("accelerator-types", "is not to be had in us-west4-a"),
+        ("versions", "--version=v2-alpha-tpuv5-lite is not to be had"),
+        ("buckets", "no such bucket"),
+    ],
+)
+def test_what_the_cloud_does_not_know_is_told_before_creation(cloud, refused, words):
+    cloud.plays(refuse={refused: "not found"})
+    done = cloud.launch()
+    assert done.code == 2 and words in done.err and "costs" not in done.err
+    assert not cloud.made("tpu-vm create")
+
+
+def test_an_answer_that_gcloud_does_not_give_is_no_missing_slice(cloud):
+    cloud.plays(refuse={"tpu-vm describe": "UNAUTHENTICATED: log in"})
+    done = cloud.launch()
+    assert done.code == 1 and "UNAUTHENTICATED" in done.err and "nothing was made" in done.err
+    assert not cloud.made("tpu-vm create")
+
+
+def test_pinned_versions_are_in_the_ranges_of_setup():
+    from packaging.requirements import Requirement
+
+    text = (ROOT / "setup.py").read_text()
+    ranges = [Requirement(found) for found in re.findall(r'"([a-z][\w\[\]-]*>=[^"]*)"', text)]
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints-tpu.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    pinned = [r for r in ranges if r.name in pins]
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "gcsfs"} <= {r.name for r in pinned}
+    for requirement in pinned:
+        assert pins[requirement.name] in requirement.specifier, requirement
+
+
+def test_what_is_sent_can_be_installed(cloud):
+    """setup.py reads README.md; bert_ft, configs and the pins are in the archive."""
+    cloud.launch("--yes")
+    with tarfile.open(cloud.world / "workers/0/bert_ft.tgz") as archive:
+        names = archive.getnames()
+    for name in ("setup.py", "README.md", "constraints-tpu.txt", "bert_ft/main.py"):
+        assert name in names
+    assert not [n for n in names if "__pycache__" in n]
