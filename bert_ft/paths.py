@@ -74,10 +74,17 @@ def reached(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {why(e)}; is the bucket there, and may you use it?") from e
 
 
+def make(folder: Path) -> None:
+    """The directory and its parents. Those in gs:// are but the beginnings of names; asked for one,
+    gcsfs would make the bucket too where it is missing."""
+    if not is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def require_writable(path: Path, name: str) -> None:
     """Makes the directory. Raises InputError, with `name` before it, where it can't be written."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make(path)
         probe = path / ".writable"
         try:
             probe.write_bytes(b"0" * 4096)
@@ -93,7 +100,7 @@ def write_whole(path: Path, text: str) -> None:
     """A UTF-8 file, whole or not at all; its directory is made."""
     # JSON can carry a lone surrogate, which has no UTF-8.
     data = text.encode("utf-8", errors="replace")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path.parent)
     if is_remote(path):
         with reached(path):
             path.write_bytes(data)
@@ -119,7 +126,7 @@ def copy_below(folder: Path, to: Path) -> None:
     """Copies the files of a directory, with those in it, to another; either may be gs://."""
     for file in files_below(folder):
         target = to / file.relative_to(folder).as_posix()
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make(target.parent)
         target.write_bytes(file.read_bytes())
 
 
@@ -141,7 +148,7 @@ def written(folder: Path) -> Iterator[Path]:
     """A directory to write `folder`'s files in: itself, or for gs:// a local one, copied there at
     the end."""
     if not is_remote(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="bert_ft-") as scratch:

@@ -60,7 +60,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         raise InputError(f"task {system.task.name!r}: its model has no form in transformers")
     name, rows = _real_rows(config)
     try:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        paths.make(to.parent)
         beside = None if paths.is_remote(to) else to.parent
         scratch = Path(tempfile.mkdtemp(prefix=f".{to.name}-", dir=beside))
     except OSError as e:

@@ -107,7 +107,7 @@ class Writer:
         if not active:
             return
         with _user_errors(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
+            paths.make(workdir)
             self._twin = paths.Twin(workdir, GROWING)
             workdir = self._twin.local
             self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
