@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_ft import paths
 from bert_ft.errors import EXIT_DONE, EXIT_INPUT, InputError
 from bert_ft.evals.judge import judge
 from bert_ft.evals.metrics import lower_is_better
@@ -79,7 +80,9 @@ def _name(runs: Sequence[Path]) -> str:
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
-    rows = read_rows(Path(_file(run)))
+    path = run / "predictions" / "test.jsonl"
+    with paths.reached(path):
+        rows = read_rows(path)
     if not rows:
         raise InputError(f"{_file(run)} is not there; a run with data.test and eval.report has it")
     return rows
@@ -128,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.resamples < 1:
             raise InputError(f"--resamples={args.resamples}; accepted: 1 or more")
-        a, b = ([Path(run) for run in side.split(",") if run] for side in (args.a, args.b))
+        a, b = ([paths.at(run) for run in side.split(",") if run] for side in (args.a, args.b))
         if not (a and b):
             raise InputError("a side has no workdir; give RUN_A and RUN_B")
         found = compare(a, b, args.metric, args.resamples, args.seed)

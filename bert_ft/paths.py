@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -85,7 +86,7 @@ def require_writable(path: Path, name: str) -> None:
     """Makes the directory. Raises InputError, with `name` before it, where it can't be written."""
     try:
         make(path)
-        probe = path / ".writable"
+        probe = path / f".writable-{secrets.token_hex(4)}"  # each process its own
         try:
             probe.write_bytes(b"0" * 4096)
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command, environment, read_jsonl, reviews
 
-from bert_ft import config, paths
+from bert_ft import compare, config, paths
 from bert_ft.checks import check
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
@@ -215,6 +215,7 @@ def test_a_run_that_is_killed_and_goes_on(bucket, world, cache, run_here, tmp_pa
     run_here("gs://bucket/run", "--mode=export", "--config.export.to=gs://bucket/world").refused(
         "gs://bucket/world is not empty"
     )
+    assert compare.main(["gs://bucket/run", str(tmp_path / "run"), "--resamples=10"]) == 0
     flags = [*given, "--config.resume=gs://bucket/run", "--config.train.steps=2"]
     done = run_here(tmp_path / "resumed", *flags).ok()
     assert "start: parameters of gs://bucket/run, step 20" in done.err

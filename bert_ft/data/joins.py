@@ -112,7 +112,9 @@ def parse_join(text: str, uri: str) -> Join:
     if not left or not file:
         raise InputError(f"{uri}: join={text}; accepted: join=FILE;on=COLUMN, and FILE's format")
     path = paths.at(file)
-    if not path.is_file():
+    with paths.reached(path):
+        found = path.is_file()
+    if not found:
         there = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
         near = get_close_matches(path.name, there, 1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -89,7 +89,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         scores = _scores(workdir, sha256)
         text = card.model_card(system, kind, about, scores, defaults.default())
         (scratch / "README.md").write_text(text, encoding="utf-8")
-        _upload(scratch, to) if paths.is_remote(to) else _rename(scratch, to)
+        (_upload if paths.is_remote(to) else _rename)(scratch, to)
     except OSError as e:
         raise InputError(f"{to}: can't be written: {e.strerror or e}") from e
     finally:

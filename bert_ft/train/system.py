@@ -121,7 +121,7 @@ def assemble(
     if config.model.tokenizer and not model_dir:
         given = paths.at(config.model.tokenizer)
         own = given.is_file()
-        tokenizer_path = paths.local(given) if own else hf.directory(str(given), cache)
+        tokenizer_path = paths.local(given) if own else hf.directory(config.model.tokenizer, cache)
     else:
         assert pretrained is not None
         tokenizer_path = pretrained
