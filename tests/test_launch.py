@@ -159,7 +159,7 @@ def test_dry_run_prints_each_command_and_runs_none(cloud):
 
 
 def test_preempted_and_saved_starts_again_on_the_same_slice(cloud):
-    cloud.plays(runs=[{"codes": [75, 75]}, {"codes": [0, 75]}, {"codes": [0, 0]}])
+    cloud.plays(runs=[{"codes": [75, 75]}, {"codes": [76, 75]}, {"codes": [0, 0]}])
     done = cloud.launch("--yes")
     assert done.code == 0, done.err
     assert len(cloud.made("tpu-vm create")) == 1
