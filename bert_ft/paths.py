@@ -76,8 +76,7 @@ def reached(path: Path) -> Iterator[None]:
 
 
 def make(folder: Path) -> None:
-    """The directory and its parents. Those in gs:// are but the beginnings of names; asked for one,
-    gcsfs would make the bucket too where it is missing."""
+    """The directory and its parents. In gs:// there are none, only names with slashes."""
     if not is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
