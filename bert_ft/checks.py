@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 from bert_ft.config import default, flat, unknown, wrong_type
 from bert_ft.data.mixing import MIXINGS
 from bert_ft.errors import InputError
+from bert_ft.mesh_rules import PRESETS, user_rules
 from bert_ft.parts import part_configs
 from bert_ft.task_checks import check_ranking, check_task, numbers, require
 
-PRESETS = ("replicate", "fsdp", "tensor")
+REMATS = ("none", "layer", "dots")
 SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 SWITCH = ("on", "off")
@@ -81,7 +82,10 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     one_of("train.schedule", SCHEDULES)
     one_of("train.dtype", DTYPES)
     one_of("model.head", ("checkpoint", "new"))
-    one_of("mesh.preset", PRESETS)
+    one_of("mesh.preset", tuple(PRESETS))
+    user_rules(c.mesh.rules)
+    one_of("model.remat", REMATS)
+    one_of("model.layer_loop", ("loop", "scan"))
     one_of("model.kind", ("bert", "lstm"))
     one_of("model.pool", ("last", "mean"))
     one_of("task.label_scaling", ("standard", "none"))
@@ -158,6 +162,13 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.model.pretrained,
         "'' where model.kind is 'lstm', which starts from scratch (its tokenizer: model.tokenizer)",
     )
+    for key, usual_value in (("remat", "none"), ("layer_loop", "loop")):
+        require(
+            c.model.kind == "bert" or c.model[key] == usual_value,
+            f"model.{key}",
+            c.model[key],
+            f"{usual_value!r} where model.kind is 'lstm'",
+        )
     if c.task.name != "multi":
         check_task(c)
         check_ranking(c)

@@ -33,6 +33,8 @@ FREE = (
         "mesh.",
         "data.cache_dir",
         "data.prefetch",
+        "model.remat",
+        "model.layer_loop",
     ),
     *("eval.report", "eval.every_steps", "eval.batch_size"),
 )
@@ -48,6 +50,9 @@ def default() -> ConfigDict:
     c.model.kind = "bert"  # 'lstm' is the baseline: embedding, LSTM, dropout, dense
     c.model.head = "checkpoint"  # its head where it has one of this task; 'new' always makes one
     c.model.dropout = 0.1  # of hidden states and attention; BERT's own (Devlin et al. 2019, A.2)
+    # Of the encoder's layers; experiments/remat has what each costs and saves.
+    c.model.remat = "none"  # 'layer': keep its input, compute it twice; 'dots': keep W x as well
+    c.model.layer_loop = "loop"  # 'scan': one program for all; keeps more where remat is 'none'
     # Sizes of a fresh model; a checkpoint brings its own.
     c.model.hidden_size = 384
     c.model.layers = 6
@@ -173,7 +178,12 @@ def default() -> ConfigDict:
     c.mesh.data = -1  # -1 takes the devices that the other axes leave
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
-    c.mesh.preset = "replicate"  # 'fsdp' with no size given puts the devices that are left on fsdp
+    # How parameters lie: 'replicate', 'fsdp', 'tensor' or 'fsdp+tensor' (mesh_rules.py). With
+    # fsdp and no size given, the devices that are left go on that axis.
+    c.mesh.preset = "replicate"
+    # Before the preset's, in JSON: [["up/kernel$", [null, "tensor"]], ["embedding$", "fsdp"]]; for
+    # each axis of the parameter null or a mesh axis, or one for the largest that it divides.
+    c.mesh.rules = ""
     c.mesh.backend = ""  # cpu, gpu or tpu: anything else that JAX finds is then an error
 
     c.log = ConfigDict()

@@ -11,7 +11,7 @@ LAYERS = """
 errors
 paths
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-parts task_checks evals.plots evals.entities evals.ranking evals.squad
+parts task_checks mesh_rules evals.plots evals.entities evals.ranking evals.squad
 data.words data.texts data.windows
 checks
 command_line evals.ranking_by_user
@@ -37,7 +37,7 @@ tasks.matching tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry
 train.sharding train.optim train.refuse train.sinks train.quiet train.progress
-train.store train.writer
+train.store train.writer train.footprint
 train.checkpoint
 train.step
 train.system train.evaluate
@@ -55,6 +55,7 @@ WITHOUT_JAX = (
     "config",
     "checks",
     "task_checks",
+    "mesh_rules",
     "command_line",
     "compare",
     "data.",

@@ -16,6 +16,7 @@ from bert_ft.train.step import CompileCount, Programs
 def test_compilations_equal_row_counts(run_here, tmp_path):
     with CompileCount("train_step") as train, CompileCount("eval_step") as evaluation:
         done = run_here(tmp_path / "run", "--config.eval.every_steps=5").ok()
+    assert "optimizer moments" in (done.workdir / "log.txt").read_text(), "bytes a device"
     speed = done.result["speed"]
     assert speed["compiles"] == len(speed["row_counts"]) == train.count == 2
     assert evaluation.count == 2, "one for dev, in which there were four evaluations, one for test"

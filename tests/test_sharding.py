@@ -1,6 +1,5 @@
 """Devices change where numbers are, not what they are: 1 and 8, every preset, dropout on."""
 
-import functools
 import json
 import os
 import re
@@ -9,102 +8,100 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from conftest import XLA_FLAGS
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
-from small import config, init, model, task, varied
+from meshes import STEPS, Run
+from small import config, model
 
-from bert_ft.data.batches import BatchPlan
 from bert_ft.errors import InputError
+from bert_ft.mesh_rules import AXES, PRESETS, Rule
 from bert_ft.models.hf import flatten
-from bert_ft.train import optim, sharding
-from bert_ft.train.sharding import AXES, RULES, make_mesh, place, row_shards, shardings, spec_for
-from bert_ft.train.step import Programs, TrainState, train_step
+from bert_ft.train.checksum import params_sha256
+from bert_ft.train.sharding import make_mesh, row_shards, shardings, spec_for, split
 from bert_ft.train.system import example_batch
 
-STEPS, DEVICES = 20, 8
+DEVICES, HALF = 8, 10
 RUNS = {
-    "one": {},
+    "one": {"devices": 1},
     "data": {"mesh__data": 8},
-    "fsdp": {"mesh__data": 1, "mesh__fsdp": 8, "mesh__preset": "fsdp"},
-    "data and fsdp": {"mesh__data": 2, "mesh__fsdp": 4, "mesh__preset": "fsdp"},
+    "fsdp": {"mesh__preset": "fsdp"},
     "tensor": {"mesh__data": 4, "mesh__tensor": 2, "mesh__preset": "tensor"},
-    "accumulated": {"mesh__data": 8, "train__accumulate": 2},
+    "all three": {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__preset": "fsdp+tensor"},
+    "accumulated": {"mesh__data": 8, "train__accumulate": 4},
+    "of rules": {
+        "mesh__fsdp": 4,
+        "mesh__rules": json.dumps([["/down/kernel$", [["data", "fsdp"]]], ["/kernel$", "fsdp"]]),
+    },
+    "scanned": {
+        "mesh__fsdp": 2,
+        "mesh__tensor": 2,
+        "mesh__preset": "fsdp+tensor",
+        "model__remat": "layer",
+        "model__layer_loop": "scan",
+    },
 }
-
-
-def mesh_of(c, devices):
-    if devices > 1:
-        return make_mesh(c)
-    array = np.asarray(jax.devices()[:1]).reshape((1,) * len(AXES))
-    return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
-def train(devices, **overrides):
-    """{losses, moments that do not lie as their parameters do, share of params on device 0}."""
-    c = config(train__learning_rate=1e-3, **overrides)
-    mesh, preset, accumulate = mesh_of(c, devices), c.mesh.preset, c.train.accumulate
-    optimizer, schedule = optim.make_optimizer(c, STEPS), optim.schedule(c, STEPS)
-    made = model()
-    params = init(made)
-    params = jax.device_put(params, shardings(params, mesh, preset))
-    moments = jax.eval_shape(optimizer.init, params)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings(moments, mesh, preset))(params)
-    step = jax.device_put(jnp.int32(0), sharding.replicated(mesh))
-    state = TrainState(step, params, opt_state)
-
-    def run(state, batch):
-        return train_step(
-            state, batch, model=made, task=task(), optimizer=optimizer, schedule=schedule,
-            rate=0.1, seed=3, accumulate=accumulate,
-        )  # fmt: skip
-
-    places = jax.tree.map(lambda x: x.sharding, state)
-    programs = Programs(run, (places, sharding.replicated(mesh)), donate=True)
-    plan = BatchPlan(
-        varied(60),
-        16,
-        STEPS,
-        32,
-        seed=1,
-        accumulate=accumulate,
-        multiple=row_shards(mesh),
-        at_most=1,
-    )
-    losses = []
-    for i in range(STEPS):
-        batch = place(functools.partial(plan.batch, i), plan.shape(i), mesh, accumulate)
-        if i == 0:
-            programs.compile(state, batch)
-        state, metrics = programs(state, batch)
-        losses.append(float(metrics["loss"]))
-    adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=has_moments) if has_moments(s))
-    lie = {k: v.sharding for k, v in flatten(state.params).items()}
-    strays = [k for m in (adam.mu, adam.nu) for k, v in flatten(m).items() if v.sharding != lie[k]]
-    leaves = jax.tree.leaves(state.params)
-    here = sum(x.addressable_shards[0].data.size for x in leaves)
-    return {"losses": losses, "strays": strays, "share": here / sum(x.size for x in leaves)}
+FOUR = {"devices": 4, "mesh__preset": "fsdp"}
 
 
 def has_moments(x):
     return hasattr(x, "mu") and hasattr(x, "nu")
 
 
-def main():
+def about(state, losses):
+    """{losses, digest, moments that lie otherwise than their parameters, device 0's share}."""
+    adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=has_moments) if has_moments(s))
+    lie = {k: v.sharding for k, v in flatten(state.params).items()}
+    strays = [k for m in (adam.mu, adam.nu) for k, v in flatten(m).items() if v.sharding != lie[k]]
+    leaves = jax.tree.leaves(state.params)
+    here = sum(x.addressable_shards[0].data.size for x in leaves)
+    return {
+        "losses": losses,
+        "digest": params_sha256(state.params),
+        "strays": strays,
+        "share": here / sum(x.size for x in leaves),
+    }
+
+
+def drawn(run):
+    """Digest of the parameters that the model's own initialisers draw where they belong."""
+    shapes = jax.eval_shape(run.model.init, jax.random.key(0), example_batch())["params"]
+    make = jax.jit(
+        lambda key: run.model.init(key, example_batch())["params"],
+        out_shardings=run.layout(shapes),
+    )
+    return params_sha256(make(jax.random.key(0)))
+
+
+def main(directory):
     assert len(jax.devices()) == DEVICES
-    out = {name: train(1 if name == "one" else DEVICES, **c) for name, c in RUNS.items()}
-    print(json.dumps(out))
+    made, out = {name: Run(**c) for name, c in RUNS.items()}, {}
+    for name, run in made.items():
+        state, losses = run.train(run.start(), HALF, directory if name == "data" else None)
+        state, more = run.train(state)
+        out[name] = about(state, losses + more)
+    state, losses = made["data"].train(made["data"].restored(directory, HALF))
+    out["same again"] = about(state, losses)
+    losses, at = [], HALF
+    for run, until in ((Run(**FOUR), 14), (made["one"], 17), (made["tensor"], STEPS)):
+        state, more = run.train(run.restored(directory, at), until, directory)
+        losses, at = losses + more, until
+    out["moved"] = about(state, losses)
+    digests = [drawn(made[name]) for name in ("one", "all three")]
+    print(json.dumps({"runs": out, "drawn": digests}))
 
 
 @pytest.fixture(scope="module")
-def runs():
-    """All of them in one process with eight devices; this one may have a single one."""
-    here = Path(__file__).parent
-    flags = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
+def everything(tmp_path_factory):
+    """All of it in one process with eight devices; this one may have a single one."""
+    here, directory = Path(__file__).parent, tmp_path_factory.mktemp("meshes")
+    flags = f"--xla_force_host_platform_device_count={DEVICES} {XLA_FLAGS}"
+    code = f"import pathlib, test_sharding as t; t.main(pathlib.Path({str(directory)!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", "import test_sharding; test_sharding.main()"],
+        [sys.executable, "-c", code],
         cwd=here,
         env={
             **os.environ,
@@ -119,22 +116,47 @@ def runs():
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def runs(everything):
+    return everything["runs"]
+
+
 @pytest.mark.parametrize("name", [n for n in RUNS if n != "one"])
 def test_losses_of_twenty_steps_are_those_of_one_device(name, runs):
     one = np.array(runs["one"]["losses"])
-    assert one[-5:].mean() < one[:5].mean(), "nothing was learnt"
+    assert len(one) == STEPS and one[-5:].mean() < one[:5].mean(), "nothing was learnt"
     np.testing.assert_allclose(runs[name]["losses"], one, rtol=0, atol=1e-4)
 
 
 def test_moments_lie_where_their_parameters_do(runs):
-    assert {name: run["strays"] for name, run in runs.items()} == dict.fromkeys(RUNS, [])
+    assert {name: run["strays"] for name, run in runs.items()} == dict.fromkeys(runs, [])
 
 
-def test_fsdp_and_tensor_really_split_the_parameters(runs):
+def test_presets_and_rules_really_split_the_parameters(runs):
     share = {name: run["share"] for name, run in runs.items()}
     assert share["one"] == share["data"] == 1
     # All but biases, LayerNorm, and what no axis of it divides.
-    assert share["fsdp"] < 0.25 and share["data and fsdp"] < 0.35 and share["tensor"] < 0.75
+    assert share["fsdp"] < 0.25 and share["tensor"] < 0.7
+    assert share["all three"] == share["scanned"] < 0.4
+    assert share["of rules"] < 0.6
+
+
+def test_fresh_parameters_are_the_same_on_any_mesh(everything):
+    """They are drawn where they belong; so JAX must draw by place, not by device."""
+    assert jax.config.jax_threefry_partitionable
+    assert len(set(everything["drawn"])) == 1
+
+
+def test_a_checkpoint_goes_on_bit_for_bit_on_the_same_mesh(runs):
+    assert runs["same again"]["losses"] == runs["data"]["losses"][HALF:]
+    assert runs["same again"]["digest"] == runs["data"]["digest"]
+
+
+def test_a_checkpoint_goes_on_on_other_meshes_and_numbers_of_devices(runs):
+    """Saved by 8 under data, then 4 under fsdp, then 1, then 4 x 2 with tensor."""
+    expected = runs["data"]["losses"][HALF:]
+    np.testing.assert_allclose(runs["moved"]["losses"], expected, rtol=0, atol=1e-4)
+    assert runs["moved"]["share"] == runs["tensor"]["share"]
 
 
 def abstract(trial=1, data=1, fsdp=1, tensor=1):
@@ -147,20 +169,19 @@ def shapes():
     return {path: leaf.shape for path, leaf in flatten(made).items()}
 
 
-@pytest.mark.parametrize("preset", sorted(RULES))
+@pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_parameter_matches_a_rule_and_every_rule_a_parameter(preset):
-    left = dict.fromkeys(pattern for pattern, _ in RULES[preset])
+    left = dict.fromkeys(rule.pattern for rule in PRESETS[preset])
     for path, shape in shapes().items():
         spec = spec_for(path, shape, abstract(fsdp=4, tensor=2), preset)
         assert len(spec) <= len(shape), path
-        left.pop(next(p for p, _ in RULES[preset] if re.search(p, path)), None)
+        left.pop(next(r.pattern for r in PRESETS[preset] if re.search(r.pattern, path)), None)
     assert not left, "rules that match nothing: a name has changed"
 
 
-def test_a_parameter_without_a_rule_is_an_error(monkeypatch):
-    monkeypatch.setitem(RULES, "replicate", ((r"/kernel$", P()),))
+def test_a_parameter_without_a_rule_is_an_error():
     with pytest.raises(KeyError, match="encoder/norm/scale"):
-        spec_for("encoder/norm/scale", (32,), abstract(), "replicate")
+        split("encoder/norm/scale", (32,), abstract(), [Rule("/kernel$")])
 
 
 def test_the_tensor_preset_splits_columns_then_rows():
@@ -169,11 +190,11 @@ def test_the_tensor_preset_splits_columns_then_rows():
     expected = {
         "attention/query/kernel": P(None, "tensor"),
         "attention/key/bias": P("tensor"),
-        "attention/output/kernel": P("tensor", None),
+        "attention/output/kernel": P("tensor"),
         "attention/output/bias": P(),
         "up/kernel": P(None, "tensor"),
         "up/bias": P("tensor"),
-        "down/kernel": P("tensor", None),
+        "down/kernel": P("tensor"),
         "down/bias": P(),
         "norm/scale": P(),
     }
@@ -184,10 +205,63 @@ def test_the_tensor_preset_splits_columns_then_rows():
 def test_fsdp_takes_the_largest_axis_that_it_divides():
     mesh = abstract(fsdp=8)
     assert spec_for("x/kernel", (32, 48), mesh, "fsdp") == P(None, "fsdp")
-    assert spec_for("x/kernel", (48, 32), mesh, "fsdp") == P("fsdp", None)
+    assert spec_for("x/kernel", (48, 32), mesh, "fsdp") == P("fsdp")
     assert spec_for("x/embedding", (83, 32), mesh, "fsdp") == P(None, "fsdp")
-    assert spec_for("x/kernel", (3, 5), mesh, "fsdp") == P(None, None)
+    assert spec_for("x/kernel", (3, 5), mesh, "fsdp") == P()
     assert spec_for("x/bias", (32,), mesh, "fsdp") == P()
+
+
+def test_fsdp_takes_what_tensor_leaves():
+    mesh = abstract(fsdp=4, tensor=2)
+    for path, shape, spec in (
+        ("layer_0/up/kernel", (32, 48), P("fsdp", "tensor")),
+        ("layer_0/down/kernel", (48, 32), P("tensor", "fsdp")),
+        ("layer_0/up/bias", (48,), P("tensor")),
+        ("encoder/word/embedding", (84, 32), P("tensor", "fsdp")),
+        ("encoder/word/embedding", (83, 32), P(None, "fsdp")),
+        ("encoder/position/embedding", (40, 32), P("fsdp")),
+        ("encoder/norm/scale", (32,), P()),
+    ):
+        assert spec_for(path, shape, mesh, "fsdp+tensor") == spec, path
+
+
+def test_rules_of_the_user_go_before_the_presets():
+    mesh, rules = (
+        abstract(data=2, fsdp=4, tensor=2),
+        json.dumps(
+            [
+                ["/up/kernel$", [["data", "fsdp"], "tensor"]],
+                ["^encoder/word", "tensor"],
+                ["norm", []],
+            ]
+        ),
+    )
+    for path, shape, spec in (
+        ("encoder/layer_0/up/kernel", (32, 48), P(("data", "fsdp"), "tensor")),
+        ("encoder/word/embedding", (84, 32), P("tensor")),
+        ("encoder/norm/kernel", (8, 8), P()),
+        ("encoder/layer_0/down/kernel", (48, 32), P("fsdp")),
+    ):
+        assert spec_for(path, shape, mesh, "fsdp", rules) == spec, path
+    # A pattern that begins at the path's beginning holds for the moments, too.
+    state = optax.adam(1e-3).init({"encoder": {"word": {"embedding": np.zeros((84, 32))}}})
+    found = shardings(state, mesh, "fsdp", rules)
+    assert [s.spec for s in jax.tree.leaves(found)] == [P(), P("tensor"), P("tensor")]
+
+
+@pytest.mark.parametrize("spec", ['[null, "tensor"]', '"tensor"'])
+def test_tensor_is_kept_from_the_features_of_a_table(spec):
+    """XLA makes another loss of it where fsdp and data have sizes, too."""
+    with pytest.raises(InputError, match=r"features of encoder/word/embedding \(7 x 32\)"):
+        spec_for(
+            "encoder/word/embedding", (7, 32), abstract(tensor=2), "tensor", f'[["word", {spec}]]'
+        )
+
+
+def test_a_rule_with_more_axes_than_its_parameter_has():
+    rules = '[["bias$", [null, "fsdp"]]]'
+    with pytest.raises(InputError, match=r"'bias\$' splits 2 axes; top/bias.* has 1: 32"):
+        spec_for("top/bias", (32,), abstract(fsdp=2), "replicate", rules)
 
 
 def test_meshes_that_do_not_divide_the_devices():

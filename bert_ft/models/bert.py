@@ -8,7 +8,7 @@ batch a token belongs to, counted from 1; 0 is padding). Attention stays within 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -48,9 +48,9 @@ class EncoderConfig:
         """The longest sequence, in tokens."""
         return self.max_position_embeddings - self.position_offset
 
-    def encoder(self, dtype: jnp.dtype) -> nn.Module:
+    def encoder(self, dtype: jnp.dtype, remat: str = "none", loop: str = "loop") -> nn.Module:
         """The encoder of these sizes, called as (batch, noise, first_only=…)."""
-        return Encoder(self, dtype)
+        return Encoder(self, dtype, remat, loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +173,20 @@ class Layer(nn.Module):
         return LayerNorm(c.layer_norm_eps, name="norm")(x + y)
 
 
+# What the backward pass finds kept of a layer beside its input, by config.model.remat; None is
+# nothing. 'dots' keeps products with weights, so that only what is quick is computed again:
+# attention's own products, whose size grows with the square of the length, and all between.
+_KEPT = {"layer": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
 class Encoder(nn.Module):
+    """`remat` and `layer_loop` are those of config.model: they change neither result nor
+    parameters."""
+
     config: EncoderConfig
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    layer_loop: str = "loop"
 
     @nn.compact
     def __call__(self, batch: Batch, noise: Noise | None = None, first_only: bool = False):
@@ -197,7 +208,41 @@ class Encoder(nn.Module):
         x = x.astype(self.dtype)
         if width != c.hidden_size:
             x = Dense(c.hidden_size, self.dtype, std, name="project")(x)
+        plain = (self.remat, self.layer_loop) == ("none", "loop")
+        if not plain and not self.is_initializing():
+            return self._layers(x, batch, noise, batch["slots"] if first_only else None)
         for i in range(c.num_hidden_layers):
             slots = batch["slots"] if first_only and i == c.num_hidden_layers - 1 else None
             x = Layer(c, self.dtype, name=f"layer_{i}")(x, batch, noise, 1 + 3 * i, slots)
+        return x
+
+    def _layers(self, x: jax.Array, batch: Batch, noise: Noise | None, slots: jax.Array | None):
+        """All layers, each as a function of its parameters and of its own words of noise."""
+        c, all_params = self.config, self.variables["params"]
+        params = [all_params[f"layer_{i}"] for i in range(c.num_hidden_layers)]
+        words = [noise.words[1 + 3 * i : 4 + 3 * i] if noise else None for i in range(len(params))]
+        scanned = (len(params) - (slots is not None)) * (self.layer_loop == "scan")
+
+        def layer(x, params, words, slots):
+            own = dataclasses.replace(noise, words=words) if noise else None
+            return Layer(c, self.dtype, parent=None).apply(
+                {"params": params}, x, batch, own, 0, slots
+            )
+
+        def kept(inside_scan: bool) -> Callable:
+            """Nothing in a scan can merge the second computation with the first."""
+            if self.remat == "none":
+                return layer
+            return jax.checkpoint(layer, policy=_KEPT[self.remat], prevent_cse=not inside_scan)
+
+        if scanned:
+            # Stacked in the step, since everything else knows a layer's parameters by its name.
+            stacked = jax.tree.map(
+                lambda *leaves: jnp.stack(leaves), *list(zip(params, words, strict=True))[:scanned]
+            )
+            run = kept(True)
+            x, _ = jax.lax.scan(lambda x, now: (run(x, *now, None), None), x, stacked)
+        run = kept(False)
+        for i in range(scanned, len(params)):
+            x = run(x, params[i], words[i], slots if i == len(params) - 1 else None)
         return x

@@ -244,9 +244,11 @@ class Model(nn.Module):
     config: Any  # an EncoderConfig, or another that makes an encoder and has its names
     head: Any
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"  # these two as in config.model; they change no result
+    layer_loop: str = "loop"
 
     def setup(self) -> None:
-        self.encoder = self.config.encoder(self.dtype)
+        self.encoder = self.config.encoder(self.dtype, self.remat, self.layer_loop)
         self.top = self.head(self.config, self.dtype)
 
     def __call__(

@@ -35,7 +35,8 @@ class LstmConfig:
     def positions(self) -> int:
         return self.max_position_embeddings
 
-    def encoder(self, dtype: jnp.dtype) -> nn.Module:
+    def encoder(self, dtype: jnp.dtype, *_: str) -> nn.Module:
+        """The encoder of these sizes; how a BERT's layers are computed is of no concern here."""
         return LstmEncoder(self, dtype)
 
 

@@ -19,7 +19,7 @@ from bert_ft.config import flat
 from bert_ft.data.batches import BatchPlan, prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError
 from bert_ft.evals.metrics import lower_is_better
-from bert_ft.train import optim
+from bert_ft.train import footprint, optim
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
 from bert_ft.train.record import StepClock, old_speed, require_finite, speed, summary, write_json
@@ -183,6 +183,7 @@ def _train(
         if first < steps:
             programs.compile(state, fetch(first))
             writer.say(summary(system, plan))
+            writer.say("\n".join(footprint.lines(state, mesh, config)))
         for step in range(first, steps):
             if step > first:
                 if has_dev and config.eval.every_steps and step % config.eval.every_steps == 0:

@@ -82,7 +82,8 @@ def abstract_state(system: System, optimizer: optax.GradientTransformation) -> T
     """The state's tree of shapes with its shardings."""
     params = system.abstract_params
     opt = jax.eval_shape(optimizer.init, params)
-    places = shardings(opt, system.mesh, system.config.mesh.preset)
+    m = system.config.mesh
+    places = shardings(opt, system.mesh, m.preset, m.rules)
     opt = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), opt, places)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(system.mesh))
     return TrainState(step, params, opt)  # type: ignore[arg-type]

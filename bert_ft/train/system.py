@@ -48,7 +48,8 @@ class System:
     def abstract_params(self) -> Any:
         """The parameters' tree of shapes, with their shardings on the mesh."""
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), example_batch())["params"]
-        places = shardings(shapes, self.mesh, self.config.mesh.preset)
+        m = self.config.mesh
+        places = shardings(shapes, self.mesh, m.preset, m.rules)
         return jax.tree.map(
             lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places
         )
@@ -152,7 +153,8 @@ def assemble(
     assert fitted is not None
     longest = max((int(d.lengths.max()) for d in made.values()), default=config.data.max_length)
     dtype = compute_dtype(config, mesh)
-    model = Model(encoder, task.head(fitted), dtype)
+    m = config.model
+    model = Model(encoder, task.head(fitted), dtype, m.remat, m.layer_loop)
     row_length = _row_length(config, longest, mesh.devices.flat[0].platform)
     return System(
         config, mesh, task, tokenizer, model, encoder, made, fitted, row_length, pretrained
