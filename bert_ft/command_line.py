@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import glob
 import importlib.util
 import os
 import re
@@ -128,6 +129,7 @@ def prepare_host(config: ConfigDict) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import jax
 
+    quiet_libtpu()
     where = config.compile.cache_dir
     if where == "auto":
         where = str(
@@ -139,11 +141,30 @@ def prepare_host(config: ConfigDict) -> None:
     keep_freed_memory()
 
 
+def quiet_libtpu() -> None:
+    """Where no TPU is attached, libtpu, if installed, serves preflight only: it then looks for no
+    metadata server, writes no log files, keeps no other process from loading it, and says nothing.
+    """
+    if not _tpu_attached():
+        os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        os.environ.setdefault("TPU_LOG_DIR", "disabled")
+        os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+
+
+def _tpu_attached() -> bool:
+    """Whether a TPU's device files are there, and the library that drives it."""
+    files = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    return bool(files) and importlib.util.find_spec("libtpu") is not None
+
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory instead of giving it back to the kernel. XLA's CPU backend
     allocates a step's temporaries afresh each step (325 MB for MiniLM at 1,024 tokens), and
     touching new pages was a fifth of the step's CPU time (experiments/speed/page_faults.py)."""
-    if not sys.platform.startswith("linux") or importlib.util.find_spec("libtpu"):
+    if not sys.platform.startswith("linux") or _tpu_attached():
         return
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -28,6 +28,7 @@ FREE = (
         "log.",
         "predict.",
         "export.",
+        "preflight.",
         "checkpoint.",
         "compile.",
         "mesh.",
@@ -205,6 +206,11 @@ def default() -> ConfigDict:
     c.export.to = ""  # a directory in the Hugging Face format, made by --mode=export
     c.export.part = ""  # of a 'multi' run: the part whose head goes with the encoder
     c.export.rows = 64  # rows whose logits are compared before it is there
+
+    c.preflight = ConfigDict()
+    c.preflight.topology = ""  # TPU slices to compile for, comma-separated: v5e:4x8,v4:2x2x4,v6e-16
+    c.preflight.slices = 1  # of that shape each, parts of the data axis
+    c.preflight.model = ""  # 'base' or 'large' with made-up texts, where model or data can't be had
 
     c.resume = ""  # the workdir of another run whose parameters this one starts from
     return c

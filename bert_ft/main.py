@@ -16,6 +16,7 @@ MODES = {
     "eval": "score a trained workdir again on data.dev and data.test",
     "predict": "label the rows of --config.predict.input=FILE.jsonl, one JSON line a row",
     "export": "write --config.export.to=DIR as transformers loads it, once its outputs agree",
+    "preflight": "compile for --config.preflight.topology=SLICE of TPUs, without one, and report",
 }
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="a config file")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run keeps everything")
@@ -33,10 +34,12 @@ def main(argv: list[str]) -> int:
             from bert_ft.train.loop import run
 
             return run(config, workdir, STARTED)
+        from bert_ft import preflight
         from bert_ft.train import export, finish
 
         others = {"eval": finish.evaluate, "predict": finish.predict, "export": export.export}
-        others[MODE.value](config, workdir)
+        mode = {**others, "preflight": preflight.preflight}[MODE.value]
+        mode(config, workdir)
         return errors.EXIT_DONE
     except errors.InputError as e:
         print(f"error: {e}", file=sys.stderr)

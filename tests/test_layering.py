@@ -11,7 +11,7 @@ LAYERS = """
 errors
 paths
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-parts task_checks mesh_rules evals.plots evals.entities evals.ranking evals.squad
+parts task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
 data.words data.texts data.windows
 checks
 command_line evals.ranking_by_user
@@ -36,15 +36,16 @@ tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint
 tasks.matching tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry
-train.sharding train.optim train.refuse train.sinks train.quiet train.progress
+train.sharding train.optim train.refuse train.sinks train.quiet train.progress train.collectives
 train.store train.writer train.footprint
 train.checkpoint
 train.step
 train.system train.evaluate
-train.start train.record
+train.start train.record train.advice train.cost
 train.finish train.card
 train.export
 train.loop
+preflight
 main
 """
 RANK = {name: i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}

@@ -94,7 +94,8 @@ class Dense(nn.Module):
         init = nn.initializers.truncated_normal(self.std)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return ops.matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        y = ops.matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return ops.by_rows(y) if y.ndim > 2 else y  # two axes: by example
 
 
 class LayerNorm(nn.Module):
@@ -196,6 +197,10 @@ class Encoder(nn.Module):
         std = c.initializer_range
         width = c.embedding_size or c.hidden_size
         x = Embed(c.vocab_size, width, std, name="word")(batch["tokens"])
+        # Where fsdp splits the table's width, each device looks up its part of the words of all
+        # with its data index; then each has its rows. Otherwise the table's gradient needs those
+        # of all devices.
+        x = ops.by_rows(ops.by_rows(x, ("data",)))
         x += Embed(c.max_position_embeddings, width, std, name="position")(
             batch["positions"] + c.position_offset
         )
@@ -205,7 +210,7 @@ class Encoder(nn.Module):
         x = LayerNorm(c.layer_norm_eps, name="norm")(x)
         if noise:
             x = noise.hidden(x, 0)
-        x = x.astype(self.dtype)
+        x = ops.by_rows(x.astype(self.dtype))
         if width != c.hidden_size:
             x = Dense(c.hidden_size, self.dtype, std, name="project")(x)
         plain = (self.remat, self.layer_loop) == ("none", "loop")

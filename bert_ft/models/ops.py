@@ -5,10 +5,27 @@ Shapes are named in suffixes: R rows, S tokens a row, H hidden, D a head's width
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec as P
+
+ROW_AXES = ("data", "fsdp")  # of the mesh: a batch's rows are split over both
+
+
+def by_rows(x: jax.Array, axes: tuple[str, ...] = ROW_AXES) -> jax.Array:
+    """x (R, ...) itself, said to be split by rows over the devices that a batch's rows are split
+    over; how another mesh axis splits it is left to XLA. Without a word, XLA may split hidden
+    states as it finds a parameter split (fsdp), and every layer then gathers them from all
+    devices. Says nothing where no mesh is set, or one that does not divide the rows."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    shards = math.prod(shape.get(axis, 1) for axis in axes)
+    if shards == 1 or x.shape[0] % shards:
+        return x
+    return lax.with_sharding_constraint(x, P(axes, *(P.UNCONSTRAINED,) * (x.ndim - 1)))
 
 
 @jax.custom_vjp

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey
@@ -18,13 +19,15 @@ from bert_ft import mesh_rules
 from bert_ft.data.batches import Batch, Shape
 from bert_ft.errors import InputError
 from bert_ft.mesh_rules import AXES, Rule, rules_of
+from bert_ft.models.ops import ROW_AXES
 
-ROWS = ("data", "fsdp")  # a batch's rows are split over both
+ROWS = ROW_AXES  # a batch's rows are split over both
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[Any] = ()) -> Mesh:
-    """All devices, those that JAX finds if none are given, in the shape of config.mesh. Raises
-    InputError where it doesn't divide them."""
+    """All devices, those that JAX finds if none are given, in the shape of config.mesh. Slices of
+    TPUs, which only a slower network joins, are parts of the data axis. Raises InputError where the
+    shape doesn't divide the devices."""
     devices = list(devices) or jax.devices()
     wanted = config.mesh.backend
     if wanted and devices[0].platform != wanted:
@@ -32,10 +35,11 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] = ()) -> Mesh:
             f"config.mesh.backend is {wanted!r}, but JAX found "
             f"{devices[0].platform!r} ({devices[0]})"
         )
+    slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
     wanted_sizes = {a: config.mesh[a] for a in AXES}
     unsaid = (config.mesh.data, config.mesh.fsdp) == (-1, 1)
     if mesh_rules.has(config.mesh.preset, "fsdp") and unsaid:
-        wanted_sizes |= {"data": 1, "fsdp": -1}  # an axis of 1 would shard nothing
+        wanted_sizes |= {"data": slices, "fsdp": -1}  # an axis of 1 would shard nothing
     sizes = list(wanted_sizes.values())
     fixed = math.prod(s for s in sizes if s > 0)
     if -1 in sizes and len(devices) % fixed == 0:
@@ -47,10 +51,23 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] = ()) -> Mesh:
         )
     array = np.asarray(devices).reshape(sizes)
     if devices[0].platform == "tpu":
-        array = jax.make_mesh(
-            sizes, AXES, devices=devices
-        ).devices  # neighbours on the chip's own network
+        array = _neighbours(dict(zip(AXES, sizes, strict=True)), devices, slices)
     return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _neighbours(sizes: dict[str, int], devices: Sequence[Any], slices: int) -> np.ndarray:
+    """TPUs in an order in which an axis joins neighbours on the chips' own network."""
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices).devices
+    if sizes["data"] % slices:
+        raise InputError(
+            f"config.mesh.data is {sizes['data']}; accepted: a multiple of the {slices} slices"
+        )
+    inner = {**sizes, "data": sizes["data"] // slices}
+    outer = {**dict.fromkeys(AXES, 1), "data": slices}
+    return mesh_utils.create_hybrid_device_mesh(
+        tuple(inner.values()), tuple(outer.values()), devices
+    )
 
 
 def check_sizes(mesh: Mesh, preset: str, heads: int, intermediate: int) -> None:
@@ -161,3 +178,20 @@ def place(
         return jax.make_array_from_process_local_data(split, value, full)
 
     return {k: put(k, v) for k, v in make(mine if len(mine) < shape.rows else None).items()}
+
+
+def abstract_batch(
+    batch: Mapping[str, np.ndarray], shape: Shape, mesh: Mesh, accumulate: int = 1
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `place` makes of a batch, as shapes with shardings. `batch` may hold only some rows."""
+    lead = (None,) if accumulate > 1 else ()
+    split, whole = NamedSharding(mesh, P(*lead, ROWS)), replicated(mesh)
+
+    def one(name: str, value: np.ndarray) -> jax.ShapeDtypeStruct:
+        by_row, full = name in shape.row_arrays, value.shape
+        if by_row:
+            full = (*full[: len(lead)], shape.rows, *full[len(lead) + 1 :])
+        dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+        return jax.ShapeDtypeStruct(full, dtype, sharding=split if by_row else whole)
+
+    return {name: one(name, value) for name, value in batch.items()}

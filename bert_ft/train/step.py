@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,6 +98,8 @@ class Programs:
 
     def __init__(self, step: Callable, out_shardings: Any, donate: bool):
         """`step(state, batch)`; `donate` gives the state's memory to the result."""
+        places = jax.tree.leaves(out_shardings)
+        self._mesh = places[0].mesh if places else None
         self._jit = jax.jit(
             step, out_shardings=out_shardings, donate_argnums=(0,) if donate else ()
         )
@@ -109,10 +112,14 @@ class Programs:
         """The optimised HLO of all programs, for those who look at it."""
         return "\n".join(c.as_text() for c in self._compiled.values())
 
-    def compile(self, state: Any, batch: Mapping[str, Any]) -> None:
-        """Compiles for arrays, or shapes with shardings, like these, unless that has been done."""
+    def compile(self, state: Any, batch: Mapping[str, Any]) -> Any:
+        """The program for arrays, or shapes with shardings, like these; compiled unless that has
+        been done."""
         if _shapes(batch) not in self._compiled:
-            self._compiled[_shapes(batch)] = self._jit.lower(state, dict(batch)).compile()
+            # The model asks for the mesh (ops.by_rows).
+            with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
+                self._compiled[_shapes(batch)] = self._jit.lower(state, dict(batch)).compile()
+        return self._compiled[_shapes(batch)]
 
     def __call__(self, state: Any, batch: Mapping[str, jax.Array]) -> Any:
         return self._compiled[_shapes(batch)](state, dict(batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,12 @@ def assemble(
     sets: tuple[str, ...] = SETS,
     model_dir: Path | None = None,
     fitted: Mapping[str, Any] | None = None,
+    devices: Sequence[Any] = (),
 ) -> System:
     """The system of a config. With `model_dir` and `fitted` (from a finished run's workdir) only
-    the named sets are read. Raises InputError on whatever can't work."""
-    mesh, task, cache = make_mesh(config), make_task(config), cache_dir(config)
+    the named sets are read. `devices` are those that JAX finds if none are given. Raises InputError
+    on whatever can't work."""
+    mesh, task, cache = make_mesh(config, devices), make_task(config), cache_dir(config)
     pretrained = paths.local(model_dir) if model_dir else None
     if not model_dir and config.model.pretrained:
         pretrained = hf.directory(config.model.pretrained, cache)

@@ -1,0 +1,255 @@
+"""The real steps of a config, compiled for slices of TPUs without one: memory, collectives, bound.
+
+WORKDIR/preflight.json holds an object a topology; bytes are those of a device:
+
+    topology, devices, mesh, batch {examples, rows, row_length}, assumed [what was not the config's]
+    compiled, compile_s, eval_compile_s     of the training step and of the evaluation's
+    bytes {arguments, outputs, temporaries, total}      total counts an output that takes an
+                                                        argument's place once
+    hbm_bytes, fits, advice [what to change, or what would fit as well]
+    collectives [{kind, axis, count, bytes, sent, over}]
+    flops_per_step      of the whole batch, model operations
+    bound {ms, mfu, examples_per_s, by, compute_ms, memory_ms, network_ms}     no measurement
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from ml_collections import ConfigDict
+
+from bert_ft.command_line import quiet_libtpu
+from bert_ft.data.batches import Shape
+from bert_ft.data.encode import Encoded
+from bert_ft.errors import InputError
+from bert_ft.models.bert import EncoderConfig
+from bert_ft.models.heads import Model
+from bert_ft.tasks.registry import make_task
+from bert_ft.train import optim
+from bert_ft.train.advice import advice, held_bytes, table
+from bert_ft.train.chips import CHIPS, Chip, slice_of
+from bert_ft.train.collectives import collectives
+from bert_ft.train.cost import bound, step_flops
+from bert_ft.train.finish import eval_plan, eval_programs
+from bert_ft.train.loop import batch_plan, total_steps, train_programs
+from bert_ft.train.record import write_json
+from bert_ft.train.sharding import abstract_batch, check_sizes, make_mesh
+from bert_ft.train.start import abstract_state
+from bert_ft.train.step import Programs, TrainState
+from bert_ft.train.system import System, assemble, compute_dtype
+
+# Devlin et al. 2019, 3; the vocabulary is bert-base-uncased's.
+SIZES = {
+    "base": EncoderConfig(),
+    "large": EncoderConfig(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
+    ),
+}
+LANES = 128  # a row's length is a multiple, as on a TPU (train/system.py)
+
+
+def preflight(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
+    """The report on each of config.preflight.topology, printed and written to WORKDIR. Raises
+    InputError for a slice that is none, where libtpu is missing, and on the config's own faults."""
+    named = [slice_of(t.strip()) for t in config.preflight.topology.split(",")]
+    found = [topology_devices(kind, shape, config.preflight.slices) for kind, shape in named]
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    system, assumed = system_for(config, found[0], say)
+    reports = []
+    for (kind, shape), devices in zip(named, found, strict=True):
+        say(f"preflight: compiling for {kind}:{shape}, {len(devices)} devices; may take minutes")
+        here = on_devices(system, devices)
+        report = {"topology": f"{kind}:{shape}", "slices": config.preflight.slices}
+        with _no_cache():
+            reports.append({**report, **examine(here, CHIPS[kind]), "assumed": assumed})
+        print(table(reports[-1]), flush=True)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "preflight.json", reports)
+    return reports
+
+
+@contextmanager
+def _no_cache() -> Iterator[None]:
+    """compile_s is that of a compilation."""
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def topology_devices(kind: str, shape: str, slices: int = 1) -> list[Any]:
+    """Devices to compile for, which compute nothing; one a chip. InputError where libtpu is not
+    installed or knows no such slice."""
+    if not (importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH")):
+        raise InputError(
+            "--mode=preflight needs libtpu, which is not installed; pip install -e '.[tpu]' "
+            "(a TPU is not needed)"
+        )
+    quiet_libtpu()  # for those who come not from the command line
+    options = dict(CHIPS[kind].options) | ({"num_slices": slices} if slices > 1 else {})
+    if shape == "1x1":
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        return topologies.get_topology_desc(
+            platform="tpu", topology_name=f"{kind}:{shape}", **options
+        ).devices
+    except (RuntimeError, ValueError) as e:
+        first = str(e).strip().splitlines()[0]
+        raise InputError(
+            f"config.preflight.topology: libtpu makes no {kind}:{shape} x {slices}: {first}"
+        ) from e
+
+
+def system_for(
+    config: ConfigDict, devices: Sequence[Any], say: Callable[[str], None]
+) -> tuple[System, list[str]]:
+    """The config's system on these devices, and what in it is not the config's own."""
+    if not config.preflight.model:
+        system = assemble(config, say, devices=devices)
+        if "train" not in system.sets:
+            raise InputError("config.data.train is ''; give a data URI")
+        return system, []
+    encoder, length = SIZES[config.preflight.model], config.data.max_length
+    mesh, task, count = make_mesh(config, devices), make_task(config), config.train.batch_size
+    if length > encoder.positions:
+        raise InputError(
+            f"config.data.max_length is {length}; accepted: up to the model's {encoder.positions} "
+            "positions"
+        )
+    fitted = {"labels": ["0", "1"], "names": ["0", "1"]}
+    data = Encoded(
+        tokens=np.zeros(count * length, np.int32),
+        types=np.zeros(count * length, np.int8),
+        offsets=np.arange(count + 1, dtype=np.int64) * length,
+        row=np.arange(count, dtype=np.int64),
+        truncated=np.zeros(count, bool),
+        fields={"label": np.zeros(count, np.int32)},
+        token_fields={},
+        pieces=1,
+        fitted=fitted,
+        source_rows=count,
+    )
+    model = Model(encoder, task.head(fitted), compute_dtype(config, mesh))
+    row_length = config.data.row_length or -(-length // LANES) * LANES
+    sets = {"train": data}
+    system = System(config, mesh, task, None, model, encoder, sets, fitted, row_length, None)
+    return system, [
+        f"a new BERT-{config.preflight.model} in the place of config.model.*",
+        f"made-up texts of {length} tokens each, with 2 labels, in the place of config.data.*",
+    ]
+
+
+def on_devices(system: System, devices: Sequence[Any]) -> System:
+    """The same system on other devices."""
+    mesh, encoder = make_mesh(system.config, devices), system.encoder
+    if isinstance(encoder, EncoderConfig):
+        preset = system.config.mesh.preset
+        check_sizes(mesh, preset, encoder.num_attention_heads, encoder.intermediate_size)
+    return dataclasses.replace(system, mesh=mesh)
+
+
+def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, Any]:
+    """Compiles the training step of the most rows, and the evaluation's; all of a report but its
+    topology."""
+    config, mesh, accumulate = system.config, system.mesh, system.config.train.accumulate
+    programs, state, batch, shape = real_step(system)
+    devices = list(mesh.devices.flat)
+    flops = step_flops(system.model, system.task, state.params, batch, accumulate)
+    report: dict[str, Any] = {
+        "devices": len(devices),
+        "mesh": dict(mesh.shape),
+        "preset": config.mesh.preset,
+        "batch": {
+            "examples": config.train.batch_size,
+            "rows": shape.rows * accumulate,
+            "row_length": shape.row_length,
+        },
+        "compiled": False,
+        "hbm_bytes": chip.hbm,
+        "flops_per_step": flops,
+        "collectives": [],
+        "bound": None,
+    }
+    begun = time.monotonic()
+    try:
+        compiled = programs.compile(state, batch)
+    except jax.errors.JaxRuntimeError as e:
+        used = _needed(str(e))
+        if used is None:
+            raise
+        report |= {"compile_s": time.monotonic() - begun, "fits": False}
+        unknown = {"outputs": None, "temporaries": None}
+        report["bytes"] = {"arguments": held_bytes((state, batch)), **unknown, "total": used}
+        return {**report, "advice": advice(system, report)}
+    report |= {"compiled": True, "compile_s": time.monotonic() - begun}
+    stats = compiled.memory_analysis()
+    report["bytes"] = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "total": stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes,
+    }
+    report["fits"] = report["bytes"]["total"] <= chip.hbm
+    slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
+    sent = collectives(compiled.as_text(), dict(mesh.shape), slices)
+    report["collectives"] = [dataclasses.asdict(c) for c in sent]
+    # Each chip reads its arguments and writes its outputs; what stands in the temporaries at the
+    # peak was written and is read again.
+    sizes = report["bytes"]
+    moved = sizes["arguments"] + sizes["outputs"] + 2 * sizes["temporaries"]
+    report["bound"] = bound(chip, len(devices), flops, moved, sent, config.train.batch_size)
+    if evaluation:
+        report["eval_compile_s"] = _evaluation(system, state.params)
+    return {**report, "advice": advice(system, report)}
+
+
+def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any], Shape]:
+    """The training step as the loop has it, and its arguments as shapes with shardings, with the
+    most rows that a batch of the run has."""
+    config = system.config
+    steps = total_steps(config, len(system.sets["train"]))
+    plan = batch_plan(system, steps)
+    step = plan.first_step_of(max(plan.counts))
+    state = abstract_state(system, optim.make_optimizer(config, steps))
+    made, shape = plan.batch(step, range(1)), plan.shape(step)
+    batch = abstract_batch(made, shape, system.mesh, config.train.accumulate)
+    return train_programs(system, steps, state), state, batch, shape
+
+
+def _evaluation(system: System, params: Any) -> float:
+    """Seconds in which the evaluation's step was compiled."""
+    name = next((n for n in ("dev", "test") if n in system.sets), "train")
+    plan = eval_plan(system, system.sets[name])
+    batch = abstract_batch(plan.batch(0, range(1)), plan.shape, system.mesh)
+    begun = time.monotonic()
+    eval_programs(system).compile(params, batch)
+    return time.monotonic() - begun
+
+
+def _needed(message: str) -> int | None:
+    """The bytes that a program wants, from libtpu's refusal to compile one that does not fit."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    if not found:
+        return None
+    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))

@@ -1,0 +1,112 @@
+"""Of a program compiled for chips that aren't there: what to change, and the report in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from bert_ft.train.sharding import shardings
+from bert_ft.train.system import System
+
+USABLE = 0.95  # of the memory, in what is advised: the rest is for what XLA arranges otherwise
+
+
+def held_bytes(tree: Any) -> int:
+    """Bytes a device holds of shapes with shardings."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def state_bytes(system: System, preset: str) -> int:
+    """Bytes a device holds of parameters, their moments and gradient, under a preset."""
+    params = system.abstract_params
+    places = shardings(params, system.mesh, preset)
+    held = jax.tree.map(
+        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), params, places
+    )
+    return 4 * held_bytes(held)
+
+
+def advice(system: System, report: dict[str, Any]) -> list[str]:
+    """What to change where a step does not fit, and what else would fit. Estimates: the state's
+    bytes are known, and the rest is taken to grow with the rows of a device."""
+    config, limit = system.config, USABLE * report["hbm_bytes"]
+    total, examples = report["bytes"]["total"], report["batch"]["examples"]
+    if report["devices"] > 1 and config.mesh.preset == "replicate":
+        whole = state_bytes(system, "replicate")
+        if whole > limit / 2:
+            return [
+                f"parameters, moments and gradient take {_size(whole)} of each chip's "
+                f"{_size(report['hbm_bytes'])}: --config.mesh.preset=fsdp splits them over "
+                f"{report['devices']} chips"
+            ]
+    fixed = state_bytes(system, config.mesh.preset)
+    each = max(total - fixed, 1) / examples
+    most = int((limit - fixed) / each)
+    if most < 1:
+        return ["no batch fits: more chips, or --config.mesh.preset=fsdp or tensor"]
+    power = 2 ** int(np.log2(most))
+    if not report["fits"]:
+        parts = -(-examples // power)
+        return [
+            f"--config.train.batch_size={power} fits by estimate; or keep {examples} with "
+            f"--config.train.accumulate={parts}"
+        ]
+    lines = [f"batches of up to about {power:,} examples fit by estimate"]
+    if report["bound"] and report["bound"]["by"] != "compute" and power > examples:
+        lines.append(
+            f"the bound is the {report['bound']['by']}'s: a larger batch uses the chips better"
+        )
+    if config.mesh.preset != "replicate" and state_bytes(system, "replicate") < limit / 2:
+        lines.append("the whole state fits on a chip: --config.mesh.preset=replicate sends less")
+    return lines
+
+
+def _size(count: float | None) -> str:
+    if count is None:
+        return "?"
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def table(report: dict[str, Any]) -> str:
+    """A report as lines for the terminal."""
+    sizes, made = report["bytes"], report["batch"]
+    mesh = ", ".join(f"{a} {n}" for a, n in report["mesh"].items() if n > 1) or "one device"
+    word = "fits" if report["fits"] else "DOES NOT FIT"
+    slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
+    lines = [
+        f"{report['topology']}{slices}: {report['devices']} chips; mesh {mesh}; preset "
+        f"{report['preset']}",
+        *(f"  assumed      {line}" for line in report["assumed"]),
+        f"  batch        {made['examples']:,} examples in {made['rows']:,} rows of "
+        f"{made['row_length']} tokens",
+        f"  compiled in  {report['compile_s']:.0f} s"
+        + (
+            f", evaluation in {report['eval_compile_s']:.0f} s"
+            if "eval_compile_s" in report
+            else ""
+        ),
+        f"  a chip holds {_size(sizes['total'])} of {_size(report['hbm_bytes'])}: {word} "
+        f"(arguments {_size(sizes['arguments'])}, outputs {_size(sizes['outputs'])}, temporaries "
+        f"{_size(sizes['temporaries'])})",
+        f"  a step       {report['flops_per_step']:.3g} operations",
+    ]
+    for c in report["collectives"]:
+        axis = c["axis"] if c["over"] == "ici" else f"{c['axis']}, between slices"
+        lines.append(f"  {c['kind']:18} over {axis}: {c['count']} of {_size(c['bytes'])} together")
+    if b := report["bound"]:
+        lines.append(
+            f"  bound, not a measurement: {b['ms']:.3g} ms a step at least, by {b['by']} (compute "
+            f"{b['compute_ms']:.3g}, memory {b['memory_ms']:.3g}, network {b['network_ms']:.3g} "
+            f"ms); at most {b['examples_per_s']:,.0f} examples/s, MFU {b['mfu']:.0%}"
+        )
+    lines += [f"  advice       {line}" for line in report["advice"]]
+    return "\n".join(lines)
