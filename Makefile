@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-long lint install clean
 
 $(BIN)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ demo: $(BIN)/.installed
 
 test: $(BIN)/.installed-test
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+test-long: $(BIN)/.installed-test  # what is left out of `make test` for its time
+	$(RUN) -m pytest -n 2 --dist loadfile -m long
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .

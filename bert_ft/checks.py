@@ -98,6 +98,8 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         *("model.intermediate_size", "model.max_positions"),
     ):
         at_least(key, 1)
+    for key in ("factor", "least_s", "first_step_s", "other_s", "join_s", "barrier_s", "silence_s"):
+        at_least(f"watchdog.{key}", 1)
     at_least("data.max_length", 3, "3 or more (two special tokens and one of the text)")
     for key in (
         *("train.steps", "train.epochs", "train.learning_rate", "train.weight_decay"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import difflib
 import glob
 import importlib.util
@@ -21,6 +22,15 @@ from bert_ft import config as knobs
 from bert_ft import paths
 from bert_ft.checks import check
 from bert_ft.errors import InputError
+
+# What libtpu is told of a machine that has no TPU; backend.py must not take it for a TPU machine's.
+WITHOUT_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+}
 
 
 def usage(modes: Mapping[str, str]) -> str:
@@ -59,6 +69,40 @@ def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[Config
         raise InputError("--workdir is missing; give a directory for the run, as --workdir=runs/a")
     check(config.value, mode.value)
     return config.value, paths.absolute(workdir.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """This process among those of a run: `process` is one of range(processes)."""
+
+    coordinator: str  # HOST:PORT at which process 0 listens
+    processes: int
+    process: int
+
+
+def place(coordinator: str | None, processes: int | None, process: int | None) -> Place | None:
+    """What the three flags say together; None without any of them. Raises InputError."""
+    flags = {"coordinator": coordinator, "num_processes": processes, "process_id": process}
+    missing = [f"--{name}" for name, value in flags.items() if value is None]
+    if len(missing) == len(flags):
+        return None
+    if coordinator is None or processes is None or process is None:
+        raise InputError(
+            f"{' and '.join(missing)} missing; several processes need --coordinator=HOST:PORT "
+            "--num_processes=N --process_id=I (from 0), one process none of them"
+        )
+    if not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]{1,5}", coordinator):
+        raise InputError(
+            f"--coordinator={coordinator}; accepted: HOST:PORT of process 0, as 10.0.0.2:8476"
+        )
+    if processes < 1:
+        raise InputError(f"--num_processes={processes}; accepted: 1 or more")
+    if not 0 <= process < processes:
+        raise InputError(
+            f"--process_id={process} with --num_processes={processes}; accepted: 0 to "
+            f"{processes - 1}, each once"
+        )
+    return Place(coordinator, processes, process)
 
 
 def _config_path(argv: list[str]) -> str | None:
@@ -147,11 +191,8 @@ def quiet_libtpu() -> None:
     """
     if not _tpu_attached():
         os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-        os.environ.setdefault("TPU_LOG_DIR", "disabled")
-        os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        for name, value in WITHOUT_TPU.items():
+            os.environ.setdefault(name, value)
 
 
 def _tpu_attached() -> bool:

@@ -32,6 +32,7 @@ FREE = (
         "checkpoint.",
         "compile.",
         "mesh.",
+        "watchdog.",
         "data.cache_dir",
         "data.prefetch",
         "model.remat",
@@ -186,6 +187,16 @@ def default() -> ConfigDict:
     # each axis of the parameter null or a mesh axis, or one for the largest that it divides.
     c.mesh.rules = ""
     c.mesh.backend = ""  # cpu, gpu or tpu: anything else that JAX finds is then an error
+
+    # A run that is stuck ends with code 76 and the stacks of all threads. All in seconds but one.
+    c.watchdog = ConfigDict()
+    c.watchdog.factor = 20.0  # median step times without a step …
+    c.watchdog.least_s = 120.0  # … and at least so long: a machine may be busy for a while
+    c.watchdog.first_step_s = 1800.0  # for the first two steps, before there is a median
+    c.watchdog.other_s = 3600.0  # for a compilation, a save, a restore, a batch of an evaluation
+    c.watchdog.join_s = 300.0  # for all processes to have started
+    c.watchdog.barrier_s = 3600.0  # for other processes that are alive, as while one encodes data
+    c.watchdog.silence_s = 120.0  # a process that JAX does not hear of for so long is lost
 
     c.log = ConfigDict()
     c.log.every_steps = 10

@@ -1,4 +1,8 @@
-"""What a run can end with, and the one exception that is the user's to mend."""
+"""What a run can end with: the exit codes, the exceptions that stand for them, the last line."""
+
+import os
+import signal
+import sys
 
 EXIT_DONE = 0
 EXIT_INPUT = 2  # the user's input was wrong
@@ -20,3 +24,39 @@ class NotFinite(Exception):
         super().__init__(f"loss is not finite at step {step}; rows of its batch: {rows}")
         self.step = step
         self.rows = rows
+
+
+class Preempted(BaseException):
+    """SIGTERM came where the run can be left. No Exception: what tries again, or falls back, after
+    a failure must let it pass."""
+
+
+class Stuck(Exception):
+    """The other processes of the run did not come; the message says where and which."""
+
+
+KNOWN = (InputError, NotFinite, Preempted, KeyboardInterrupt)
+
+
+def told(error: BaseException) -> int:
+    """Prints the line that one of KNOWN ends a run with; its exit code."""
+    line, code = f"error: {error}", EXIT_INPUT
+    if isinstance(error, NotFinite):
+        line, code = f"error: {error}; the last good checkpoint is kept", EXIT_NOT_FINITE
+    elif isinstance(error, Preempted):
+        line, code = str(error), EXIT_PREEMPTED
+    elif isinstance(error, KeyboardInterrupt):
+        line = "interrupted; the same command goes on from the last checkpoint"
+        code = EXIT_INTERRUPTED
+    print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def first_line(error: BaseException) -> str:
+    """Of a message that may be pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def preempted_before_anything() -> None:
+    """SIGTERM while Python still imports: there is nothing to save."""
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_PREEMPTED))

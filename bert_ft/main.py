@@ -9,7 +9,7 @@ from absl import flags  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from bert_ft import errors  # noqa: E402
-from bert_ft.command_line import parse, prepare_host, usage  # noqa: E402
+from bert_ft.command_line import parse, place, prepare_host, usage  # noqa: E402
 
 MODES = {
     "train": "train, or go on from the workdir's last checkpoint; then score, record and report",
@@ -21,6 +21,9 @@ MODES = {
 CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="a config file")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run keeps everything")
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "what to do")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, of several")
+PROCESSES = flags.DEFINE_integer("num_processes", None, "how many there are")
+PROCESS = flags.DEFINE_integer("process_id", None, "which one this is, from 0")
 
 
 def main(argv: list[str]) -> int:
@@ -29,28 +32,26 @@ def main(argv: list[str]) -> int:
         return errors.EXIT_DONE
     try:
         config, workdir = parse(argv, CONFIG, WORKDIR, MODE)
+        where = place(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         prepare_host(config)
-        if MODE.value == "train":
-            from bert_ft.train.loop import run
+        from bert_ft.train.guard import guarded
 
-            return run(config, workdir, STARTED)
-        from bert_ft import preflight
-        from bert_ft.train import export, finish
+        with guarded(config, workdir, MODE.value, where, STARTED):
+            if MODE.value == "train":
+                from bert_ft.train.loop import run
 
-        others = {"eval": finish.evaluate, "predict": finish.predict, "export": export.export}
-        mode = {**others, "preflight": preflight.preflight}[MODE.value]
-        mode(config, workdir)
-        return errors.EXIT_DONE
-    except errors.InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return errors.EXIT_INPUT
-    except errors.NotFinite as e:
-        print(f"error: {e}; the last good checkpoint is kept", file=sys.stderr)
-        return errors.EXIT_NOT_FINITE
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return errors.EXIT_INTERRUPTED
+                return run(config, workdir, STARTED)
+            from bert_ft import preflight
+            from bert_ft.train import export, finish
+
+            others = {"eval": finish.evaluate, "predict": finish.predict, "export": export.export}
+            mode = {**others, "preflight": preflight.preflight}[MODE.value]
+            mode(config, workdir)
+            return errors.EXIT_DONE
+    except errors.KNOWN as e:
+        return errors.told(e)
 
 
 if __name__ == "__main__":
+    errors.preempted_before_anything()
     sys.exit(main(sys.argv))

@@ -185,7 +185,6 @@ def test_due(start, monkeypatch):
     checkpoints.save(12, make_state(), META)
     assert not checkpoints.due(13)
     assert not start().due(1000)
-    assert not start().preempted(3)
 
 
 def truncate(path):

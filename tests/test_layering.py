@@ -36,13 +36,15 @@ tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint
 tasks.matching tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry
-train.sharding train.optim train.refuse train.sinks train.quiet train.progress train.collectives
+train.sharding train.optim train.refuse train.sinks train.quiet train.progress train.phases
+train.processes train.watchdog train.backend train.collectives
+train.barriers train.preemption
 train.store train.writer train.footprint
 train.checkpoint
 train.step
 train.system train.evaluate
 train.start train.record train.advice train.cost
-train.finish train.card
+train.finish train.card train.guard
 train.export
 train.loop
 preflight

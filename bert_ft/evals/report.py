@@ -62,7 +62,7 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
             _head(workdir, model, flat, result),
             _curves(read_rows(workdir / "metrics.jsonl", may_be_torn=True)),
             *prediction_sections(read_rows(workdir / "predictions" / "test.jsonl")),
-            _facts("Speed and size", _pick(result, ("speed", "params", "steps"))),
+            _facts("Speed and size", _pick(result, ("speed", "goodput", "params", "steps"))),
             _config(flat, _flat(defaults) if defaults is not None else None),
             _facts("Record", _pick(result, record)),
         ],
@@ -193,7 +193,7 @@ def _words(name: str) -> str:
 def _number(name: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "not finite"
-    if name.endswith(PERCENT):
+    if name.endswith(PERCENT) or name.startswith("goodput."):
         return f"{100 * value:.1f} %"
     if value == 0:
         return "0"

@@ -24,7 +24,7 @@ def held_bytes(tree: Any) -> int:
 def state_bytes(system: System, preset: str) -> int:
     """Bytes a device holds of parameters, their moments and gradient, under a preset."""
     params = system.abstract_params
-    places = shardings(params, system.mesh, preset)
+    places = shardings(params, system.mesh, preset, system.config.mesh.rules)
     held = jax.tree.map(
         lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), params, places
     )

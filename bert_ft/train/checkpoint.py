@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import jax
-import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
 from bert_ft.errors import InputError
+from bert_ft.train.barriers import share
 from bert_ft.train.quiet import quiet_orbax
-from bert_ft.train.store import Store, everywhere, reached_preemption, reason
+from bert_ft.train.store import Store, everywhere, reason
 
 PyTree = Any
 
-# A broadcast waits for the step in flight, so several processes look at the clock this rarely.
+# Several processes wait for each other to agree on the clock, so they look at it this rarely.
 CLOCK_EVERY_STEPS = 10
 
 
@@ -76,15 +75,7 @@ class Checkpoints:
             return late
         if step % CLOCK_EVERY_STEPS:
             return False
-        with jax.transfer_guard("allow"):
-            return bool(multihost_utils.broadcast_one_to_all(np.array(late)))
-
-    def preempted(self, step: int) -> bool:
-        """Whether the machine is being taken away and `step` is where all processes save.
-
-        Only under `jax.distributed`, whose coordinator agrees on the step; False without it.
-        """
-        return reached_preemption(step)
+        return share("is a save due", late)[0]
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
         """Starts to save `state`, a pytree of jax.Arrays, and `meta`, which must fit in JSON.

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bert_ft.data.batches import EvalPlan, prefetch
+from bert_ft.train import phases, preemption
 from bert_ft.train.sharding import place
 from bert_ft.train.step import Programs
 
@@ -22,7 +23,11 @@ def predictions(
 
     The results of one step are fetched after the next was dispatched, so the device never waits.
     """
-    with closing(_batches(plan, mesh, range(1), 1)) as batches:
+    preemption.leave_if_due()
+    with (
+        phases.within("compilation", "the compilation of the evaluation step"),
+        closing(_batches(plan, mesh, range(1), 1)) as batches,
+    ):
         programs.compile(params, next(batches))
     out: dict[str, np.ndarray] = {}
     seen = np.zeros(len(plan.data), np.int32)
@@ -37,14 +42,18 @@ def predictions(
         np.add.at(seen, example[real], 1)
 
     last = None
-    with closing(_batches(plan, mesh, range(plan.steps), depth)) as batches:
+    with (
+        phases.within("evaluation", f"an evaluation of {len(plan.data)} examples"),
+        closing(_batches(plan, mesh, range(plan.steps), depth)) as batches,
+    ):
         for step, batch in enumerate(batches):
+            preemption.leave_if_due()
             result = programs(params, batch)
             if last is not None:
                 keep(*last)
             last = (step, result)
-    if last is not None:
-        keep(*last)
+        if last is not None:
+            keep(*last)
     assert (seen == 1).all(), (
         f"{(seen != 1).sum()} of {len(seen)} examples were not evaluated exactly once"
     )

@@ -20,7 +20,8 @@ from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
-from bert_ft.train import optim, record
+from bert_ft.train import optim, phases, record
+from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
 from bert_ft.train.sharding import replicated
@@ -78,7 +79,8 @@ def _rows(system: System, name: str) -> Any:
 def score_set(system: System, programs: Programs, params: Any, name: str) -> dict[str, float]:
     """{metric: value} of a set."""
     data = system.sets[name]
-    return system.task.score(predict_set(system, programs, params, data), data)
+    with phases.within("evaluation", f"the evaluation on {name}"):
+        return system.task.score(predict_set(system, programs, params, data), data)
 
 
 def require_metric(system: System, params: Any) -> None:
@@ -114,18 +116,20 @@ def conclude(
     params: Any,
     step: int,
     scores: Scores,
-    speeds: Mapping[str, Any],
+    costs: Mapping[str, Any],
     programs: Programs,
     workdir: Path,
     writer: Writer,
 ) -> None:
     """Scores the test set, writes result.json, predictions/test.jsonl and report.html, and says the
-    score, a few predictions and where the results are. `scores` already has dev's."""
+    score, a few predictions and where the results are. `scores` already has dev's; `costs` are
+    those of record.result, of which 'goodput' is by default that of this start."""
     answers: list[dict[str, Any]] = []
     if "test" in system.sets:
         data = system.sets["test"]
-        predicted = predict_set(system, programs, params, data)
-        scores = {**scores, "test": system.task.score(predicted, data)}
+        with phases.within("evaluation", "the evaluation on test"):
+            predicted = predict_set(system, programs, params, data)
+            scores = {**scores, "test": system.task.score(predicted, data)}
         writer.scalars(step, {f"test/{k}": v for k, v in scores["test"].items()})
         if system.config.eval.report:
             answers = system.task.answers(predicted, data, _rows(system, "test"))
@@ -133,13 +137,14 @@ def conclude(
     writer.flush()
     if jax.process_index() != 0:
         return
+    costs = {"goodput": {k: round(v, 4) for k, v in phases.goodput().items()}, **costs}
     sizes = {name: data.source_rows for name, data in system.sets.items()}
     if hasattr(system.task, "sizes"):
         for name, data in system.sets.items():
             sizes |= {f"{name}/{part}": n for part, n in system.task.sizes(data).items()}
     record.write_json(
         workdir / "result.json",
-        record.result(system, step, scores, sizes, digest, trained_on(workdir), speeds),
+        record.result(system, step, scores, sizes, digest, trained_on(workdir), costs),
     )
     if answers:
         record.write_lines(workdir / "predictions" / "test.jsonl", answers)
@@ -199,7 +204,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
         scores = {}
         if "dev" in system.sets:
             scores["dev"] = score_set(system, programs, params, "dev")
-        conclude(system, params, step, scores, record.old_speed(workdir), programs, workdir, writer)
+        conclude(system, params, step, scores, record.old_costs(workdir), programs, workdir, writer)
     finally:
         writer.close()
 
@@ -212,6 +217,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     source = open_source(
         f"files:{given}", cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
     )
+    agree("config.predict.input", {"content": source.fingerprint()})
     rows = source.read()
     for line in rows.skipped:
         _tell(f"skipped {line}")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,12 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import flat
 from bert_ft.data.batches import BatchPlan, prefetch
-from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError
+from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError, Preempted
 from bert_ft.evals.metrics import lower_is_better
-from bert_ft.train import footprint, optim
+from bert_ft.train import footprint, optim, phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
-from bert_ft.train.record import StepClock, old_speed, require_finite, speed, summary, write_json
+from bert_ft.train.record import StepClock, old_costs, require_finite, speed, summary, write_json
 from bert_ft.train.sharding import place, replicated
 from bert_ft.train.start import checkpoints, initial_state, meta
 from bert_ft.train.step import CompileCount, Programs, TrainState, train_step
@@ -77,26 +75,12 @@ def train_programs(system: System, steps: int, state: TrainState) -> Programs:
     return Programs(train, (places, replicated(system.mesh)), donate=True)
 
 
-@contextmanager
-def _told_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM has come: the loop then saves and leaves with 75."""
-    seen: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
-    except ValueError:  # not the main thread: somebody else's signals
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     """Trains, evaluates and reports; returns the exit code. `started`: time.monotonic() at which
     the process began. Raises InputError on the user's faults, NotFinite on a loss that is not."""
     started = time.monotonic() if started is None else started
-    paths.require_writable(workdir, "--workdir")
+    if jax.process_index() == 0:
+        paths.require_writable(workdir, "--workdir")
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -105,13 +89,15 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    system = assemble(config, say)
+    with phases.within("input", "the preparation of data"):
+        system = assemble(config, say)
     if "train" not in system.sets:
         raise InputError("config.data.train is ''; give a data URI")
     steps = total_steps(config, len(system.sets["train"]))
     plan = batch_plan(system, steps)
-    with checkpoints(config, workdir, say) as saved, _told_to_stop() as stop:
-        state = initial_state(system, optim.make_optimizer(config, steps), saved, say)
+    with checkpoints(config, workdir, say) as saved:
+        with phases.within("restoring", "the start from a checkpoint or a model"):
+            state, assessed = initial_state(system, optim.make_optimizer(config, steps), saved, say)
         first = int(state.step)
         if first < steps:
             require_metric(system, state.params)
@@ -131,7 +117,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             said=lines,
         )
         try:
-            return _train(system, plan, state, saved, writer, workdir, started, stop)
+            return _train(system, plan, state, assessed, saved, writer, workdir, started)
         finally:
             writer.close()
 
@@ -140,11 +126,11 @@ def _train(
     system: System,
     plan: BatchPlan,
     state: TrainState,
+    assessed: bool,
     saved: Checkpoints,
     writer: Writer,
     workdir: Path,
     started: float,
-    stop: Callable[[], bool],
 ) -> int:
     config, mesh, steps = system.config, system.mesh, plan.steps
     first = int(state.step)
@@ -160,14 +146,31 @@ def _train(
             lambda rows: plan.batch(step, rows), plan.shape(step), mesh, config.train.accumulate
         )
 
-    def save(step: int) -> None:
-        require_finite(writer.flush(), step, plan)
-        with writer.paused():
-            saved.save(step, state, meta(system))
+    def due(step: int) -> bool:
+        every = config.eval.every_steps
+        return has_dev and every > 0 and step % every == 0
+
+    def about(assessed: bool = True) -> dict[str, Any]:
+        return {**meta(system), "assessed": assessed, "seconds": phases.seconds()}
+
+    def save(step: int, assessed: bool = True) -> None:
+        with phases.within("steps", f"step {step - 1}"):  # it is waited for
+            require_finite(writer.flush(), step, plan)
+        with writer.paused(), phases.within("saving", f"the save of step {step}"):
+            saved.save(step, state, about(assessed))
+
+    def preempted(step: int, assessed: bool = True) -> int:
+        save(step, assessed)
+        with phases.within("saving", f"the save of step {step}"):
+            saved.wait()
+        writer.say(f"preempted: saved at step {step} of {steps}; start me again to go on")
+        return EXIT_PREEMPTED
 
     def assess(step: int) -> dict[str, float]:
         """Scores dev; under keep_best keeps the parameters that score higher than any before."""
         nonlocal best
+        with phases.within("steps", f"step {step - 1}"):  # it is waited for
+            jax.block_until_ready(state.params)
         with writer.paused():
             scores = score_set(system, evaluators, state.params, "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})
@@ -175,48 +178,66 @@ def _train(
         value = -math.inf if math.isnan(scores[metric]) else sign * scores[metric]
         if config.eval.keep_best and (best[0] < 0 or value > best[1]):
             best = step, value
-            saved.save_best(step, state.params, meta(system), best[1])
+            with phases.within("saving", f"the save of the best, step {step}"):
+                saved.save_best(step, state.params, about(), best[1])
         return scores
+
+    def compile_others() -> None:
+        """Those of other row counts, once a run has shown that it runs. A compilation can take
+        longer than a preemption waits: it is left at once, and the first step done again."""
+        phases.set_unsaved(False)
+        with phases.within("compilation", "the compilation of the other row counts"):
+            for rows in plan.counts:
+                programs.compile(state, fetch(plan.first_step_of(rows)))
+        phases.set_unsaved(True)
 
     batches = prefetch(fetch, range(first, steps), config.data.prefetch)
     with CompileCount("train_step") as compiles, closing(batches):
         if first < steps:
-            programs.compile(state, fetch(first))
+            with phases.within("compilation", "the compilation of the train step"):
+                programs.compile(state, fetch(first))
             writer.say(summary(system, plan))
             writer.say("\n".join(footprint.lines(state, mesh, config)))
+        phases.set_unsaved(True)
         for step in range(first, steps):
-            if step > first:
-                if has_dev and config.eval.every_steps and step % config.eval.every_steps == 0:
+            if due(step) and (step > first or not assessed):
+                try:
                     assess(step)
-                    clock.restart()
-                if saved.due(step):
-                    save(step)
-                    clock.restart()
-            if stop() or saved.preempted(step):
+                except Preempted:
+                    return preempted(step, assessed=False)
+                clock.restart()
+            if step > first and saved.due(step):
                 save(step)
-                saved.wait()
-                writer.say(f"preempted: saved at step {step} of {steps}; start me again to go on")
-                return EXIT_PREEMPTED
-            with jax.transfer_guard("disallow"):
-                state, metrics = programs(state, next(batches))
+                clock.restart()
+            if preemption.due():
+                return preempted(step)
+            with phases.within("input", f"the batch of step {step}"):
+                batch = next(batches)
+            with jax.transfer_guard("disallow"), phases.within("steps", f"step {step}"):
+                state, metrics = programs(state, batch)
                 done = writer.train(
                     step + 1, metrics, examples=config.train.batch_size, tokens=plan.tokens(step)
                 )
             require_finite(done, step, plan)
+            phases.stepped()
             if step == first:
-                jax.block_until_ready(metrics)
+                with phases.within("steps", f"step {step}, the first"):
+                    jax.block_until_ready(metrics)
                 clock.first_step_s = time.monotonic() - started
-                for rows in plan.counts:  # the others: a run shows at once that it runs
-                    programs.compile(state, fetch(plan.first_step_of(rows)))
+                compile_others()
             else:  # the first step was waited for above, so no wait would tell its time
                 clock.tick()
-        require_finite(writer.flush(), steps, plan)
+        with phases.within("steps", f"step {steps - 1}"):
+            require_finite(writer.flush(), steps, plan)
         writer.end_steps()
     if first < steps and compiles.count != len(plan.counts):
         raise AssertionError(
             f"{compiles.count} compilations of the train step, {len(plan.counts)} row counts"
         )
-    scores = {"dev": assess(steps)} if has_dev else {}
+    try:
+        scores = {"dev": assess(steps)} if has_dev else {}
+    except Preempted:
+        return preempted(steps)
     if first < steps:
         save(steps)
     params, reported = state.params, steps
@@ -227,9 +248,14 @@ def _train(
         if reported != steps:
             scores["dev"] = score_set(system, evaluators, params, "dev")
     else:
-        saved.save_best(steps, params, meta(system), scores.get("dev", {}).get(metric, 0.0))
-    saved.wait()
-    speeds = speed(plan, first, compiles.count, clock) if first < steps else old_speed(workdir)
+        with phases.within("saving", f"the save of the reported step, {steps}"):
+            saved.save_best(steps, params, about(), scores.get("dev", {}).get(metric, 0.0))
+    with phases.within("saving", f"the save of step {steps}"):
+        saved.wait()
+    phases.set_unsaved(False)  # what follows is done again by a start of the finished run
+    costs = old_costs(workdir)
+    if first < steps:
+        costs = {"speed": speed(plan, first, compiles.count, clock)}
     system, scores = tune(system, params, scores, evaluators, workdir)
-    conclude(system, params, reported, scores, speeds, evaluators, workdir, writer)
+    conclude(system, params, reported, scores, costs, evaluators, workdir, writer)
     return EXIT_DONE

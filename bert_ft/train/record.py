@@ -155,11 +155,12 @@ def speed(plan: BatchPlan, first: int, compiles: int, clock: StepClock) -> dict[
     }
 
 
-def old_speed(workdir: Path) -> dict[str, Any]:
-    """The 'speed' object of an earlier end of the same run; nulls where there was none."""
+def old_costs(workdir: Path) -> dict[str, Any]:
+    """'speed' and 'goodput' of an earlier end of the same run; nulls where there was none."""
     path = workdir / "result.json"
-    found = json.loads(path.read_text()).get("speed") if path.is_file() else None
-    return found or dict.fromkeys(SPEED)
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    old = {"speed": found.get("speed") or dict.fromkeys(SPEED)}
+    return old | {k: v for k, v in found.items() if k == "goodput"}
 
 
 def result(
@@ -169,9 +170,10 @@ def result(
     sizes: Mapping[str, int],
     params_sha256: str,
     data: str,
-    speeds: Mapping[str, Any],
+    costs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The object of result.json. `scores`: {'test': {'accuracy': 0.83}}."""
+    """The object of result.json. `scores`: {'test': {'accuracy': 0.83}}; `costs`: {'speed': …,
+    'goodput': …}."""
     total = sum(int(np.prod(x.shape)) for x in flatten(system.abstract_params).values())
     return {
         "config_hash": config_hash(system.config),
@@ -195,6 +197,6 @@ def result(
             for metric, v in ((m, v if np.isfinite(v) else None) for m, v in values.items())
         },
         "params_sha256": params_sha256,
-        "speed": dict(speeds),
+        **costs,
         "params": {"total": total, "trainable": total},
     }

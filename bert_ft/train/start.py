@@ -17,6 +17,7 @@ from bert_ft.config import fixed
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.multi import kinds_of
+from bert_ft.train import phases
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.sharding import replicated, shardings
 from bert_ft.train.step import TrainState
@@ -94,13 +95,15 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     saved: Checkpoints,
     say: Callable[[str], None],
-) -> TrainState:
-    """The state to go on from, in the order above, saying which it was."""
+) -> tuple[TrainState, bool]:
+    """(the state to go on from, in the order above, saying which it was; whether the evaluation
+    that may be due at its step was made before it was saved)."""
     abstract = abstract_state(system, optimizer)
     restored = saved.restore(abstract, meta(system))
     if restored is not None:
         say(f"start: own checkpoint of step {restored[1]}")
-        return restored[0]
+        phases.add(restored[2].get("seconds", {}))
+        return restored[0], restored[2].get("assessed", True)
     if system.config.resume:
         params, step = trained_params(system, paths.at(system.config.resume), optimizer, say)
         say(f"start: parameters of {system.config.resume}, step {step}")
@@ -108,7 +111,8 @@ def initial_state(
         params = initial_params(system, say)
     places = jax.tree.map(lambda s: s.sharding, abstract.opt_state)
     opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
-    return TrainState(jax.device_put(jnp.int32(0), abstract.step.sharding), params, opt_state)
+    step = jax.device_put(jnp.int32(0), abstract.step.sharding)
+    return TrainState(step, params, opt_state), True
 
 
 def trained_params(

@@ -17,22 +17,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+from absl import flags
 from etils import epath
-from jax.experimental import multihost_utils
 
 from bert_ft.errors import InputError
+from bert_ft.train.barriers import share
 from bert_ft.train.checksum import checksums, describe, flatten
 from bert_ft.train.refuse import check_leaves, check_meta, few
 
 PyTree = Any
 T = TypeVar("T")
-
-
-def reached_preemption(step: int) -> bool:
-    """Whether the coordinator of a distributed run has agreed that all save at `step`."""
-    return ocp.utils.reached_preemption(step)
 
 
 class _Damaged(Exception):
@@ -57,6 +52,9 @@ class Store:
 
     def open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            if jax.process_count() > 1:
+                # Else its barriers are collectives, in the way of those of the step in flight.
+                flags.FLAGS["experimental_orbax_use_distributed_barrier"].value = True
             # By hand: Orbax's own cleaning may not be over when a process that saves nothing ends.
             if jax.process_index() == 0 and self._directory.exists():
                 for half_written in ocp.utils.tmp_checkpoints(self._directory):
@@ -69,9 +67,13 @@ class Store:
                 # Else, where a directory cannot be made, Orbax's threads wait for it for minutes,
                 # and the process with them when it ends.
                 async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+                # Those of two directories that save at once must not meet at one barrier.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    barrier_sync_key_prefix=self._directory.name
+                ),
                 preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
-                # Saves are forced: `due` and `preempted` decide. Written out all the same, since
-                # a policy of one's own replaces the default that saves on preemption.
+                # Saves are forced: `due` and train/preemption.py decide. Written out all the same,
+                # since a policy of one's own replaces the default that saves on preemption.
                 save_decision_policy=ocp.checkpoint_managers.PreemptionCheckpointingPolicy(),
             )
             self._manager = ocp.CheckpointManager(
@@ -196,10 +198,7 @@ def _attempt(call: Callable[..., T], *args: Any) -> tuple[T, None] | tuple[Any, 
 
 def everywhere(ok: bool) -> bool:
     """Whether `ok` on every process, so that all go the same way."""
-    if jax.process_count() == 1:
-        return ok
-    with jax.transfer_guard("allow"):
-        return bool(np.all(multihost_utils.process_allgather(np.array(ok))))
+    return all(share("did it work", ok))
 
 
 def _seal(content: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
 from bert_ft.tasks.registry import make_task
+from bert_ft.train.barriers import agree
 from bert_ft.train.sharding import check_sizes, make_mesh, row_shards, shardings
 
 SETS = ("train", "dev", "test")
@@ -158,9 +159,11 @@ def assemble(
     m = config.model
     model = Model(encoder, task.head(fitted), dtype, m.remat, m.layer_loop)
     row_length = _row_length(config, longest, mesh.devices.flat[0].platform)
-    return System(
+    system = System(
         config, mesh, task, tokenizer, model, encoder, made, fitted, row_length, pretrained
     )
+    agree("data", {"fingerprint": system.data_fingerprint})
+    return system
 
 
 def uris(config: ConfigDict, task: Any, name: str) -> list[str]:

@@ -33,7 +33,7 @@ def demo_step(config: ConfigDict, count: int) -> tuple[Programs, TrainState, lis
         tempfile.TemporaryDirectory() as scratch,
         checkpoints(config, Path(scratch), quiet) as saved,
     ):
-        state = initial_state(system, optim.make_optimizer(config, total), saved, quiet)
+        state, _ = initial_state(system, optim.make_optimizer(config, total), saved, quiet)
     programs = loop.train_programs(system, total, state)
     batches = [
         place(lambda mine, step=step: plan.batch(step, mine), plan.shape(step), system.mesh)

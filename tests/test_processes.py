@@ -1,0 +1,142 @@
+"""Several processes: the numbers of one, each example once, and one that writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Done, read_jsonl, write_jsonl
+from several import quick, start
+
+from bert_ft.command_line import place
+from bert_ft.errors import InputError
+
+STEPS = 8
+FLAGS = (
+    f"--config.train.steps={STEPS}",
+    "--config.train.epochs=1",
+    "--config.eval.every_steps=4",
+    "--config.eval.keep_best=True",
+    "--config.model.dropout=0.1",
+    "--config.train.learning_rate=1e-3",
+)
+OBSERVED = (str(Path(__file__).with_name("observed.py")),)
+
+
+def observed(root: Path, name: str, world, cache, count: int, devices: int):
+    """(the run, what each of its processes has seen)."""
+    seen = root / f"{name}-seen"
+    seen.mkdir()
+    with start(
+        root / name, world.config, cache, *FLAGS, *quick(20), count=count, devices=devices,
+        program=OBSERVED, extra={"OBSERVED_OUT": str(seen)},
+    ) as run:  # fmt: skip
+        done = run.done(300)
+    return done, [json.loads((seen / f"{i}.json").read_text()) for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def runs(world, cache, run_cli, tmp_path_factory):
+    """{(processes, devices of each): (run, seen)}."""
+    root = tmp_path_factory.mktemp("processes")
+    made = {(1, 1): (run_cli(root / "one", *FLAGS, devices=1).ok(), [])}
+    for count, devices in ((1, 4), (2, 2), (4, 2)):
+        name = f"{count}x{devices}"
+        made[count, devices] = observed(root, name, world, cache, count, devices)
+    return made
+
+
+def losses(run: Done) -> list[float]:
+    return [run.values("train/loss")[step] for step in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize("many", [(2, 2), (4, 2)])
+def test_the_same_losses_as_one_process(runs, many):
+    for one in ((1, 1), (1, 4)):
+        assert losses(runs[many][0]) == pytest.approx(losses(runs[one][0]), rel=1e-4), one
+
+
+@pytest.mark.parametrize("many", [(2, 2), (4, 2)])
+def test_every_example_is_scored_once(runs, many):
+    one, several = runs[1, 4][0], runs[many][0]
+    for name, value in one.result["eval"].items():
+        assert several.result["eval"][name]["n_examples"] == value["n_examples"]
+        assert several.result["eval"][name]["mean"] == pytest.approx(value["mean"], abs=2e-4)
+    ours, theirs = (read_jsonl(r.workdir / "predictions/test.jsonl") for r in (several, one))
+    assert [line["text"] for line in ours] == [line["text"] for line in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-3)
+
+
+@pytest.mark.parametrize("many", [(2, 2), (4, 2)])
+def test_each_reads_the_tokens_of_its_own_rows(runs, many):
+    """All read, in turn, what one process reads alone: the tokens of every batch once."""
+    alone = runs[1, 4][1][0]["tokens"]
+    each = [seen["tokens"] for seen in runs[many][1]]
+    if many == (2, 2):  # eight devices have other row counts: fewer programs to make batches for
+        assert sum(each) == alone
+    assert sum(each) <= alone and all(0 < n < alone for n in each), each
+
+
+@pytest.mark.parametrize("many", [(2, 2), (4, 2)])
+def test_only_process_0_writes(runs, many):
+    """Checkpoints apart, of which each process writes the shards that it alone has."""
+    zero, *others = [
+        {w for w in seen["writes"] if w.split("/")[0] not in ("checkpoints", "best")}
+        for seen in runs[many][1]
+    ]
+    assert {"result.json.tmp", "metrics.jsonl", "config.json.tmp"} <= zero
+    assert others == [set()] * len(others)
+
+
+def test_goodput_sums_to_one(runs):
+    for run, _ in runs.values():
+        shares = run.result["goodput"]
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+        assert all(0 <= share <= 1 for share in shares.values())
+        assert shares["steps"] > 0 and shares["compilation"] > 0 and shares["evaluation"] > 0
+
+
+def test_predict_in_two_processes_and_export_in_one(runs, world, cache, tmp_path):
+    done = runs[2, 2][0]
+    rows = write_jsonl(tmp_path / "new.jsonl", [{"text": f"the film is {w}"} for w in "abcde"])
+    flags = ("--mode=predict", f"--config.predict.input={rows}", *FLAGS)
+    out = tmp_path / "labels.jsonl"
+    with start(done.workdir, world.config, cache, *flags, *quick(20),
+               f"--config.predict.output={out}") as run:  # fmt: skip
+        run.done(120)
+    assert [line["text"] for line in read_jsonl(out)] == [f"the film is {w}" for w in "abcde"]
+    flags = ("--mode=export", f"--config.export.to={tmp_path / 'hf'}", *FLAGS, *quick(20))
+    with start(done.workdir, world.config, cache, *flags) as run:
+        assert run.codes(60) == [2, 2]
+        assert "error: --mode=export works in one process, not 2" in run.err(0)
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("h:1", None, None), "--num_processes and --process_id missing"),
+        ((None, 2, 0), "--coordinator missing"),
+        (("h", 2, 0), "--coordinator=h; accepted: HOST:PORT"),
+        (("h:1", 2, 2), "--process_id=2 with --num_processes=2; accepted: 0 to 1"),
+        (("h:1", 0, 0), "--num_processes=0; accepted: 1 or more"),
+    ],
+)
+def test_flags_that_do_not_fit_together(flags, words):
+    with pytest.raises(InputError) as refused:
+        place(*flags)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_flags_that_fit():
+    assert place(None, None, None) is None
+    found = place("[::1]:8476", 3, 2)
+    assert found is not None and (found.processes, found.process) == (3, 2)
+
+
+def test_a_run_alone_joins_nobody(run_here, tmp_path):
+    """On a machine that is part of no TPU slice, without the flags."""
+    import jax
+
+    assert run_here(tmp_path / "run", "--config.train.steps=1").ok()
+    assert not jax.distributed.is_initialized()
