@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from bert_ft import trials
 from bert_ft.config import default, flat, unknown, wrong_type
 from bert_ft.data.mixing import MIXINGS
 from bert_ft.errors import InputError
@@ -171,6 +172,15 @@ def check(config: ConfigDict, mode: str = "train") -> None:
             c.model[key],
             f"{usual_value!r} where model.kind is 'lstm'",
         )
+    at_least("trial.width", 0)
+    if c.trials:
+        for number, one in enumerate(trials.settings(c)):
+            try:
+                check(trials.config_of(c, one), mode)
+            except InputError as e:
+                raise InputError(
+                    f"config.trials: trial {number} ({trials.said(one)}): {e}"
+                ) from None
     if c.task.name != "multi":
         check_task(c)
         check_ranking(c)

@@ -211,10 +211,12 @@ def default() -> ConfigDict:
 
     c.predict = ConfigDict()
     c.predict.input = ""  # a JSONL file
+    c.predict.trial = "best"  # of a run of trials: the best on dev, or a number
     c.predict.output = ""  # '' is WORKDIR/predictions/<name of the input>
 
     c.export = ConfigDict()
     c.export.to = ""  # a directory in the Hugging Face format, made by --mode=export
+    c.export.trial = "best"  # as predict.trial
     c.export.part = ""  # of a 'multi' run: the part whose head goes with the encoder
     c.export.rows = 64  # rows whose logits are compared before it is there
 
@@ -223,6 +225,13 @@ def default() -> ConfigDict:
     c.preflight.slices = 1  # of that shape each, parts of the data axis
     c.preflight.model = ""  # 'base' or 'large' with made-up texts, where model or data can't be had
 
+    # Runs that differ in some keys, as one: JSON, such as {"seed": [0, 1, 2]} (a product), or a
+    # list of objects. Those that differ in numbers only share one compiled program.
+    c.trials = ""
+    c.trial = ConfigDict()
+    c.trial.width = 0  # how many a device computes at once; 0 is 1 on a CPU, else all it has
+    c.trial.ensembles = True  # the mean of their predictions and of their weights, scored beside
+    c.trial.share_batches = False  # True: all see the same batches, those of train.seed
     c.resume = ""  # the workdir of another run whose parameters this one starts from
     return c
 

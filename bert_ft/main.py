@@ -38,6 +38,10 @@ def main(argv: list[str]) -> int:
 
         with guarded(config, workdir, MODE.value, where, STARTED):
             if MODE.value == "train":
+                if config.trials:
+                    from bert_ft.train.trial_loop import run_trials
+
+                    return run_trials(config, workdir, STARTED)
                 from bert_ft.train.loop import run
 
                 return run(config, workdir, STARTED)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import encoded, varied
 
-from bert_ft.data.batches import ROW_ARRAYS, BatchPlan, EvalPlan, prefetch
+from bert_ft.data.batches import ROW_ARRAYS, BatchPlan, EvalPlan
+from bert_ft.data.prefetch import prefetch
 
 ROW = 16
 

@@ -133,6 +133,8 @@ def test_ctrl_c_leaves_with_130_and_a_line(world: World, cache: Path, tmp_path):
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell lets what it starts in the background ignore Ctrl-C, and it is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not list(tmp_path.glob("run/checkpoints/1")):

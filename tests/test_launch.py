@@ -46,6 +46,8 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell lets what it starts in the background ignore Ctrl-C, and it is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def launch(self, *words: str, answer: str = "", verb: str = "", **given: str) -> "Ended":

@@ -11,7 +11,7 @@ LAYERS = """
 errors
 paths
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-parts task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
+parts trials task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
 data.words data.texts data.windows
 checks
 command_line evals.ranking_by_user
@@ -20,13 +20,14 @@ data.formats
 data.joins
 data.sources
 data.encode
+data.prefetch
 data.batches
 data.masking
 models.ops models.crf
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
-evals.spans evals.paired
+evals.spans evals.paired evals.trials_page
 evals.answers evals.judge
 evals.report
 compare
@@ -36,17 +37,22 @@ tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint
 tasks.matching tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry
-train.sharding train.optim train.refuse train.sinks train.quiet train.progress train.phases
-train.processes train.watchdog train.backend train.collectives
+train.sharding train.knobs train.refuse train.sinks train.quiet train.progress train.phases
+train.processes train.watchdog train.backend train.collectives train.optim
 train.barriers train.preemption
 train.store train.writer train.footprint
 train.checkpoint
 train.step
-train.system train.evaluate
+train.system train.evaluate train.fleet
 train.start train.record train.advice train.cost
+train.gather
 train.finish train.card train.guard
 train.export
 train.loop
+train.group
+train.ensemble
+train.trial_training
+train.trial_loop
 preflight
 main
 """

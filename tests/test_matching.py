@@ -15,7 +15,6 @@ import pytest
 from conftest import ROOT, read_jsonl, write_csv, write_jsonl
 from ml_collections import ConfigDict
 from small import SIZES, config, encoded, init
-from test_sharding import mesh_of
 
 from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan
@@ -26,7 +25,7 @@ from bert_ft.models.heads import Model
 from bert_ft.models.hf import flatten, load_tokenizer
 from bert_ft.tasks.matching import Matching, pair_loss
 from bert_ft.train import sharding
-from bert_ft.train.sharding import place, row_shards, shardings
+from bert_ft.train.sharding import make_mesh, place, row_shards, shardings
 from bert_ft.train.step import loss_and_gradient
 
 SHARED = Path(os.environ.get("BERT_FT_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -126,7 +125,7 @@ def gradient(packed=True, devices=1, pooling="mean", preset="replicate", fsdp=1)
     c = config(
         **OF_TASK, task__pooling=pooling, mesh__preset=preset, mesh__fsdp=fsdp, task__symmetric=True
     )
-    mesh = mesh_of(c, devices)
+    mesh = make_mesh(c, jax.devices()[:devices])
     data = encoded(np.random.default_rng(3).integers(2, 20, 3 * 12), pieces=3, seed=3)
     text = np.arange(36, dtype=np.int32).reshape(12, 3)
     text[4, 1], text[5, 0] = text[1, 1], text[6, 0]

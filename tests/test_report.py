@@ -129,6 +129,27 @@ def test_trials_show_their_spread(tmp_path):
     assert "± 0.3 %" in text and "3 trials" in text
 
 
+def test_trials_have_a_table_boxes_and_ensembles(tmp_path):
+    settings = [{"train.seed": s, "train.learning_rate": r} for r in (1e-5, 3e-5) for s in range(5)]
+    dev = [0.70, 0.72, None, 0.71, 0.74, 0.80, 0.81, 0.85, 0.79, 0.5]
+    trials = [{"settings": one, "collapsed": ""} for one in settings]
+    trials[9]["collapsed"] = "predicts 'a' for all rows"
+    result = {
+        **{"metric": "accuracy", "best_trial": 7, "trials": trials},
+        "eval": {"dev/accuracy": {"mean": 0.73, "std": 0.1, "per_trial": dev}},
+        "ensembles": {"soup_greedy": {"members": [7, 5], "dev/accuracy": 0.86}},
+    }
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    text = _inert(write_report(tmp_path))
+    assert "collapsed: predicts" in text and "soup greedy" in text and ">0.8600<" in text
+    row = '<td class="n">7</td><td class="n">2</td><td class="n">3e-05</td><td class="n">0.8500'
+    assert row in text
+    # A box for each rate and a dot a trial; no chart of seeds with one trial each would help.
+    assert text.count('<rect class="area"') == 2
+    assert text.count('<circle class="point"') == 9 + 9
+    assert "1e-05: 0.74" in text
+
+
 def test_the_score_at_the_top_is_the_metric_of_the_run(tmp_path):
     scores = {
         f"{s}/{m}": {"mean": v}

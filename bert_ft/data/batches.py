@@ -22,10 +22,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -34,7 +32,6 @@ from bert_ft.data.mixing import Mixture
 from bert_ft.data.packing import Places, pack, row_counts
 
 Batch = dict[str, np.ndarray]
-T = TypeVar("T")
 ROW_ARRAYS = frozenset({"tokens", "types", "positions", "segments", "slots"})
 
 
@@ -122,8 +119,19 @@ def _assemble(
 
 
 @dataclasses.dataclass(frozen=True)
+class Needs:
+    """What the batches of several plans need in common: rows int (steps,) at each step, `slots` in
+    a row, and the row `counts` that are compiled."""
+
+    rows: np.ndarray
+    slots: int
+    counts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """The training batches of a run. `multiple`: rows are a multiple of it (the data shards)."""
+    """The training batches of a run. `multiple`: rows are a multiple of it (the data shards).
+    `together`: what they need with those of other plans, whose batches then have one shape."""
 
     data: Encoded
     batch_size: int
@@ -136,6 +144,7 @@ class BatchPlan:
     at_most: int = 3
     mixture: Mixture | None = None  # of a set of several groups
     draw: Draw | None = None
+    together: Needs | None = None
 
     def examples(self, step: int) -> np.ndarray:
         """int64 (batch_size,): the examples of a step. Epochs follow each other without a gap, so
@@ -154,6 +163,8 @@ class BatchPlan:
     @functools.cached_property
     def _needs(self) -> tuple[np.ndarray, int]:
         """(rows needed by each step, most sequences in a row), over the whole run."""
+        if self.together:
+            return self.together.rows, self.together.slots
         rows, slots, block = [], 1, max(1, 2**20 // self.batch_size)
         for first in range(0, self.steps, block):
             last = min(first + block, self.steps)
@@ -165,6 +176,8 @@ class BatchPlan:
     @functools.cached_property
     def counts(self) -> tuple[int, ...]:
         """The row counts, hence compiled programs, of the whole run."""
+        if self.together:
+            return self.together.counts
         return row_counts(self._needs[0], self.at_most, self.multiple)
 
     def shape(self, step: int) -> Shape:
@@ -206,6 +219,21 @@ class BatchPlan:
         if self.accumulate == 1:
             return parts[0]
         return {name: np.stack([p[name] for p in parts]) for name in parts[0]}
+
+
+def in_waves(plans: Sequence[BatchPlan], waves: Sequence[range]) -> list[BatchPlan]:
+    """Plans of equal settings but the seed -> the same, with one shape a step in each wave, and the
+    same row counts in all."""
+    needs = [plan._needs for plan in plans]
+    slots = max(slots for _, slots in needs)
+    rows = [np.max([needs[k][0] for k in wave], axis=0) for wave in waves]
+    first = plans[0]
+    counts = row_counts(np.concatenate(rows), first.at_most, first.multiple)
+    return [
+        dataclasses.replace(plans[k], together=Needs(most, slots, counts))
+        for wave, most in zip(waves, rows, strict=True)
+        for k in wave
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,44 +289,3 @@ class EvalPlan:
         if self.draw is None:
             return made
         return self.draw(made, self.data, self.shape, None, np.maximum(examples, 0))
-
-
-def prefetch(
-    make: Callable[[int], T], steps: Iterable[int], depth: int
-) -> Generator[T, None, None]:
-    """make(step) for each step, in order, made up to `depth` ahead in a thread. An exception in the
-    thread is raised here. Closing the iterator ends the thread and waits for it: one that is still
-    at work in XLA as Python exits would abort the process."""
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def put(item: object) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in steps:
-                if stop.is_set():
-                    return
-                put((make(step), None))
-            put((None, StopIteration()))
-        except BaseException as e:  # handed to the caller, whatever it is
-            put((None, e))
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stop.set()
-        thread.join()

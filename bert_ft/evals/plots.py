@@ -31,7 +31,7 @@ class Series:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Frame:
+class Frame:
     """The plotting area, and where data falls in it."""
 
     x: tuple[float, float]
@@ -54,7 +54,7 @@ def line_chart(series: Sequence[Series], name: str, height: int = 200) -> str:
     """Lines over steps. Works from a single point on; without a finite one says "no values"."""
     finite = [s.y[np.isfinite(s.y)] for s in series]
     if not sum(map(len, finite)):
-        return _svg(60, name, [_text(WIDTH / 2, 34, "no finite values", "middle")])
+        return svg(60, name, [put_text(WIDTH / 2, 34, "no finite values", "middle")])
     y_ticks = ticks(min(f.min() for f in finite if len(f)), max(f.max() for f in finite if len(f)))
     steps = np.concatenate([s.x for s in series])
     x_ticks = [t for t in ticks(steps.min(), steps.max(), most=4) if t == int(t)]
@@ -62,7 +62,7 @@ def line_chart(series: Sequence[Series], name: str, height: int = 200) -> str:
     x_range = (float(steps.min()), float(steps.max()))
     if x_range[0] == x_range[1]:
         x_ticks, x_range = [x_range[0]], (x_range[0] - 1, x_range[0] + 1)
-    frame = _Frame(
+    frame = Frame(
         x=x_range,
         y=(y_ticks[0], y_ticks[-1]),
         left=14 + CHARACTER * max(map(len, y_labels)),
@@ -70,10 +70,10 @@ def line_chart(series: Sequence[Series], name: str, height: int = 200) -> str:
         top=10,
         bottom=height - 24,
     )
-    parts = _axes(frame, x_ticks, [compact(t) for t in x_ticks], y_ticks, y_labels)
+    parts = axes(frame, x_ticks, [compact(t) for t in x_ticks], y_ticks, y_labels)
     for one in series:
         parts += _line(frame, one)
-    return _svg(height, name, parts)
+    return svg(height, name, parts)
 
 
 def confusion_chart(confusion_CxC: np.ndarray, names: Sequence[str]) -> str:
@@ -90,7 +90,7 @@ def confusion_chart(confusion_CxC: np.ndarray, names: Sequence[str]) -> str:
     cell = min(84.0, (WIDTH - gutter - 6) / classes)
     side = cell * classes
     parts = [
-        _text(gutter + side / 2, 11, "predicted", "middle", "muted"),
+        put_text(gutter + side / 2, 11, "predicted", "middle", "muted"),
         f'<text class="muted" text-anchor="middle" transform="translate(10 {top + side / 2:.1f}) '
         f'rotate(-90)">label</text>'
         if not named
@@ -111,31 +111,31 @@ def confusion_chart(confusion_CxC: np.ndarray, names: Sequence[str]) -> str:
         )
         if len(compact(count)) * CHARACTER < cell - 2 and cell > 14:
             style = "on" if share > 0.55 else ""
-            parts.append(_text(x + cell / 2, y + cell / 2 + 4, compact(count), "middle", style))
+            parts.append(put_text(x + cell / 2, y + cell / 2 + 4, compact(count), "middle", style))
     for i, name in enumerate(short):
         centre = gutter + (i + 0.5) * cell
-        parts.append(_text(gutter - 6, top + (i + 0.5) * cell + 4, name, "end", hint=names[i]))
+        parts.append(put_text(gutter - 6, top + (i + 0.5) * cell + 4, name, "end", hint=names[i]))
         if level:
             fitting = _cut(name, max(3, int(cell / CHARACTER)))
-            parts.append(_text(centre, top - 6, fitting, "middle", hint=names[i]))
+            parts.append(put_text(centre, top - 6, fitting, "middle", hint=names[i]))
         else:
             turn = f'transform="translate({centre + 4:.1f} {top - 6:.1f}) rotate(-90)"'
             parts.append(f"<text {turn}>{escape(name)}</text>")
     for i in [] if named else range(0, classes, 10):
-        parts.append(_text(gutter - 5, top + (i + 0.5) * cell + 4, str(i), "end"))
-        parts.append(_text(gutter + (i + 0.5) * cell, top - 6, str(i), "middle"))
-    return _svg(math.ceil(top + side + 6), "Confusion matrix", parts)
+        parts.append(put_text(gutter - 5, top + (i + 0.5) * cell + 4, str(i), "end"))
+        parts.append(put_text(gutter + (i + 0.5) * cell, top - 6, str(i), "middle"))
+    return svg(math.ceil(top + side + 6), "Confusion matrix", parts)
 
 
 def reliability_chart(calibration: Calibration) -> str:
     """Accuracy over confidence (Guo et al. 2017, figure 1), with the examples per bin beneath."""
     unit = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     labels = [f"{t:.1f}" for t in unit]
-    frame = _Frame((0, 1), (0, 1), left=36, right=WIDTH - 12, top=10, bottom=236)
-    parts = _axes(frame, [], [], unit, labels)
-    counts = _Frame((0, 1), (0, float(calibration.count.max())), 36, WIDTH - 12, 250, 300)
+    frame = Frame((0, 1), (0, 1), left=36, right=WIDTH - 12, top=10, bottom=236)
+    parts = axes(frame, [], [], unit, labels)
+    counts = Frame((0, 1), (0, float(calibration.count.max())), 36, WIDTH - 12, 250, 300)
     parts += [
-        _text(_x, 316, label, "middle")
+        put_text(_x, 316, label, "middle")
         for _x, label in ((frame.at(t, 0)[0], text) for t, text in zip(unit, labels, strict=True))
     ]
     for m in np.flatnonzero(calibration.count):
@@ -149,9 +149,9 @@ def reliability_chart(calibration: Calibration) -> str:
     (x0, y0), (x1, y1) = frame.at(0, 0), frame.at(1, 1)
     parts.append(f'<path class="ideal" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>')
     parts.append(f'<path class="gridline" d="M36 300H{WIDTH - 12}"/>')
-    parts.append(_text(WIDTH / 2 + 12, 331, "confidence", "middle", "muted"))
-    parts.append(_text(42, 22, "accuracy", "start", "muted"))
-    return _svg(336, "Reliability diagram", parts)
+    parts.append(put_text(WIDTH / 2 + 12, 331, "confidence", "middle", "muted"))
+    parts.append(put_text(42, 22, "accuracy", "start", "muted"))
+    return svg(336, "Reliability diagram", parts)
 
 
 def scatter_chart(labels: np.ndarray, predictions: np.ndarray) -> str:
@@ -161,17 +161,17 @@ def scatter_chart(labels: np.ndarray, predictions: np.ndarray) -> str:
     both = ticks(low, high)
     names = tick_labels(both)
     span = (both[0], both[-1])
-    frame = _Frame(span, span, 14 + CHARACTER * max(map(len, names)), WIDTH - 16, 10, 290)
-    parts = _axes(frame, both, names, both, names)
+    frame = Frame(span, span, 14 + CHARACTER * max(map(len, names)), WIDTH - 16, 10, 290)
+    parts = axes(frame, both, names, both, names)
     (x0, y0), (x1, y1) = frame.at(span[0], span[0]), frame.at(span[1], span[1])
     parts.append(f'<path class="ideal" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>')
     for label, prediction in zip(labels, predictions, strict=True):
         if math.isfinite(label) and math.isfinite(prediction):
             x, y = frame.at(label, prediction)
             parts.append(f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-    parts.append(_text((frame.left + frame.right) / 2, 327, "label", "middle", "muted"))
-    parts.append(_text(frame.left + 6, 22, "prediction", "start", "muted"))
-    return _svg(332, "Predictions over labels", parts)
+    parts.append(put_text((frame.left + frame.right) / 2, 327, "label", "middle", "muted"))
+    parts.append(put_text(frame.left + 6, 22, "prediction", "start", "muted"))
+    return svg(332, "Predictions over labels", parts)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -234,8 +234,8 @@ def smooth(y: np.ndarray, half_life: float) -> np.ndarray:
     return out
 
 
-def _axes(
-    frame: _Frame,
+def axes(
+    frame: Frame,
     x_ticks: Sequence[float],
     x_labels: Sequence[str],
     y_ticks: Sequence[float],
@@ -245,14 +245,14 @@ def _axes(
     for tick, label in zip(y_ticks, y_labels, strict=True):
         y = frame.at(frame.x[0], tick)[1]
         parts.append(f'<path class="gridline" d="M{frame.left:.1f} {y:.1f}H{frame.right:.1f}"/>')
-        parts.append(_text(frame.left - 6, y + 4, label, "end"))
+        parts.append(put_text(frame.left - 6, y + 4, label, "end"))
     for tick, label in zip(x_ticks, x_labels, strict=True):
         if frame.x[0] <= tick <= frame.x[1]:
-            parts.append(_text(frame.at(tick, 0)[0], frame.bottom + 17, label, "middle"))
+            parts.append(put_text(frame.at(tick, 0)[0], frame.bottom + 17, label, "middle"))
     return parts
 
 
-def _line(frame: _Frame, series: Series) -> list[str]:
+def _line(frame: Frame, series: Series) -> list[str]:
     path, pen_down = [], False
     dots = []
     for x, y in zip(series.x, series.y, strict=True):
@@ -273,7 +273,7 @@ def _line(frame: _Frame, series: Series) -> list[str]:
 
 
 def _box(
-    frame: _Frame, low: float, high: float, bottom: float, top: float, style: str, hint: str
+    frame: Frame, low: float, high: float, bottom: float, top: float, style: str, hint: str
 ) -> str:
     x0, y0 = frame.at(low, bottom)
     x1, y1 = frame.at(high, top)
@@ -283,7 +283,7 @@ def _box(
     )
 
 
-def _text(
+def put_text(
     x: float, y: float, text: str, anchor: str = "start", style: str = "", hint: str = ""
 ) -> str:
     title = f"<title>{escape(hint)}</title>" if hint and hint != text else ""
@@ -301,7 +301,7 @@ def _cut(text: str, length: int) -> str:
     return f"{text[: length - 1 - end]}…{text[len(text) - end :]}"
 
 
-def _svg(height: float, name: str, parts: Sequence[str]) -> str:
+def svg(height: float, name: str, parts: Sequence[str]) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(name)}">'
         f"{''.join(parts)}</svg>"

@@ -16,6 +16,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals import plots
 from bert_ft.evals.answers import prediction_sections
 from bert_ft.evals.page import figure, fold, grid, header, note, page, section, table
+from bert_ft.evals.trials_page import trial_sections
 
 CURVES = 9
 # Scores between 0 and 1 that people quote in percent; correlations they don't.
@@ -61,6 +62,7 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
         [
             _head(workdir, model, flat, result),
             _curves(read_rows(workdir / "metrics.jsonl", may_be_torn=True)),
+            *trial_sections(result),
             *prediction_sections(read_rows(workdir / "predictions" / "test.jsonl")),
             _facts("Speed and size", _pick(result, ("speed", "goodput", "params", "steps"))),
             _config(flat, _flat(defaults) if defaults is not None else None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,10 @@ def class_weights(text: str, counts: np.ndarray, total: int, labels: list[str]) 
 
 
 def cross_entropy(
-    logits_BxC: jax.Array, labels_B: jax.Array, weights: jax.Array | None, smoothing: float
+    logits_BxC: jax.Array,
+    labels_B: jax.Array,
+    weights: jax.Array | None,
+    smoothing: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """(loss, weight) of each example, float32 (B,): sum(loss) / sum(weight) is the mean of torch's
     `cross_entropy(logits, labels, weights, label_smoothing=smoothing)`.
@@ -66,7 +69,7 @@ def cross_entropy(
     if weights is not None:
         counted = weights[labels_B]
         loss = loss * counted
-    if smoothing:
+    if isinstance(smoothing, jax.Array) or smoothing:  # a trial's own is an array
         terms = log_p if weights is None else log_p * weights
         loss = (1 - smoothing) * loss - smoothing * jnp.mean(terms, axis=1)
     return loss, counted
@@ -78,6 +81,7 @@ class Classification(SequenceTask):
 
     name = "classification"
     metric = "accuracy"  # the one that 'best' means
+    knobs: ClassVar = {"task.label_smoothing": "smoothing"}  # that trials may differ in
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)

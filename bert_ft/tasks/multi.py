@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ class MultiTask:
 
     name = "multi"
     metric = "mean"
+    knobs: ClassVar = {"task.weights": "weights"}
 
     def __init__(self, config: ConfigDict, parts: Mapping[str, tuple[Any, ConfigDict]]):
         self.parts = {part: task for part, (task, _) in parts.items()}

@@ -21,6 +21,7 @@ class SequenceTask:
     """
 
     name: str
+    predictions_have_a_mean = True  # probabilities or values: an ensemble's are the mean
 
     def __init__(self, config: ConfigDict):
         self.text, self.pair, self.label = (

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bert_ft.data.batches import EvalPlan, prefetch
+from bert_ft.data.batches import EvalPlan
+from bert_ft.data.prefetch import prefetch
 from bert_ft.train import phases, preemption
 from bert_ft.train.sharding import place
 from bert_ft.train.step import Programs

@@ -34,6 +34,7 @@ from bert_ft.parts import part_configs
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import card, optim, record
 from bert_ft.train.checksum import params_sha256
+from bert_ft.train.gather import chosen
 from bert_ft.train.start import trained_params
 from bert_ft.train.system import System, assemble, load_fitted
 
@@ -46,6 +47,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
     AssertionError where the outputs of what was written are not those of what was trained."""
     to = paths.absolute(config.export.to)
     _refuse(to, workdir)
+    workdir = chosen(workdir, config.export.trial, "export.trial")
     fitted = load_fitted(workdir)
     if jax.process_count() > 1:
         raise InputError("--mode=export works in one process; start it on one host")
@@ -162,11 +164,10 @@ def _upload(scratch: Path, to: Path) -> None:
 
 def _real_rows(config: ConfigDict) -> tuple[str, Rows]:
     """(test, dev or train, the first of its rows)."""
+    d = config.data
     for name in ("test", "dev", "train"):
-        if config.data[name]:
-            source = open_source(
-                config.data[name], cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
-            )
+        if d[name]:
+            source = open_source(d[name], cache_dir=cache_dir(config), bad_rows=d.bad_rows)
             rows = source.read()
             return name, rows.take(list(range(min(len(rows), config.export.rows))))
     raise InputError("config.data.test, dev and train are all ''; there is no row to compare on")

@@ -24,6 +24,7 @@ from bert_ft.train import optim, phases, record
 from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
+from bert_ft.train.gather import chosen
 from bert_ft.train.sharding import replicated
 from bert_ft.train.sinks import read_metrics
 from bert_ft.train.start import trained_params
@@ -212,8 +213,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def predict(config: ConfigDict, workdir: Path) -> Path:
     """--mode=predict: a JSON line a row of config.predict.input, in its order; returns the file.
     A task with a method `lists(lines)` also writes those, to <name of the file>.ranked.jsonl."""
-    fitted = load_fitted(workdir)
     given, out = _predict_paths(config, workdir)
+    workdir = chosen(workdir, config.predict.trial, "predict.trial")
+    fitted = load_fitted(workdir)
     source = open_source(
         f"files:{given}", cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
     )

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from bert_ft import paths
 from bert_ft.config import flat
-from bert_ft.data.batches import BatchPlan, prefetch
+from bert_ft.data.batches import BatchPlan
+from bert_ft.data.prefetch import prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError, Preempted
 from bert_ft.evals.metrics import lower_is_better
 from bert_ft.train import footprint, optim, phases, preemption

@@ -11,25 +11,32 @@ import optax
 from ml_collections import ConfigDict
 
 from bert_ft.models.hf import flatten
+from bert_ft.train.knobs import Knobs, knobs_of
 
 # LayerNorm, biases and learnt weights of losses, by their role in this code base, whatever their
 # module is called.
 UNDECAYED = re.compile(r"/(bias|scale|log_variance|task_weight)$")
 
 
-def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
+def schedule(config: ConfigDict, steps: int, knobs: Knobs | None = None) -> optax.Schedule:
     """Learning rate of step 0, 1, …: linear warmup from 0, then linear or cosine decay to 0 at
-    `steps`, or constant. The first step of a warmup of w steps has rate 1/w of the peak."""
-    peak, warmup = config.train.learning_rate, int(round(config.train.warmup * steps))
-    rest = max(steps - warmup, 1)
-    after = {
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "constant": optax.constant_schedule(peak),
-    }[config.train.schedule]
-    if not warmup:
-        return after
-    return optax.join_schedules([lambda i: peak * (i + 1) / warmup, after], [warmup])
+    `steps`, or constant. The first step of a warmup of w steps has rate 1/w of the peak. `knobs`
+    stand for the config's numbers and may be traced."""
+    k = knobs or knobs_of(config, steps)
+    kind = config.train.schedule
+
+    def rate(step: Any) -> jax.Array:
+        i, rest = jnp.asarray(step, jnp.float32), jnp.maximum(k.steps - k.warmup, 1)
+        gone = jnp.clip((i - k.warmup) / rest, 0.0, 1.0)
+        left = {
+            "linear": lambda: 1 - gone,
+            "cosine": lambda: (1 + jnp.cos(jnp.pi * gone)) / 2,
+            "constant": lambda: jnp.ones_like(gone),
+        }[kind]()
+        share = jnp.where(i < k.warmup, (i + 1) / jnp.maximum(k.warmup, 1), left)
+        return k.learning_rate * share
+
+    return rate
 
 
 def decayed(params: Any) -> Any:
@@ -47,7 +54,7 @@ def undecayed_paths(params: Any) -> list[str]:
     )
 
 
-def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+def clip_by_global_norm(limit: jax.Array | float) -> optax.GradientTransformation:
     """g * min(1, limit / |g|) (Pascanu et al. 2013, algorithm 1). optax's own divides by the norm,
     and XLA then writes the quotient to memory instead of fusing it into both moments' updates."""
 
@@ -59,13 +66,15 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) behind a clip of the global norm."""
-    t = config.train
-    parts = [clip_by_global_norm(t.clip_norm)] if t.clip_norm else []
-    parts += [
+def make_optimizer(
+    config: ConfigDict, steps: int, knobs: Knobs | None = None
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) behind a clip of the global norm. `knobs` stand for the
+    config's numbers and may be traced."""
+    t, k = config.train, knobs or knobs_of(config, steps)
+    return optax.chain(
+        clip_by_global_norm(k.clip_norm),
         optax.scale_by_adam(t.beta1, t.beta2, t.epsilon),
-        optax.add_decayed_weights(t.weight_decay, mask=decayed),
-        optax.scale_by_learning_rate(schedule(config, steps)),
-    ]
-    return optax.chain(*parts)
+        optax.add_decayed_weights(k.weight_decay, mask=decayed),
+        optax.scale_by_learning_rate(schedule(config, steps, k)),
+    )

@@ -32,7 +32,7 @@ def loss_and_gradient(
     params: Params,
     batch: Batch,
     rng: jax.Array | None,
-    rate: float,
+    rate: jax.Array | float,
     accumulate: int,
 ) -> tuple[dict[str, jax.Array], Params]:
     """({'loss': mean, …}, gradient) of the whole batch: sums over examples, divided once by their
@@ -71,12 +71,13 @@ def train_step(
     task: Any,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
-    rate: float,
-    seed: int,
+    rate: jax.Array | float,
+    seed: jax.Array | int,
     accumulate: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of AdamW on one global batch. Randomness is fold_in(seed, step) and nothing else."""
-    draws = rate or getattr(task, "draws", False)  # what the model draws beside dropout
+    # A trial's own rate is an array; `draws`: what the model draws beside dropout.
+    draws = isinstance(rate, jax.Array) or rate or getattr(task, "draws", False)
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if draws else None
     metrics, gradient = loss_and_gradient(model, task, state.params, batch, rng, rate, accumulate)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

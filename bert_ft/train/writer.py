@@ -31,9 +31,10 @@ GROWING = ("metrics.jsonl", "log.txt", "tensorboard", "wandb_id.txt")
 @dataclasses.dataclass(frozen=True)
 class _Pending:
     step: int
-    metrics: dict[str, Any]
+    metrics: Any  # a dict, or of trials [(which, dict), …]
     examples: int
     tokens: int
+    live: np.ndarray | None = None  # of trials, those that have done this step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Writer:
         Raises:
           InputError: workdir can't be written, or an extra that was asked for isn't installed.
         """
+        self.metrics = workdir / "metrics.jsonl"
         self._workdir = workdir
         self._total_steps = total_steps
         self._every_steps = max(1, every_steps)
@@ -142,7 +144,23 @@ class Writer:
         self._pending = _Pending(step, metrics, examples, tokens)
         return done
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def trials(
+        self,
+        step: int,
+        waves: list[tuple[range, dict[str, jax.Array]]],
+        *,
+        live: np.ndarray,
+        examples: int,
+        tokens: int,
+    ) -> dict[str, Any] | None:
+        """As `train`, for several trials: metrics of some of them at a time, scalars of one or
+        arrays of a range. `live` bool [K]: those that have done this step; nothing is written of
+        the others, whose values are NaN in what is returned, arrays [K]."""
+        done = self._fetch()
+        self._pending = _Pending(step, waves, examples, tokens, live)
+        return done
+
+    def scalars(self, step: int, values: dict[str, Any]) -> None:
         """Records evaluation results, named like 'dev/accuracy'. A value may be an array [K].
 
         A value recorded before for the same step and name is replaced.
@@ -217,6 +235,8 @@ class Writer:
         if pending is None:
             return None
         metrics = jax.device_get(pending.metrics)
+        if pending.live is not None:
+            metrics = _of_trials(metrics, len(pending.live))
         if self._active:
             self._record(pending, metrics)
         return metrics
@@ -230,7 +250,7 @@ class Writer:
         self._written_mark = self._written_mark or mark
         named = {f"train/{n}": value for n, value in metrics.items()}
         if pending.step % self._every_steps == 0 or pending.step == self._total_steps:
-            values = _flatten(named)
+            values = _flatten(named, pending.live)
             if mark is not self._written_mark:
                 examples_per_s, tokens_per_s = mark.rates_since(self._written_mark)
                 values.append(("train/examples_per_s", None, examples_per_s))
@@ -238,7 +258,7 @@ class Writer:
             self._written_mark = mark
             self._write(pending.step, values)
         if self._progress is not None:
-            loss = float(np.mean(named.get("train/loss", np.nan)))
+            loss = float(np.nanmean(named.get("train/loss", np.nan)))
             self._progress.show(mark.step, f"loss {loss:.4f}{self._pace(mark)}")
 
     def _pace(self, mark: _Mark) -> str:
@@ -259,14 +279,26 @@ class Writer:
                 sink.write(step, values)
 
 
-def _flatten(values: dict[str, Any]) -> list[Scalar]:
+def _of_trials(waves: list[tuple[range, dict[str, Any]]], count: int) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for which, metrics in waves:
+        for name, value in metrics.items():
+            out.setdefault(name, np.full(count, np.nan))[which.start : which.stop] = value
+    return out
+
+
+def _flatten(values: dict[str, Any], live: np.ndarray | None = None) -> list[Scalar]:
     scalars: list[Scalar] = []
     for name, value in values.items():
         host = np.asarray(value)
         if host.ndim == 0:
             scalars.append((name, None, float(host)))
         elif host.ndim == 1:
-            scalars += [(name, trial, float(x)) for trial, x in enumerate(host)]
+            scalars += [
+                (name, trial, float(x))
+                for trial, x in enumerate(host)
+                if live is None or live[trial]
+            ]
         else:
             raise ValueError(f"metric {name!r} has shape {host.shape}; a scalar or [trials] is due")
     return scalars

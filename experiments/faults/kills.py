@@ -108,15 +108,15 @@ def main() -> None:
             print(lines[-1], flush=True)
         with begin(root, "killed", world) as run:
             done = run.done(900)
-    starts = [int(x) for x in re.findall(r"start: own checkpoint of step (\d+)", done.err)]
-    last = {
-        "undisturbed": whole.result["params_sha256"],
-        "killed": done.result["params_sha256"],
-        "same_losses": done.values("train/loss") == whole.values("train/loss"),
-        "same_scores": done.values("dev/accuracy") == whole.values("dev/accuracy"),
-        "starts_from_checkpoints_of": starts,
-        "goodput": done.result["goodput"],
-    }
+        starts = [int(x) for x in re.findall(r"start: own checkpoint of step (\d+)", done.err)]
+        last = {
+            "undisturbed": whole.result["params_sha256"],
+            "killed": done.result["params_sha256"],
+            "same_losses": done.values("train/loss") == whole.values("train/loss"),
+            "same_scores": done.values("dev/accuracy") == whole.values("dev/accuracy"),
+            "starts_from_checkpoints_of": starts,
+            "goodput": done.result["goodput"],
+        }
     print(last)
     (HERE / "kills.jsonl").write_text("".join(json.dumps(x) + "\n" for x in [*lines, last]))
 

@@ -1,0 +1,137 @@
+"""Trials: runs of one compiled program that differ in their knobs, many at once over the mesh.
+
+K trials are kept in waves. The trials of a wave are stacked along a leading axis, which the mesh
+splits over its axis 'trial' and each device computes with `vmap`; waves follow each other. A wave
+of one trial is not stacked: its program is that of a run alone, with its numbers as arguments, so
+one after the other a trial computes bit for bit what it computes alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from bert_ft.data.batches import Batch, Shape
+from bert_ft.errors import InputError
+from bert_ft.train import optim
+from bert_ft.train.knobs import Knobs, as_arrays, with_knobs
+from bert_ft.train.sharding import ROWS
+from bert_ft.train.step import Programs, TrainState, train_step
+
+
+@flax.struct.dataclass
+class Trial:
+    """A trial, or a wave of W with a leading axis (W, …) on every leaf. The knobs are a part of it,
+    so that a checkpoint holds them and a trial can be replaced by another one."""
+
+    knobs: Knobs
+    state: TrainState
+
+
+def trial_step(
+    trial: Trial,
+    batch: Mapping[str, Any],
+    *,
+    model: Any,
+    task: Any,
+    config: ConfigDict,
+    noisy: bool,
+) -> tuple[Trial, dict[str, jax.Array]]:
+    """One step of one trial with its own numbers; a trial that has done its steps stays as it is.
+    `noisy`: whether any trial of the program has dropout."""
+    knobs, state = trial.knobs, trial.state
+    new, metrics = train_step(
+        state,
+        batch,
+        model=model,
+        task=with_knobs(task, knobs),
+        optimizer=optim.make_optimizer(config, 0, knobs),
+        schedule=optim.schedule(config, 0, knobs),
+        rate=knobs.dropout if noisy else 0.0,
+        seed=knobs.seed,
+        accumulate=config.train.accumulate,
+    )
+    live = state.step < knobs.steps
+    kept = jax.tree.map(lambda a, b: jnp.where(live, a, b), new, state)
+    return Trial(knobs, kept), metrics
+
+
+def waves(trials: int, mesh: Mesh, width: int) -> list[range]:
+    """The trials of each wave; `width` of them on a device at a time.
+
+    Raises InputError where the trials don't fill the mesh's axis.
+    """
+    axis = mesh.shape["trial"]
+    if trials % axis:
+        raise InputError(
+            f"config.mesh.trial is {axis} for {trials} trials; accepted: a divisor of their number"
+        )
+    most = trials // axis
+    width = max(w for w in range(1, min(width, most) + 1) if most % w == 0)
+    size = axis * width
+    return [range(k, k + size) for k in range(0, trials, size)]
+
+
+def stack(trials: Sequence[Trial], mesh: Mesh) -> Trial:
+    """Trials -> a wave on the mesh, the leading axis over 'trial'; one alone stays as it is."""
+    if len(trials) == 1:
+        return trials[0]
+
+    def one(*leaves: jax.Array) -> jax.Array:
+        spec = getattr(leaves[0].sharding, "spec", P())
+        return jax.device_put(jnp.stack(leaves), NamedSharding(mesh, P("trial", *spec)))
+
+    return jax.tree.map(one, *trials)
+
+
+def unstack(wave: Trial, size: int) -> list[Trial]:
+    """A wave -> its trials."""
+    if size == 1:
+        return [wave]
+    return [jax.tree.map(lambda x, k=k: x[k], wave) for k in range(size)]
+
+
+def wave_programs(
+    wave: Trial, size: int, step: Callable[[Trial, Any], Any], mesh: Mesh, shared: bool
+) -> Programs:
+    """The step of a wave of `size` trials, compiled when a shape of batch is first asked for.
+    `shared`: all trials see one batch, which has no leading axis."""
+    places = jax.tree.map(lambda x: x.sharding, wave)
+    if size == 1:
+        run, metrics = step, NamedSharding(mesh, P())
+    else:
+        run = jax.vmap(step, in_axes=(0, None if shared else 0), spmd_axis_name="trial")
+        metrics = NamedSharding(mesh, P("trial"))
+    named = functools.wraps(step)(lambda state, batch: run(state, batch))
+    named.__name__ = "train_step"
+    return Programs(named, (places, metrics), donate=True)
+
+
+def make_trial(state: TrainState, knobs: Knobs, mesh: Mesh) -> Trial:
+    return Trial(jax.device_put(as_arrays(knobs), NamedSharding(mesh, P())), state)
+
+
+def place_wave(
+    makes: Sequence[Callable[[range | None], Batch]], shape: Shape, mesh: Mesh, accumulate: int = 1
+) -> dict[str, jax.Array]:
+    """The batches of a wave's trials, stacked along a leading axis over 'trial'. Each process asks
+    for the rows of its own devices, of its own trials."""
+    lead = (None,) if accumulate > 1 else ()
+    parts = [make(None) for make in makes]
+    out: dict[str, jax.Array] = {}
+    for name in parts[0]:
+        value = np.stack([part[name] for part in parts])
+        spec = P("trial", *lead, ROWS) if name in shape.row_arrays else P("trial")
+        out[name] = jax.make_array_from_callback(
+            value.shape, NamedSharding(mesh, spec), value.__getitem__
+        )
+    return out

@@ -1,0 +1,196 @@
+"""The record of several trials, from the records that each of them has left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft import config as defaults
+from bert_ft import trials
+from bert_ft.config import config_hash
+from bert_ft.errors import InputError
+from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.report import write_report
+from bert_ft.train import record
+from bert_ft.train.sinks import read_metrics
+
+STUCK = 0.05  # a train loss that has not fallen by this share has learnt nothing
+
+
+def trial_dir(workdir: Path, number: int) -> Path:
+    return workdir / "trials" / str(number)
+
+
+def chosen(workdir: Path, which: str, key: str) -> Path:
+    """The workdir of the trial that `which`, 'best' or a number, names; `workdir` itself where its
+    run has no trials. `key` is the config's, for the message."""
+    result = workdir / "result.json"
+    found = json.loads(result.read_text()) if result.is_file() else {}
+    if which in found.get("ensembles", {}) and (workdir / "trials" / which).is_dir():
+        return workdir / "trials" / which
+    if "trials" not in found:
+        if which != "best":
+            raise InputError(
+                f"config.{key} is {which!r}; accepted: 'best': {workdir} has no trials"
+            )
+        return workdir
+    count = len(found["trials"])
+    if which == "best" and found["best_trial"] is None:
+        raise InputError(
+            f"config.{key} is 'best', but {workdir} has no scores on dev to choose by; accepted: a "
+            f"number from 0 to {count - 1}"
+        )
+    number = found["best_trial"] if which == "best" else which
+    if not str(number).isdigit() or int(number) >= count:
+        raise InputError(f"config.{key} is {which!r}; accepted: {_names(found)}")
+    return trial_dir(workdir, int(number))
+
+
+def _names(found: dict[str, Any]) -> str:
+    soups = [repr(name) for name in found.get("ensembles", {}) if name.startswith("soup")]
+    return ", ".join(["'best'", *soups, f"or 0 to {len(found['trials']) - 1}"])
+
+
+def gather(config: ConfigDict, workdir: Path, settings: Sequence[trials.Settings]) -> list[str]:
+    """Writes result.json, metrics.jsonl where there were several groups, predictions/test.jsonl (of
+    the best trial) and report.html; returns what to say."""
+    folders = [trial_dir(workdir, k) for k in range(len(settings))]
+    results = [json.loads((f / "result.json").read_text()) for f in folders]
+    result = combined(config, settings, results, [_collapsed(f) for f in folders])
+    result["ensembles"] = _ensembles(workdir)
+    record.write_json(workdir / "result.json", result)
+    best = folders[result["best_trial"] or 0] / "predictions" / "test.jsonl"
+    if best.exists():
+        (workdir / "predictions").mkdir(exist_ok=True)
+        shutil.copyfile(best, workdir / "predictions" / "test.jsonl")
+    if config.eval.report:
+        with record.writing(workdir / "report.html"):
+            write_report(workdir, defaults.default().to_dict())
+    return _said(result, settings, workdir)
+
+
+def combined(
+    config: ConfigDict,
+    settings: Sequence[trials.Settings],
+    results: Sequence[dict[str, Any]],
+    collapsed: Sequence[str],
+) -> dict[str, Any]:
+    """result.json of all trials: mean and sample standard deviation over those whose score is
+    defined."""
+    first = results[0]
+    scores = {}
+    for name in dict.fromkeys(n for r in results for n in r["eval"]):
+        entries = [r["eval"].get(name) for r in results]
+        values = [e and e["mean"] for e in entries]
+        there = [v for v in values if v is not None]
+        scores[name] = {
+            "mean": float(np.mean(there)) if there else None,
+            "std": float(np.std(there, ddof=1)) if len(there) > 1 else 0.0,
+            "per_trial": values,
+            "n_examples": next(e["n_examples"] for e in entries if e),
+        }
+    digests = [r["params_sha256"] for r in results]
+    dev = scores.get(f"dev/{first['metric']}", {}).get("per_trial", [])
+    sign = -1 if lower_is_better(first["metric"]) else 1
+    known = [k for k, v in enumerate(dev) if v is not None]
+    rates = [r["speed"]["examples_per_s"] for r in results]
+    return {
+        **first,
+        "config_hash": config_hash(config),
+        "seeds": [s for r in results for s in r["seeds"]],
+        "steps": max(r["steps"] for r in results),
+        "best_trial": max(known, key=lambda k: sign * dev[k]) if known else None,
+        "trials": [
+            {"settings": one, "params_sha256": digest, "steps": r["steps"], "collapsed": fell}
+            for one, digest, r, fell in zip(settings, digests, results, collapsed, strict=True)
+        ],
+        "eval": scores,
+        "params_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "speed": {**first["speed"], "examples_per_s": sum(rates) if all(rates) else None},
+    }
+
+
+def _ensembles(workdir: Path) -> dict[str, Any]:
+    """{name: {'members', and SET/METRIC: value}}."""
+    path = workdir / "trials" / "together.json"
+    if not path.exists():
+        return {}
+    together, out = json.loads(path.read_text()), {}
+    if together["mean_prediction"]:
+        out["mean_prediction"] = {
+            f"{name}/{metric}": value
+            for name, scores in together["mean_prediction"].items()
+            for metric, value in scores.items()
+        }
+    for name, members in together["soups"].items():
+        own = json.loads((workdir / "trials" / name / "result.json").read_text())
+        out[name] = {"members": members, **{k: v["mean"] for k, v in own["eval"].items()}}
+    return out
+
+
+def _collapsed(folder: Path) -> str:
+    """Why a trial has learnt nothing, or ''."""
+    path = folder / "predictions" / "test.jsonl"
+    if path.exists():
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        said = {str(row.get("prediction")) for row in rows}
+        known = {str(row.get("label")) for row in rows}
+        if len(rows) > 1 and len(said) == 1 and len(known) > 1:
+            return f"predicts {said.pop()!r} for all rows"
+    metrics = folder / "metrics.jsonl"
+    losses = [
+        line["value"]
+        for line in (read_metrics(metrics) if metrics.exists() else [])
+        if line["name"] == "train/loss" and line["value"] is not None
+    ]
+    part = max(1, len(losses) // 10)
+    if len(losses) > 5 and np.mean(losses[-part:]) > (1 - STUCK) * np.mean(losses[:part]):
+        return "its loss has not fallen"
+    return ""
+
+
+def own_metrics(path: Path, trial: int, to: Path) -> None:
+    """The lines of one trial, as a run alone writes them."""
+    lines = [line for line in read_metrics(path) if line.get("trial") == trial]
+    record.write_lines(to, ({k: v for k, v in line.items() if k != "trial"} for line in lines))
+
+
+def merged_metrics(parts: Sequence[tuple[Path, Sequence[int]]], to: Path) -> None:
+    """(a group's metrics.jsonl, its trials' numbers) -> one file."""
+    lines = [
+        {**line, "trial": numbers[line["trial"]]} if "trial" in line else line
+        for path, numbers in parts
+        for line in read_metrics(path)
+    ]
+    record.write_lines(to, sorted(lines, key=lambda line: line["step"]))
+
+
+def _said(result: dict[str, Any], settings: Sequence[trials.Settings], workdir: Path) -> list[str]:
+    lines = []
+    for name, score in result["eval"].items():
+        if name.endswith(f"/{result['metric']}") and score["mean"] is not None:
+            lines.append(
+                f"{name}: {score['mean']:.4f} ± {score['std']:.4f} over {len(settings)} trials "
+                f"(n = {score['n_examples']:,})"
+            )
+    if result["best_trial"] is not None:
+        best = result["best_trial"]
+        lines.append(f"best on dev: trial {best} ({trials.said(settings[best])})")
+    for name, scores in result["ensembles"].items():
+        value = scores.get(f"test/{result['metric']}", scores.get(f"dev/{result['metric']}"))
+        if value is not None:
+            lines.append(f"{name}: {value:.4f}")
+    for k, one in enumerate(result["trials"]):
+        if one["collapsed"]:
+            lines.append(f"trial {k} ({trials.said(settings[k])}) collapsed: {one['collapsed']}")
+    return [
+        *lines,
+        f"results: {workdir / 'result.json'}, and of each trial in {workdir / 'trials'}",
+    ]

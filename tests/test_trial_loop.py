@@ -1,0 +1,143 @@
+"""Runs of several trials, by the command: each as if alone, resumed exactly, recorded together."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import read_jsonl
+
+STEPS = "--config.train.steps=6"
+TRIALS = {"seed": [1, 2], "learning_rate": [1e-3, 3e-3]}
+
+
+def of(given):
+    return f"--config.trials={json.dumps(given)}"
+
+
+@pytest.fixture(scope="module")
+def done(run_cli, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trials") / "run"
+    flags = (STEPS, of(TRIALS), "--config.model.dropout=0.1", "--config.eval.every_steps=3",
+             "--config.checkpoint.every_steps=3", "--config.checkpoint.keep=9")  # fmt: skip
+    return run_cli(workdir, *flags).ok(), flags
+
+
+def test_all_trials_are_recorded_together(done):
+    run, _ = done
+    result = run.result
+    assert result["seeds"] == [1, 1, 2, 2] and len(result["trials"]) == 4
+    assert result["trials"][3]["settings"] == {"train.seed": 2, "train.learning_rate": 3e-3}
+    assert len({t["params_sha256"] for t in result["trials"]}) == 4
+    for name, score in result["eval"].items():
+        assert len(score["per_trial"]) == 4
+        assert score["mean"] == pytest.approx(np.mean(score["per_trial"])), name
+        assert score["std"] == pytest.approx(np.std(score["per_trial"], ddof=1)), name
+    best = result["best_trial"]
+    dev = result["eval"]["dev/accuracy"]["per_trial"]
+    assert dev[best] == max(dev)
+    losses = [line for line in run.metrics if line["name"] == "train/loss"]
+    assert [(x["step"], x["trial"]) for x in losses] == [
+        (s, t) for s in range(1, 7) for t in range(4)
+    ]
+    assert "4 trials" in (run.workdir / "report.html").read_text()
+    for k in range(4):
+        own = json.loads((run.workdir / "trials" / str(k) / "result.json").read_text())
+        assert own["params_sha256"] == result["trials"][k]["params_sha256"]
+        assert (
+            own["eval"]["test/accuracy"]["mean"]
+            == (result["eval"]["test/accuracy"]["per_trial"][k])
+        )
+        lines = read_jsonl(run.workdir / "trials" / str(k) / "metrics.jsonl")
+        mine = [x["value"] for x in lines if x["name"] == "train/loss"]
+        assert mine == [x["value"] for x in losses if x["trial"] == k]
+
+
+def test_one_program_trains_all(done):
+    speed = done[0].result["speed"]
+    assert speed["compiles"] == len(speed["row_counts"])
+
+
+def test_a_trial_is_bit_for_bit_the_one_alone(done, run_here, tmp_path):
+    run, flags = done
+    alone = run_here(tmp_path / "one", *flags, of([{"seed": 2, "learning_rate": 1e-3}])).ok()
+    assert alone.result["trials"][0]["params_sha256"] == run.result["trials"][2]["params_sha256"]
+
+
+def test_a_trial_is_a_run_of_its_own(done, run_here, tmp_path):
+    """The plain program, whose numbers are constants: the same losses but for rounding."""
+    run, flags = done
+    plain = run_here(
+        tmp_path / "plain", *flags, of("")[:-2], "--config.train.seed=2",
+        "--config.train.learning_rate=0.003",
+    ).ok()  # fmt: skip
+    mine = {x["step"]: x["value"] for x in run.metrics
+            if x["name"] == "train/loss" and x["trial"] == 3}  # fmt: skip
+    for step, value in plain.values("train/loss").items():
+        assert mine[step] == pytest.approx(value, abs=1e-4)
+
+
+def test_trials_go_on_exactly(done, run_here, tmp_path):
+    run, flags = done
+    shutil.copytree(run.workdir, tmp_path / "cut")
+    for later in ("checkpoints/6", "trials", "result.json"):
+        path = tmp_path / "cut" / later
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = run_here(tmp_path / "cut", *flags).ok()
+    assert "own checkpoint of step 3, 4 trials" in again.err
+    assert again.result["params_sha256"] == run.result["params_sha256"]
+    run_here(tmp_path / "cut", *flags, of({"seed": [1, 2]})).refused("config.trials has changed")
+
+
+def test_stacked_trials_learn_the_same(done, run_here, tmp_path):
+    run, flags = done
+    wide = run_here(tmp_path / "wide", *flags, "--config.trial.width=4").ok()
+    for a, b in zip(run.metrics, wide.metrics, strict=True):
+        assert (a["step"], a["name"], a.get("trial")) == (b["step"], b["name"], b.get("trial"))
+        if a["name"].endswith("loss"):
+            assert a["value"] == pytest.approx(b["value"], abs=1e-3)
+
+
+def test_what_cannot_share_a_program_has_its_own(run_here, tmp_path):
+    listed = [{"seed": 0}, {"train.batch_size": 4}, {"seed": 1, "steps": 4}]
+    run = run_here(tmp_path / "run", STEPS, of(listed)).ok()
+    assert "3 in 2 programs" in run.err
+    assert [t["steps"] for t in run.result["trials"]] == [6, 6, 4]
+    steps: dict[int, int] = {}
+    for line in run.metrics:
+        if line["name"] == "train/loss":
+            steps[line["trial"]] = max(line["step"], steps.get(line["trial"], 0))
+    assert steps == {0: 6, 1: 6, 2: 4}
+
+
+def test_predict_and_export_choose_a_trial(done, run_here, tmp_path):
+    run, flags = done
+    rows = [{"text": "a great film"}, {"text": "an awful plot"}]
+    given = tmp_path / "in.jsonl"
+    given.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    answers = {}
+    for which in ("best", "0", "1", "2", "3"):
+        out = tmp_path / f"{which}.jsonl"
+        run_here(
+            run.workdir, *flags, "--mode=predict", f"--config.predict.input={given}",
+            f"--config.predict.output={out}", f"--config.predict.trial={which}",
+        ).ok()  # fmt: skip
+        answers[which] = out.read_text()
+    assert answers["best"] == answers[str(run.result["best_trial"])]
+    assert len(set(answers.values())) == 4
+    run_here(
+        run.workdir, *flags, "--mode=predict", f"--config.predict.input={given}",
+        "--config.predict.trial=7",
+    ).refused("config.predict.trial is '7'; accepted: 'best', 'soup_uniform'")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"warmup": [0.1, 2.0]}, "trial 1 (warmup 2): config.train.warmup is 2.0"),
+        ({"seed": []}, "'seed' is []"),
+        ({"lr": [1e-5]}, "'lr' is no key"),
+    ],
+)
+def test_refused(run_here, tmp_path, given, words):
+    run_here(tmp_path / "run", of(given)).refused(words)
