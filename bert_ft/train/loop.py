@@ -105,22 +105,29 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))
             save_model_files(system, workdir)
-        writer = Writer(
-            workdir,
-            total_steps=steps,
-            start_step=first,
-            progress=config.log.progress,
-            tensorboard=config.log.tensorboard,
-            wandb=config.log.wandb,
-            active=jax.process_index() == 0,
-            every_steps=config.log.every_steps,
-            config=flat(config),
-            said=lines,
-        )
+        writer = open_writer(config, workdir, steps, first, lines)
         try:
             return _train(system, plan, state, assessed, saved, writer, workdir, started)
         finally:
             writer.close()
+
+
+def open_writer(
+    config: ConfigDict, workdir: Path, steps: int, first: int, said: list[str]
+) -> Writer:
+    """The record of a run of `steps` steps that goes on from `first`."""
+    return Writer(
+        workdir,
+        total_steps=steps,
+        start_step=first,
+        progress=config.log.progress,
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+        active=jax.process_index() == 0,
+        every_steps=config.log.every_steps,
+        config=flat(config),
+        said=said,
+    )
 
 
 def _train(

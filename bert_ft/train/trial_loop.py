@@ -27,11 +27,11 @@ from bert_ft.train.group import (
     initial_trials,
     make_group,
 )
+from bert_ft.train.loop import open_writer
 from bert_ft.train.record import write_json
 from bert_ft.train.start import checkpoints
 from bert_ft.train.system import assemble, save_model_files
 from bert_ft.train.trial_training import Training
-from bert_ft.train.writer import Writer
 
 
 def run_trials(config: ConfigDict, workdir: Path, started: float) -> int:
@@ -111,18 +111,7 @@ def _run_group(
             for system, own in zip(group.systems, folders, strict=True):
                 write_json(own / "config.json", flat(system.config))
                 save_model_files(system, own)
-        writer = Writer(
-            folder,
-            total_steps=group.longest,
-            start_step=first,
-            progress=config.log.progress,
-            tensorboard=config.log.tensorboard,
-            wandb=config.log.wandb,
-            active=jax.process_index() == 0,
-            every_steps=config.log.every_steps,
-            config=flat(config),
-            said=lines,
-        )
+        writer = open_writer(config, folder, group.longest, first, lines)
         opened.callback(writer.close)
         bests = [
             opened.enter_context(checkpoints(s.config, own, say))

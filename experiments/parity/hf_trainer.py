@@ -25,7 +25,7 @@ from bert_ft.config import cache_dir
 from bert_ft.data import wheels
 from bert_ft.data.rows import Rows
 from experiments.parity.tasks import TASKS, read
-from experiments.sentiment.hf_trainer import versions
+from experiments.sentiment.hf_trainer import training_arguments, versions
 
 IGNORED = -100  # no loss is taken there
 
@@ -116,28 +116,7 @@ def make_trainer(c: ConfigDict, rows: Rows, seed: int, names: list[str], scratch
     # One output alone is a rating to transformers, and its loss the squared error.
     model = getattr(transformers, kind).from_pretrained(path, num_labels=len(names) or 1)
     collator = "DataCollatorForTokenClassification" if tagging else "DataCollatorWithPadding"
-    t = c.train
-    arguments = transformers.TrainingArguments(
-        scratch,
-        per_device_train_batch_size=t.batch_size,
-        num_train_epochs=t.epochs,
-        learning_rate=t.learning_rate,
-        lr_scheduler_type=t.schedule,
-        warmup_steps=t.warmup,
-        weight_decay=t.weight_decay,
-        adam_beta1=t.beta1,
-        adam_beta2=t.beta2,
-        adam_epsilon=t.epsilon,
-        max_grad_norm=t.clip_norm,
-        train_sampling_strategy="group_by_length",
-        seed=seed,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=50,
-        disable_tqdm=True,
-        per_device_eval_batch_size=128,
-    )
+    arguments = training_arguments(c.train, seed, scratch, "group_by_length")
     return transformers.Trainer(
         model,
         arguments,

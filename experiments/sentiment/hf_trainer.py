@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from bert_ft.data import wheels
 from bert_ft.data.sources import Rows, open_source
 from configs.sentiment import get_config
@@ -92,6 +94,36 @@ def encoded(tokenizer: Any, rows: Rows, padding: str) -> list[dict[str, Any]]:
     ]
 
 
+def training_arguments(
+    t: ConfigDict, seed: int, scratch: str, sampling: str, max_steps: int = 0
+) -> Any:
+    """The Trainer's, from a config's `train`. max_steps 0: all epochs."""
+    import transformers
+
+    return transformers.TrainingArguments(
+        scratch,
+        per_device_train_batch_size=t.batch_size,
+        num_train_epochs=t.epochs,
+        max_steps=max_steps or -1,
+        learning_rate=t.learning_rate,
+        lr_scheduler_type=t.schedule,
+        warmup_steps=t.warmup,
+        weight_decay=t.weight_decay,
+        adam_beta1=t.beta1,
+        adam_beta2=t.beta2,
+        adam_epsilon=t.epsilon,
+        max_grad_norm=t.clip_norm,
+        train_sampling_strategy=sampling,
+        seed=seed,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=50,
+        disable_tqdm=True,
+        per_device_eval_batch_size=128,
+    )
+
+
 def make_trainer(seed: int, padding: str, max_steps: int, scratch: str) -> tuple[Any, Timeline]:
     """A Trainer ready to `train()`, and the timeline that it will fill. max_steps 0: all epochs."""
     import transformers
@@ -116,28 +148,7 @@ def make_trainer(seed: int, padding: str, max_steps: int, scratch: str) -> tuple
             timeline.examples.append(len(features))
             return batch
 
-    arguments = transformers.TrainingArguments(
-        scratch,
-        per_device_train_batch_size=t.batch_size,
-        num_train_epochs=t.epochs,
-        max_steps=max_steps or -1,
-        learning_rate=t.learning_rate,
-        lr_scheduler_type=t.schedule,
-        warmup_steps=t.warmup,
-        weight_decay=t.weight_decay,
-        adam_beta1=t.beta1,
-        adam_beta2=t.beta2,
-        adam_epsilon=t.epsilon,
-        max_grad_norm=t.clip_norm,
-        train_sampling_strategy=SAMPLING[padding],
-        seed=seed,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=50,
-        disable_tqdm=True,
-        per_device_eval_batch_size=128,
-    )
+    arguments = training_arguments(t, seed, scratch, SAMPLING[padding], max_steps)
     trainer = transformers.Trainer(
         model,
         arguments,
