@@ -37,18 +37,14 @@ def main(argv: list[str]) -> int:
         from bert_ft.train.guard import guarded
 
         with guarded(config, workdir, MODE.value, where, STARTED):
-            if MODE.value == "train":
-                if config.trials:
-                    from bert_ft.train.trial_loop import run_trials
-
-                    return run_trials(config, workdir, STARTED)
-                from bert_ft.train.loop import run
-
-                return run(config, workdir, STARTED)
             from bert_ft import preflight
-            from bert_ft.train import export, finish
+            from bert_ft.train import export, finish, loop, trial_loop
 
-            others = {"eval": finish.evaluate, "predict": finish.predict, "export": export.export}
+            if MODE.value == "train":
+                train = trial_loop.run_trials if config.trials else loop.run
+                return train(config, workdir, STARTED)
+            evaluate = trial_loop.evaluate_trials if config.trials else finish.evaluate
+            others = {"eval": evaluate, "predict": finish.predict, "export": export.export}
             mode = {**others, "preflight": preflight.preflight}[MODE.value]
             mode(config, workdir)
             return errors.EXIT_DONE

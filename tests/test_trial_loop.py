@@ -131,6 +131,31 @@ def test_predict_and_export_choose_a_trial(done, run_here, tmp_path):
     ).refused("config.predict.trial is '7'; accepted: 'best', 'soup_uniform'")  # fmt: skip
 
 
+def test_eval_scores_all_trials_again(done, run_here):
+    run, flags = done
+    before = run.result
+    again = run_here(run.workdir, *flags, "--mode=eval").ok().result
+    assert again["eval"] == before["eval"] and again["best_trial"] == before["best_trial"]
+    run_here(run.workdir, *flags, "--mode=eval", of({"seed": [1]})).refused("has changed")
+
+
+def test_the_ensembles_are_runs_too(done, run_here, tmp_path):
+    run, flags = done
+    together = run.result["ensembles"]
+    assert together.keys() == {"mean_prediction", "soup_uniform", "soup_greedy"}
+    assert together["soup_uniform"]["members"] == [0, 1, 2, 3]
+    assert run.result["best_trial"] in together["soup_greedy"]["members"]
+    dev = "dev/accuracy"
+    assert together["soup_greedy"][dev] >= max(run.result["eval"][dev]["per_trial"])
+    out = tmp_path / "soup.jsonl"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "a great film"}) + "\n")
+    run_here(
+        run.workdir, *flags, "--mode=predict", f"--config.predict.input={tmp_path / 'in.jsonl'}",
+        f"--config.predict.output={out}", "--config.predict.trial=soup_greedy",
+    ).ok()  # fmt: skip
+    assert len(read_jsonl(out)) == 1
+
+
 @pytest.mark.parametrize(
     "given, words",
     [

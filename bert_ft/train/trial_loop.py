@@ -21,6 +21,7 @@ from bert_ft.config import flat
 from bert_ft.errors import EXIT_DONE, InputError
 from bert_ft.tasks.registry import make_task
 from bert_ft.train import phases
+from bert_ft.train.finish import evaluate, require_metric
 from bert_ft.train.gather import gather, merged_metrics, trial_dir
 from bert_ft.train.group import (
     Group,
@@ -76,6 +77,16 @@ def run_trials(config: ConfigDict, workdir: Path, started: float) -> int:
     return EXIT_DONE
 
 
+def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
+    """--mode=eval: scores each trial again, and renews the record of all."""
+    settings = trials.settings(config)
+    _require_same(settings, workdir)
+    for number, one in enumerate(settings):
+        evaluate(trials.config_of(config, one), trial_dir(workdir, number))
+    for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
+        print(line, file=sys.stderr, flush=True)
+
+
 def _require_same(settings: list[trials.Settings], workdir: Path) -> None:
     """Raises InputError where the workdir is of other trials."""
     path = workdir / "config.json"
@@ -105,6 +116,8 @@ def _run_group(
     with checkpoints(config, folder, say) as saved, ExitStack() as opened:
         with phases.within("restoring", "the start from a checkpoint or a model"):
             made, first = initial_trials(group, saved, say)
+        if first < group.longest:
+            require_metric(group.systems[0], made[0].state.params)
         folders = [trial_dir(workdir, k) for k in group.numbers]
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))

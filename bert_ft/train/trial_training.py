@@ -108,7 +108,10 @@ class Training:
                     self.clock.tick()
             self.look(self.writer.flush(), group.longest)
             self.writer.end_steps()
-        scores = self.assess(group.longest) if has_dev else [{} for _ in group.systems]
+        try:
+            scores = self.assess(group.longest) if has_dev else [{} for _ in group.systems]
+        except Preempted:
+            return self.preempted(group.longest)
         if self.first < group.longest:
             self.save(group.longest)
         self.conclude(scores, compiles.count)
