@@ -1,5 +1,6 @@
 """Processes that die, hang, disagree or are preempted: the others never wait in silence."""
 
+import re
 import signal
 import time
 
@@ -63,7 +64,8 @@ def test_kills_and_hangs_of_either_process_change_nothing(world, cache, tmp_path
                 assert run.codes()[process] == 76
     with start(workdir, world.config, cache, *FLAGS) as run:
         done = run.done()
-    assert "start: own checkpoint of step 6" in done.err
+    # The save of step 6 may have been under way when its process was stopped.
+    assert re.search("start: own checkpoint of step (3|6)", done.err), done.err
     assert done.result["params_sha256"] == undisturbed.result["params_sha256"]
     assert done.values("train/loss") == undisturbed.values("train/loss")
     assert done.values("dev/loss") == undisturbed.values("dev/loss")

@@ -213,9 +213,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 def predict(config: ConfigDict, workdir: Path) -> Path:
     """--mode=predict: a JSON line a row of config.predict.input, in its order; returns the file.
     A task with a method `lists(lines)` also writes those, to <name of the file>.ranked.jsonl."""
-    given, out = _predict_paths(config, workdir)
-    workdir = chosen(workdir, config.predict.trial, "predict.trial")
+    of_all, workdir = workdir, chosen(workdir, config.predict.trial, "predict.trial")
     fitted = load_fitted(workdir)
+    given, out = _predict_paths(config, of_all)
     source = open_source(
         f"files:{given}", cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
     )
