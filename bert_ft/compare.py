@@ -37,7 +37,7 @@ def compare(
     first = rows[a[0]]
     for run in (*a[1:], *b):
         _same_questions(first, rows[run], a[0], run)
-    judged = {run: judge(rows[run], metric, _file(run)) for run in (*a, *b)}
+    judged = {run: judge(rows[run], metric, str(_file(run))) for run in (*a, *b)}
     for run, one in judged.items():
         _as_recorded(one, results[run], metric, run)
     found = difference([judged[run] for run in a], [judged[run] for run in b], resamples, seed)
@@ -71,8 +71,8 @@ def sentence(
     )
 
 
-def _file(run: Path) -> str:
-    return str(run / "predictions" / "test.jsonl")
+def _file(run: Path) -> Path:
+    return run / "predictions" / "test.jsonl"
 
 
 def _name(runs: Sequence[Path]) -> str:
@@ -80,9 +80,8 @@ def _name(runs: Sequence[Path]) -> str:
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
-    path = run / "predictions" / "test.jsonl"
-    with paths.reached(path):
-        rows = read_rows(path)
+    with paths.reached(_file(run)):
+        rows = read_rows(_file(run))
     if not rows:
         raise InputError(f"{_file(run)} is not there; a run with data.test and eval.report has it")
     return rows
@@ -97,15 +96,17 @@ def _same_questions(
             "of the same test set"
         )
     for number, (x, y) in enumerate(zip(one, other, strict=True), 1):
-        asked = [{k: v for k, v in row.items() if k == "label" or isinstance(v, str)}
-                 for row in (x, y)]  # fmt: skip
-        for row in asked:
-            row.pop("prediction", None)
-        if asked[0] != asked[1]:
+        if _asked(x) != _asked(y):
             raise InputError(
                 f"{_file(of_other)}:{number}: another text or label than in {_file(of_one)}; "
                 "accepted: runs of the same test set"
             )
+
+
+def _asked(row: dict[str, Any]) -> dict[str, Any]:
+    """A row's texts and label."""
+    texts = {k: v for k, v in row.items() if k == "label" or isinstance(v, str)}
+    return {k: v for k, v in texts.items() if k != "prediction"}
 
 
 def _as_recorded(judged: Judged, result: dict[str, Any], metric: str, run: Path) -> None:

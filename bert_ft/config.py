@@ -280,6 +280,16 @@ def unknown(key: str) -> str:
     return f"config.{key} is no key{nearest(key, list(flat(default())))}"
 
 
+def typed(key: str, value: Any, usual: Any) -> Any:
+    """A value that came in JSON, as its key, by default `usual`, has it: an int may stand where a float is expected.
+    Raises ValueError, with `wrong_type`'s words, on another type."""
+    if isinstance(usual, float) and type(value) is int:
+        value = float(value)
+    if type(value) is not type(usual):
+        raise ValueError(wrong_type(key, value, usual))
+    return value
+
+
 def wrong_type(key: str, value: Any, usual: Any) -> str:
     """The message about a value that is not of its default's type."""
     return f"config.{key} is {value!r}; accepted: {type(usual).__name__} (default {usual!r})"

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_ft.config import default, flat, nearest, wrong_type
+from bert_ft.config import default, flat, nearest, typed
 from bert_ft.errors import InputError
 
 OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
@@ -47,10 +47,9 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
                 f"{where} sets {key!r}; accepted: task.* and "
                 f"{', '.join(f'data.{k}' for k in OF_DATA)}{nearest(key, accepted)}"
             )
-        if isinstance(usual[key], float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(usual[key]):
-            raise InputError(f"{where}: {wrong_type(key, value, usual[key])}")
         group, name = key.split(".")
-        c[group][name] = value
+        try:
+            c[group][name] = typed(key, value, usual[key])
+        except ValueError as e:
+            raise InputError(f"{where}: {e}") from None
     return c

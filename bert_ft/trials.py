@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_ft.config import default, fixed, flat, nearest, wrong_type
+from bert_ft.config import default, fixed, flat, nearest, typed
 from bert_ft.errors import InputError
 
 # What a compiled step takes as an argument. A task adds its own, such as task.label_smoothing.
@@ -72,7 +72,7 @@ def _product(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _known(one: Mapping[str, Any]) -> Settings:
     """The keys and types of a trial's settings, as the config has them."""
-    usual, out = flat(default()), {}
+    usual, out = flat(default()), dict[str, Any]()
     for name, value in one.items():
         key = NAMES.get(name, name)
         if key not in usual or key == "trials":
@@ -81,13 +81,12 @@ def _known(one: Mapping[str, Any]) -> Settings:
                 f"config.trials: {name!r} is no key; accepted: {', '.join(NAMES)}, or another key "
                 f"of the config in full{nearest(name, accepted)}"
             )
-        if isinstance(usual[key], float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(usual[key]):
-            raise InputError(f"config.trials: {wrong_type(key, value, usual[key])}")
         if key in out:
             raise InputError(f"config.trials: {name!r} is given twice")
-        out[key] = value
+        try:
+            out[key] = typed(key, value, usual[key])
+        except ValueError as e:
+            raise InputError(f"config.trials: {e}") from None
     return out
 
 

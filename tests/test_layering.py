@@ -28,7 +28,8 @@ models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
 evals.spans evals.paired evals.trials_page
-evals.answers evals.judge
+evals.judge
+evals.answers
 evals.report
 compare
 tasks.schemes tasks.sequence tasks.candidates tasks.ranking

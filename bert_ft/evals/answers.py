@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bert_ft.evals import metrics, plots, spans
+from bert_ft.evals.judge import rows_of_part
 from bert_ft.evals.page import cards, figure, fold, grid, mistake, note, section, table
 
 MISTAKES = 20
@@ -55,12 +56,7 @@ def _parts(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _of_part(rows: Sequence[dict[str, Any]], part: str) -> list[str]:
     """A part's sections, under a heading with its name."""
-    own = []
-    for row in rows:
-        if part not in row["prediction"] or part not in (row.get("label") or {}):
-            continue
-        split = {k: v[part] for k, v in row.items() if isinstance(v, dict) and part in v}
-        own.append({k: v for k, v in row.items() if not isinstance(v, dict)} | split)
+    own = rows_of_part(rows, part)
     return [html.replace("<h2>", f"<h2>{escape(part)}: ", 1) for html in prediction_sections(own)]
 
 

@@ -21,7 +21,7 @@ def judge(rows: Sequence[Row], metric: str, where: str) -> Judged:
     Raises InputError where the rows have no such score; `where` names the file."""
     part, slash, name = metric.rpartition("/")
     if slash:
-        rows = [_of_part(row, part) for row in rows if _has(row, part)]
+        rows = rows_of_part(rows, part)
     kinds = _scores(rows) if rows else {}
     if name not in kinds:
         there = ", ".join(kinds) or "none: there are no rows with a label"
@@ -29,13 +29,17 @@ def judge(rows: Sequence[Row], metric: str, where: str) -> Judged:
     return kinds[name]()
 
 
-def _has(row: Row, part: str) -> bool:
-    return all(isinstance(row.get(k), dict) and part in row[k] for k in ("label", "prediction"))
+def rows_of_part(rows: Sequence[Row], part: str) -> list[Row]:
+    """Of a task with several parts the rows that have a label of this one, as it alone has them."""
 
+    def has(row: Row) -> bool:
+        return all(isinstance(row.get(k), dict) and part in row[k] for k in ("label", "prediction"))
 
-def _of_part(row: Row, part: str) -> Row:
-    split = {k: v[part] for k, v in row.items() if isinstance(v, dict) and part in v}
-    return {k: v for k, v in row.items() if not isinstance(v, dict)} | split
+    def own(row: Row) -> Row:
+        split = {k: v[part] for k, v in row.items() if isinstance(v, dict) and part in v}
+        return {k: v for k, v in row.items() if not isinstance(v, dict)} | split
+
+    return [own(row) for row in rows if has(row)]
 
 
 def _scores(rows: Sequence[Row]) -> dict[str, Callable[[], Judged]]:

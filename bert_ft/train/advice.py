@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_ft.train.sharding import shardings
+from bert_ft.train.sharding import abstract
 from bert_ft.train.system import System
 
 USABLE = 0.95  # of the memory, in what is advised: the rest is for what XLA arranges otherwise
@@ -23,12 +23,8 @@ def held_bytes(tree: Any) -> int:
 
 def state_bytes(system: System, preset: str) -> int:
     """Bytes a device holds of parameters, their moments and gradient, under a preset."""
-    params = system.abstract_params
-    places = shardings(params, system.mesh, preset, system.config.mesh.rules)
-    held = jax.tree.map(
-        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), params, places
-    )
-    return 4 * held_bytes(held)
+    rules = system.config.mesh.rules
+    return 4 * held_bytes(abstract(system.abstract_params, system.mesh, preset, rules))
 
 
 def advice(system: System, report: dict[str, Any]) -> list[str]:

@@ -155,6 +155,14 @@ def shardings(tree: Any, mesh: Mesh, preset: str, rules: str = "") -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def abstract(tree: Any, mesh: Mesh, preset: str, rules: str = "") -> Any:
+    """A tree of shapes with its `shardings`."""
+    places = shardings(tree, mesh, preset, rules)
+    return jax.tree.map(
+        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), tree, places
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

@@ -19,7 +19,7 @@ from bert_ft.models import hf
 from bert_ft.models.multi import kinds_of
 from bert_ft.train import phases
 from bert_ft.train.checkpoint import Checkpoints
-from bert_ft.train.sharding import replicated, shardings
+from bert_ft.train.sharding import abstract, replicated
 from bert_ft.train.step import TrainState
 from bert_ft.train.system import System, example_batch
 
@@ -84,8 +84,7 @@ def abstract_state(system: System, optimizer: optax.GradientTransformation) -> T
     params = system.abstract_params
     opt = jax.eval_shape(optimizer.init, params)
     m = system.config.mesh
-    places = shardings(opt, system.mesh, m.preset, m.rules)
-    opt = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), opt, places)
+    opt = abstract(opt, system.mesh, m.preset, m.rules)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(system.mesh))
     return TrainState(step, params, opt)  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
 from bert_ft.tasks.registry import make_task
 from bert_ft.train.barriers import agree
-from bert_ft.train.sharding import check_sizes, make_mesh, row_shards, shardings
+from bert_ft.train.sharding import abstract, check_sizes, make_mesh, row_shards
 
 SETS = ("train", "dev", "test")
 
@@ -50,10 +50,7 @@ class System:
         """The parameters' tree of shapes, with their shardings on the mesh."""
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), example_batch())["params"]
         m = self.config.mesh
-        places = shardings(shapes, self.mesh, m.preset, m.rules)
-        return jax.tree.map(
-            lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places
-        )
+        return abstract(shapes, self.mesh, m.preset, m.rules)
 
     @property
     def data_fingerprint(self) -> str:

@@ -118,7 +118,7 @@ class Training:
         return EXIT_DONE
 
     def step(self, step: int, batches: list[dict[str, jax.Array] | None]) -> None:
-        group, metrics = self.group, []
+        group, live, metrics = self.group, self.group.live(step), []
         with jax.transfer_guard("disallow"), phases.within("steps", f"step {step}"):
             for w, batch in enumerate(batches):
                 if batch is not None:
@@ -127,13 +127,9 @@ class Training:
             done = self.writer.trials(
                 step + 1,
                 metrics,
-                live=group.live(step),
-                examples=self.system.config.train.batch_size * int(group.live(step).sum()),
-                tokens=sum(
-                    p.tokens(step)
-                    for p, on in zip(group.plans, group.live(step), strict=True)
-                    if on
-                ),
+                live=live,
+                examples=self.system.config.train.batch_size * int(live.sum()),
+                tokens=sum(p.tokens(step) for p, on in zip(group.plans, live, strict=True) if on),
             )
         self.look(done, step)
         phases.stepped()

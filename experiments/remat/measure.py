@@ -82,7 +82,7 @@ def compiled(platform: str, length: int, remat: str, loop: str) -> dict[str, Any
     from bert_ft.mesh_rules import AXES
     from bert_ft.models.bert import EncoderConfig
     from bert_ft.train.sharding import ROWS as ROW_AXES
-    from bert_ft.train.sharding import replicated, row_shards, shardings
+    from bert_ft.train.sharding import abstract, replicated, row_shards
     from bert_ft.train.step import TrainState
     from bert_ft.train.system import example_batch
 
@@ -96,18 +96,10 @@ def compiled(platform: str, length: int, remat: str, loop: str) -> dict[str, Any
     )
     plan = plan_of(ROWS * row_shards(mesh), length, sizes.vocab_size)
 
-    def placed(tree: Any) -> Any:
-        places = shardings(tree, mesh, "replicate")
-        return jax.tree.map(
-            lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), tree, places
-        )
-
-    params = placed(jax.eval_shape(model.init, jax.random.key(0), example_batch())["params"])
-    state = placed(
-        TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32), params, jax.eval_shape(optimizer.init, params)
-        )
-    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch())["params"]
+    moments = jax.eval_shape(optimizer.init, shapes)
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), shapes, moments)
+    state = abstract(state, mesh, "replicate")
     by_row, whole = NamedSharding(mesh, P(ROW_AXES)), replicated(mesh)
     batch = {
         k: jax.ShapeDtypeStruct(
