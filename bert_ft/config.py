@@ -281,8 +281,8 @@ def unknown(key: str) -> str:
 
 
 def typed(key: str, value: Any, usual: Any) -> Any:
-    """A value that came in JSON, as its key, by default `usual`, has it: an int may stand where a float is expected.
-    Raises ValueError, with `wrong_type`'s words, on another type."""
+    """A value that came in JSON, as its key, by default `usual`, has it: an int may stand where a
+    float is expected. Raises ValueError, with `wrong_type`'s words, on another type."""
     if isinstance(usual, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(usual):
