@@ -185,6 +185,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         check_task(c)
         check_ranking(c)
     _check_multi(c, mode)
+    one_of("preflight.effort", ("full", "quick"))
     one_of("preflight.model", ("", "base", "large"))
     at_least("preflight.slices", 1)
     made_up = mode == "preflight" and c.preflight.model

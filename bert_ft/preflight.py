@@ -3,6 +3,7 @@
 WORKDIR/preflight.json holds an object a topology; bytes are those of a device:
 
     topology, devices, mesh, batch {examples, rows, row_length}, assumed [what was not the config's]
+    effort              that XLA's compiler made, config.preflight.effort
     compiled, compile_s, eval_compile_s     of the training step and of the evaluation's
     bytes {arguments, outputs, temporaries, total}      total counts an output that takes an
                                                         argument's place once
@@ -20,7 +21,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,12 @@ SIZES = {
     "large": EncoderConfig(
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
     ),
+}
+# XLA's options, by config.preflight.effort. How hard it looks for fast code is most of the time it
+# takes, and bears on no collective and little on memory (experiments/preflight has both ways).
+EFFORTS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "quick": {"exec_time_optimization_effort": -1.0},
 }
 LANES = 128  # a row's length is a multiple, as on a TPU (train/system.py)
 
@@ -170,12 +177,13 @@ def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, An
     topology."""
     config, mesh, accumulate = system.config, system.mesh, system.config.train.accumulate
     programs, state, batch, shape = real_step(system)
-    devices = list(mesh.devices.flat)
+    devices, effort = list(mesh.devices.flat), config.preflight.effort
     flops = step_flops(system.model, system.task, state.params, batch, accumulate)
     report: dict[str, Any] = {
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "preset": config.mesh.preset,
+        "effort": effort,
         "batch": {
             "examples": config.train.batch_size,
             "rows": shape.rows * accumulate,
@@ -189,7 +197,7 @@ def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, An
     }
     begun = time.monotonic()
     try:
-        compiled = programs.compile(state, batch)
+        compiled = programs.compile(state, batch, EFFORTS[effort])
     except jax.errors.JaxRuntimeError as e:
         used = _needed(str(e))
         if used is None:
@@ -220,7 +228,7 @@ def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, An
     moved = sizes["arguments"] + sizes["outputs"] + 2 * sizes["temporaries"]
     report["bound"] = bound(chip, len(devices), flops, moved, sent, config.train.batch_size)
     if evaluation:
-        report["eval_compile_s"] = _evaluation(system, state.params)
+        report["eval_compile_s"] = _evaluation(system, state.params, EFFORTS[effort])
     return {**report, "advice": advice(system, report)}
 
 
@@ -237,13 +245,13 @@ def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any], Sha
     return train_programs(system, steps, state), state, batch, shape
 
 
-def _evaluation(system: System, params: Any) -> float:
+def _evaluation(system: System, params: Any, options: Mapping[str, Any]) -> float:
     """Seconds in which the evaluation's step was compiled."""
     name = next((n for n in ("dev", "test") if n in system.sets), "train")
     plan = eval_plan(system, system.sets[name])
     batch = abstract_batch(plan.batch(0, range(1)), plan.shape, system.mesh)
     begun = time.monotonic()
-    eval_programs(system).compile(params, batch)
+    eval_programs(system).compile(params, batch, options)
     return time.monotonic() - begun
 
 

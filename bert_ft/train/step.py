@@ -113,13 +113,16 @@ class Programs:
         """The optimised HLO of all programs, for those who look at it."""
         return "\n".join(c.as_text() for c in self._compiled.values())
 
-    def compile(self, state: Any, batch: Mapping[str, Any]) -> Any:
+    def compile(
+        self, state: Any, batch: Mapping[str, Any], options: Mapping[str, Any] | None = None
+    ) -> Any:
         """The program for arrays, or shapes with shardings, like these; compiled unless that has
-        been done."""
+        been done, with these `options` of XLA's compiler."""
         if _shapes(batch) not in self._compiled:
             # The model asks for the mesh (ops.by_rows).
             with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-                self._compiled[_shapes(batch)] = self._jit.lower(state, dict(batch)).compile()
+                lowered = self._jit.lower(state, dict(batch))
+            self._compiled[_shapes(batch)] = lowered.compile(dict(options or {}))
         return self._compiled[_shapes(batch)]
 
     def __call__(self, state: Any, batch: Mapping[str, jax.Array]) -> Any:

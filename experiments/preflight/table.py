@@ -2,6 +2,7 @@
 step compile, what does a chip hold, and what is the bound?
 
 python -m experiments.preflight.table                compiles what table.jsonl lacks, hours in all
+python -m experiments.preflight.table --effort=full  the same with the compiler's full effort
 python -m experiments.preflight.table --show         the tables of README, from table.jsonl
 
 4,096 tokens a chip in full rows: 32 examples of 128 tokens or 8 of 512, times the chips, whatever
@@ -26,14 +27,15 @@ SLICES = ("v5e-8", "v4-32", "v5p-16", "v6e-16", "v5e-256")
 PRESETS = ("replicate", "fsdp", "tensor")
 CASES = (("base", 128), ("large", 128), ("base", 512), ("large", 512))
 TOKENS = 4096  # a chip
-KEY = ("slice", "model", "length", "preset")
+KEY = ("slice", "model", "length", "preset", "effort")
 
 
-def measure(name: str, model: str, length: int, preset: str) -> dict[str, Any]:
+def measure(name: str, model: str, length: int, preset: str, effort: str) -> dict[str, Any]:
     kind, shape = slice_of(name)
     devices = topology_devices(kind, shape)
     c = config.default()
     c.preflight.model, c.preflight.topology = model, f"{kind}:{shape}"
+    c.preflight.effort = effort
     c.data.max_length = length
     c.train.batch_size = TOKENS // length * len(devices)
     c.train.steps = 1
@@ -43,7 +45,7 @@ def measure(name: str, model: str, length: int, preset: str) -> dict[str, Any]:
     system, _ = system_for(c, devices, print)
     report = examine(system, CHIPS[kind], evaluation=False)
     return {
-        **dict(zip(KEY, (name, model, length, preset), strict=True)),
+        **dict(zip(KEY, (name, model, length, preset, effort), strict=True)),
         "topology": f"{kind}:{shape}",
         **report,
         "versions": versions(),
@@ -56,13 +58,15 @@ def rows() -> list[dict[str, Any]]:
 
 def show() -> None:
     done = {tuple(r[k] for k in KEY): r for r in rows()}
+    efforts = ("quick", "full")
     gib = 2**30
     for model, length in CASES:
         print(f"\n| {model}, {length} tokens | replicate | fsdp | tensor |\n|---|---|---|---|")
         for name in SLICES:
             cells = []
             for preset in PRESETS:
-                r = done.get((name, model, length, preset))
+                key = (name, model, length, preset)
+                r = next((done[*key, e] for e in efforts if (*key, e) in done), None)
                 if r is None:
                     cells.append("not compiled yet")
                 elif not r["fits"]:
@@ -79,10 +83,12 @@ def show() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--show", action="store_true")
-    if parser.parse_args().show:
+    parser.add_argument("--effort", choices=("quick", "full"), default="quick")
+    args = parser.parse_args()
+    if args.show:
         return show()
     for (model, length), name, preset in itertools.product(CASES, SLICES, PRESETS):
-        key = (name, model, length, preset)
+        key = (name, model, length, preset, args.effort)
         if any(tuple(r[k] for k in KEY) == key for r in rows()):
             continue
         made = measure(*key)
