@@ -9,6 +9,7 @@ from bert_ft.config import default, flat, unknown, wrong_type
 from bert_ft.data.mixing import MIXINGS
 from bert_ft.errors import InputError
 from bert_ft.mesh_rules import PRESETS, user_rules
+from bert_ft.method_checks import check_methods
 from bert_ft.parts import part_configs
 from bert_ft.task_checks import check_ranking, check_task, numbers, require
 
@@ -172,6 +173,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
             c.model[key],
             f"{usual_value!r} where model.kind is 'lstm'",
         )
+    check_methods(c)
     at_least("trial.width", 0)
     if c.trials:
         for number, one in enumerate(trials.settings(c)):

@@ -22,6 +22,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_ft import method_knobs
+
 # Keys that change what is shown or kept, or where it is computed: a resumed run may change them.
 FREE = (
     *(
@@ -146,6 +148,8 @@ def default() -> ConfigDict:
     c.task.table_width = 32  # of an embedding
     c.task.fusion_width = 128  # of the layer that joins text, embeddings and numbers
     c.task.table_rate = 100.0  # the tables' learning rate, in train.learning_rate
+
+    c.methods = method_knobs.defaults()
 
     c.train = ConfigDict()
     c.train.batch_size = 32  # examples a step, over all devices; never a token budget

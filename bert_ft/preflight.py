@@ -178,7 +178,8 @@ def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, An
     config, mesh, accumulate = system.config, system.mesh, system.config.train.accumulate
     programs, state, batch, shape = real_step(system)
     devices, effort = list(mesh.devices.flat), config.preflight.effort
-    flops = step_flops(system.model, system.task, state.params, batch, accumulate)
+    params = jax.eval_shape(system.weights.form, state.frozen, state.params, state.step)
+    flops = step_flops(system.model, system.task, params, batch, accumulate)
     report: dict[str, Any] = {
         "devices": len(devices),
         "mesh": dict(mesh.shape),
@@ -228,7 +229,7 @@ def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, An
     moved = sizes["arguments"] + sizes["outputs"] + 2 * sizes["temporaries"]
     report["bound"] = bound(chip, len(devices), flops, moved, sent, config.train.batch_size)
     if evaluation:
-        report["eval_compile_s"] = _evaluation(system, state.params, EFFORTS[effort])
+        report["eval_compile_s"] = _evaluation(system, system.abstract_params, EFFORTS[effort])
     return {**report, "advice": advice(system, report)}
 
 

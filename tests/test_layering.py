@@ -8,11 +8,12 @@ from conftest import ROOT
 
 # One line a layer: its modules may not import each other, only what stands above.
 LAYERS = """
-errors
+errors method_knobs
 paths
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
 parts trials task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
 data.words data.texts data.windows
+method_checks
 checks
 command_line evals.ranking_by_user
 data.annotated data.hubs data.rows
@@ -27,6 +28,9 @@ models.ops models.crf
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
+methods.method methods.shifts
+methods.weights methods.lora methods.fgm methods.ema
+methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge
 evals.answers
@@ -65,6 +69,8 @@ WITHOUT_JAX = (
     "config",
     "checks",
     "task_checks",
+    "method_knobs",
+    "method_checks",
     "mesh_rules",
     "command_line",
     "compare",

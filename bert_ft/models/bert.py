@@ -19,6 +19,7 @@ import numpy as np
 from bert_ft.models import ops
 
 Batch = Mapping[str, jax.Array]
+Drop = Callable[[jax.Array, jax.Array], jax.Array]  # x, rate -> x with dropout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,13 @@ class Noise:
         salt = ops.token_salt(self.words[site], self.ids if ids is None else ids)
         return ops.dropout(x, self.rate, salt[..., None], jnp.arange(x.shape[-1]))
 
+    def dense(self, site: int, which: int, ids: jax.Array | None = None) -> Drop:
+        """Dropout of what the adaptation of a site's dense layer, `which` of them, reads: at a rate
+        of its own, by words that are a function of the site's."""
+        words = ops.other_words(self.words[site], which)
+        salt = ops.token_salt(words, self.ids if ids is None else ids)[..., None]
+        return lambda x, rate: ops.dropout(x, rate, salt, jnp.arange(x.shape[-1]))
+
     def attention(self, p: jax.Array, site: int, ids: jax.Array, key_positions: jax.Array):
         heads = p.shape[1]
         ids_RxNxQ = ids[:, None, :] * heads + jnp.arange(heads)[None, :, None]
@@ -83,19 +91,32 @@ def make_noise(
 
 
 class Dense(nn.Module):
-    """y = x W + b; W float32 (in, features), used in `dtype`."""
+    """y = x W + b; W float32 (in, features), used in `dtype`. With `lora_a` (in, rank), `lora_b`
+    (rank, features) and a `lora_scale` among its parameters, which methods/lora.py puts there, also
+    + scale (drop(x) A) B."""
 
     features: int
     dtype: jnp.dtype
     std: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, drop: Drop | None = None) -> jax.Array:
         init = nn.initializers.truncated_normal(self.std)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        y = ops.matmul(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        x = x.astype(self.dtype)
+        y = ops.matmul(x, kernel.astype(self.dtype))
+        if self.has_variable("params", "lora_a"):
+            y += self._low_rank(x, drop)
+        y += bias.astype(self.dtype)
         return ops.by_rows(y) if y.ndim > 2 else y  # two axes: by example
+
+    def _low_rank(self, x: jax.Array, drop: Drop | None) -> jax.Array:
+        own = self.variables["params"]
+        a, b, scale = (own[f"lora_{name}"] for name in ("a", "b", "scale"))
+        if drop and "lora_rate" in own:
+            x = drop(x, own["lora_rate"])
+        return ops.matmul(ops.matmul(x, a.astype(self.dtype)), (scale * b).astype(self.dtype))
 
 
 class LayerNorm(nn.Module):
@@ -140,7 +161,9 @@ class Attention(nn.Module):
 
         def project(name: str, y: jax.Array) -> jax.Array:
             """(R, S, H) -> (R, N, S, D): heads first, so that their products are plain ones."""
-            y = Dense(c.hidden_size, self.dtype, c.initializer_range, name=name)(y)
+            which = ("query", "key", "value").index(name)
+            drop = noise.dense(site, which, None if which else ids) if noise else None
+            y = Dense(c.hidden_size, self.dtype, c.initializer_range, name=name)(y, drop)
             return y.reshape(*y.shape[:-1], heads, width).transpose(0, 2, 1, 3)
 
         q_RxNxQxD, k_RxNxSxD = project("query", ask_RxQxH), project("key", x_RxSxH)
@@ -153,7 +176,8 @@ class Attention(nn.Module):
             p_RxNxQxS = noise.attention(p_RxNxQxS, site, ids, positions)
         mixed = jnp.einsum("rnqk,rnkd->rnqd", p_RxNxQxS, v_RxNxSxD).transpose(0, 2, 1, 3)
         mixed = mixed.reshape(*mixed.shape[:2], c.hidden_size)
-        out = Dense(c.hidden_size, self.dtype, c.initializer_range, name="output")(mixed)
+        drop = noise.dense(site + 1, 0, ids) if noise else None
+        out = Dense(c.hidden_size, self.dtype, c.initializer_range, name="output")(mixed, drop)
         if noise:
             out = noise.hidden(out, site + 1, ids)
         return LayerNorm(c.layer_norm_eps, name="norm")(out + ask_RxQxH), ids
@@ -167,8 +191,9 @@ class Layer(nn.Module):
     def __call__(self, x, batch: Batch, noise: Noise | None, site: int, slots=None):
         c = self.config
         x, ids = Attention(c, self.dtype, name="attention")(x, batch, noise, site, slots)
-        y = Dense(c.intermediate_size, self.dtype, c.initializer_range, name="up")(x)
-        y = Dense(c.hidden_size, self.dtype, c.initializer_range, name="down")(ops.gelu(y))
+        up, down = (noise.dense(site + 2, k, ids) if noise else None for k in (0, 1))
+        y = Dense(c.intermediate_size, self.dtype, c.initializer_range, name="up")(x, up)
+        y = Dense(c.hidden_size, self.dtype, c.initializer_range, name="down")(ops.gelu(y), down)
         if noise:
             y = noise.hidden(y, site + 2, ids)
         return LayerNorm(c.layer_norm_eps, name="norm")(x + y)
@@ -201,6 +226,8 @@ class Encoder(nn.Module):
         # with its data index; then each has its rows. Otherwise the table's gradient needs those
         # of all devices.
         x = ops.by_rows(ops.by_rows(x, ("data",)))
+        if "word_shift" in batch:  # of an adversary (methods/shifts.py)
+            x += batch["word_shift"]
         x += Embed(c.max_position_embeddings, width, std, name="position")(
             batch["positions"] + c.position_offset
         )

@@ -77,6 +77,11 @@ def token_salt(words: jax.Array, ids: jax.Array) -> jax.Array:
     return _mix(_mix(ids.astype(jnp.uint32) ^ words[0]) + words[1])
 
 
+def other_words(words: jax.Array, which: int) -> jax.Array:
+    """Key words uint32 (2,) of another use of a site, `which` of them, a function of the site's."""
+    return _mix(words ^ np.uint32(0x5BD1E995 + which))
+
+
 def dropout(x: jax.Array, rate: jax.Array | float, salt: jax.Array, lanes: jax.Array) -> jax.Array:
     """Inverted dropout whose mask is a function of (salt, lane), not of where x lies in memory.
 

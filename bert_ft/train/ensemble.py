@@ -59,18 +59,24 @@ def greedy(
 
 
 def soups(
-    group: Group, members: Mapping[int, Any], metric: str, programs: Programs, workdir: Path
+    group: Group,
+    members: Mapping[int, Any],
+    formed: Callable[[Any], Any],
+    about: Mapping[str, Any],
+    metric: str,
+    programs: Programs,
+    workdir: Path,
 ) -> dict[str, list[int]]:
     """Leaves a finished run of the uniform soup, and with a dev set of the greedy one, in
-    WORKDIR/trials; {its name: the numbers of its members}. `members`: {place in the group:
-    parameters}."""
+    WORKDIR/trials; {its name: the numbers of its members}. `members`: {place in the group: what is
+    trained}, of which `formed` makes what the model is given; `about` goes beside what is kept."""
     system, places, params = group.systems[0], list(members), list(members.values())
     found = {UNIFORM: places}
     if "dev" in system.sets:
         sign = -1 if lower_is_better(metric) else 1
 
         def dev(one: Any) -> float:
-            value = sign * score_set(system, programs, one, "dev")[metric]
+            value = sign * score_set(system, programs, formed(one), "dev")[metric]
             return -np.inf if np.isnan(value) else value
 
         found[GREEDY] = [places[i] for i in greedy(params, [dev(one) for one in params], dev)]
@@ -81,7 +87,8 @@ def soups(
         if jax.process_index() == 0:
             save_model_files(system, folder)
         with checkpoints(system.config, folder, lambda _: None) as saved:
-            saved.save_best(steps, soup, meta(system), 0.0)
+            saved.save_best(steps, soup, {**meta(system), **about}, 0.0)
+        soup = formed(soup)
         own = {"dev": score_set(system, programs, soup, "dev")} if "dev" in system.sets else {}
         quiet = Writer(folder, total_steps=0, active=False)
         costs = {"speed": dict.fromkeys(SPEED)}

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.data.batches import Batch, Shape
 from bert_ft.errors import InputError
+from bert_ft.methods.registry import make_weights
 from bert_ft.train import optim
 from bert_ft.train.knobs import Knobs, as_arrays, with_knobs
 from bert_ft.train.sharding import ROWS
@@ -59,6 +60,7 @@ def trial_step(
         rate=knobs.dropout if noisy else 0.0,
         seed=knobs.seed,
         accumulate=config.train.accumulate,
+        weights=make_weights(config),
     )
     live = state.step < knobs.steps
     kept = jax.tree.map(lambda a, b: jnp.where(live, a, b), new, state)

@@ -43,7 +43,7 @@ def device_bytes(state: Any) -> dict[str, tuple[int, int]]:
     """{group: (bytes of the whole, bytes on a device)} of a TrainState of arrays, or of shapes with
     shardings; the groups that there are, then 'optimizer moments'."""
     out = {name: np.zeros(2, np.int64) for name in GROUPS}
-    for path, leaf in flatten(state.params).items():
+    for path, leaf in {**flatten(state.frozen), **flatten(state.params)}.items():
         out[group_of(path)] += _bytes(leaf)
     moments = sum((_bytes(x) for x in jax.tree.leaves(state.opt_state)), np.zeros(2, np.int64))
     found = {**{k: v for k, v in out.items() if v[0]}, "optimizer moments": moments}
@@ -52,7 +52,10 @@ def device_bytes(state: Any) -> dict[str, tuple[int, int]]:
 
 def lines(state: Any, mesh: Any, config: ConfigDict) -> list[str]:
     """What the log has of it before the first step."""
-    return [*table(state, mesh.size), *unsplit(flatten(state.params), mesh, config)]
+    return [
+        *table(state, mesh.size),
+        *unsplit({**flatten(state.frozen), **flatten(state.params)}, mesh, config),
+    ]
 
 
 def table(state: Any, devices: int) -> list[str]:

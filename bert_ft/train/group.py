@@ -19,8 +19,8 @@ from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.knobs import knobs_of
 from bert_ft.train.loop import batch_plan, total_steps
 from bert_ft.train.sharding import place
-from bert_ft.train.start import abstract_state, initial_params, meta
-from bert_ft.train.step import Programs, TrainState
+from bert_ft.train.start import abstract_state, fresh_state, frozen_again, meta, saved_part
+from bert_ft.train.step import Programs
 from bert_ft.train.system import System
 
 # Trials that a device computes at once, by platform: on a CPU one after the other is as fast
@@ -123,23 +123,29 @@ def initial_trials(
         )
         return fleet.Trial(shapes, state)
 
+    def with_frozen(k: int, one: fleet.Trial, digest: str) -> fleet.Trial:
+        system = group.systems[k]
+        optimizer = optim.make_optimizer(system.config, 1)
+        frozen = frozen_again(system, optimizer, digest, lambda _: None)
+        return dataclasses.replace(one, state=dataclasses.replace(one.state, frozen=frozen))
+
     everyone = range(len(group))
-    restored = saved.restore([abstract(k) for k in everyone], group_meta(group))
+    likes = [abstract(k) for k in everyone]
+    held = [dataclasses.replace(one, state=saved_part(one.state)) for one in likes]
+    restored = saved.restore(held, group_meta(group))
     if restored is not None:
         say(f"start: own checkpoint of step {restored[1]}, {len(group)} trials")
         phases.add(restored[2].get("seconds", {}))
-        return restored[0], restored[1]
+        digests = restored[2].get("frozen", [""] * len(group))
+        made = [with_frozen(k, one, digests[k]) for k, one in enumerate(restored[0])]
+        return made, restored[1]
 
     def fresh(k: int) -> fleet.Trial:
         system = group.systems[k]
-        like = abstract(k).state
-        params = initial_params(system, say if k == 0 else lambda _: None)
         optimizer = optim.make_optimizer(system.config, 1)
-        places = jax.tree.map(lambda s: s.sharding, like.opt_state)
-        opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
-        step = jax.device_put(np.int32(0), like.step.sharding)
+        state = fresh_state(system, optimizer, say if k == 0 else lambda _: None)
         knobs = knobs_of(system.config, group.steps[k], system.task)
-        return fleet.make_trial(TrainState(step, params, opt_state), knobs, system.mesh)
+        return fleet.make_trial(state, knobs, system.mesh)
 
     return [fresh(k) for k in everyone], 0
 

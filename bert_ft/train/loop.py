@@ -23,7 +23,17 @@ from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
 from bert_ft.train.record import StepClock, old_costs, require_finite, speed, summary, write_json
 from bert_ft.train.sharding import place, replicated
-from bert_ft.train.start import checkpoints, initial_state, meta
+from bert_ft.train.start import (
+    abstract_state,
+    checkpoints,
+    frozen_digest,
+    full,
+    initial_state,
+    meta,
+    reported,
+    saved_part,
+    scored,
+)
 from bert_ft.train.step import CompileCount, Programs, TrainState, train_step
 from bert_ft.train.system import System, assemble, save_model_files
 from bert_ft.train.writer import Writer
@@ -69,6 +79,7 @@ def train_programs(system: System, steps: int, state: TrainState) -> Programs:
             rate=system.config.model.dropout,
             seed=t.seed,
             accumulate=t.accumulate,
+            weights=system.weights,
         )
 
     train.__name__ = "train_step"
@@ -101,7 +112,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             state, assessed = initial_state(system, optim.make_optimizer(config, steps), saved, say)
         first = int(state.step)
         if first < steps:
-            require_metric(system, state.params)
+            require_metric(system, scored(system, state))
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))
             save_model_files(system, workdir)
@@ -147,7 +158,7 @@ def _train(
     metric = config.eval.metric or system.task.metric
     sign = -1 if lower_is_better(metric) else 1
     best = (saved.best() if config.eval.keep_best else None) or (-1, -math.inf)
-    clock = StepClock()
+    clock, frozen = StepClock(), frozen_digest(state.frozen)
 
     def fetch(step: int) -> dict[str, jax.Array]:
         return place(
@@ -159,13 +170,14 @@ def _train(
         return has_dev and every > 0 and step % every == 0
 
     def about(assessed: bool = True) -> dict[str, Any]:
-        return {**meta(system), "assessed": assessed, "seconds": phases.seconds()}
+        own = {"assessed": assessed, "seconds": phases.seconds(), "frozen": frozen}
+        return {**meta(system), **own}
 
     def save(step: int, assessed: bool = True) -> None:
         with phases.within("steps", f"step {step - 1}"):  # it is waited for
             require_finite(writer.flush(), step, plan)
         with writer.paused(), phases.within("saving", f"the save of step {step}"):
-            saved.save(step, state, about(assessed))
+            saved.save(step, saved_part(state), about(assessed))
 
     def preempted(step: int, assessed: bool = True) -> int:
         save(step, assessed)
@@ -180,14 +192,14 @@ def _train(
         with phases.within("steps", f"step {step - 1}"):  # it is waited for
             jax.block_until_ready(state.params)
         with writer.paused():
-            scores = score_set(system, evaluators, state.params, "dev")
+            scores = score_set(system, evaluators, scored(system, state), "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})
         # An undefined score, such as the correlation of a constant, is worse than any other.
         value = -math.inf if math.isnan(scores[metric]) else sign * scores[metric]
         if config.eval.keep_best and (best[0] < 0 or value > best[1]):
             best = step, value
             with phases.within("saving", f"the save of the best, step {step}"):
-                saved.save_best(step, state.params, about(), best[1])
+                saved.save_best(step, reported(system, state), about(), best[1])
         return scores
 
     def compile_others() -> None:
@@ -248,16 +260,18 @@ def _train(
         return preempted(steps)
     if first < steps:
         save(steps)
-    params, reported = state.params, steps
+    params, best_step = scored(system, state), steps
     if config.eval.keep_best:
-        found = saved.restore_best(system.abstract_params, {})
+        like = abstract_state(system, optim.make_optimizer(config, steps))
+        found = saved.restore_best(like.params, {})
         assert found is not None
-        params, reported = found[0], found[1]
-        if reported != steps:
+        params, best_step = full(system, found[0], state.frozen, found[1]), found[1]
+        if best_step != steps:
             scores["dev"] = score_set(system, evaluators, params, "dev")
     else:
         with phases.within("saving", f"the save of the reported step, {steps}"):
-            saved.save_best(steps, params, about(), scores.get("dev", {}).get(metric, 0.0))
+            kept, score = reported(system, state), scores.get("dev", {}).get(metric, 0.0)
+            saved.save_best(steps, kept, about(), score)
     with phases.within("saving", f"the save of step {steps}"):
         saved.wait()
     phases.set_unsaved(False)  # what follows is done again by a start of the finished run
@@ -265,5 +279,5 @@ def _train(
     if first < steps:
         costs = {"speed": speed(plan, first, compiles.count, clock)}
     system, scores = tune(system, params, scores, evaluators, workdir)
-    conclude(system, params, reported, scores, costs, evaluators, workdir, writer)
+    conclude(system, params, best_step, scores, costs, evaluators, workdir, writer)
     return EXIT_DONE

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from bert_ft.methods.registry import make_methods
 from bert_ft.models.hf import flatten
 from bert_ft.train.knobs import Knobs, knobs_of
 
@@ -72,9 +73,12 @@ def make_optimizer(
     """AdamW (Loshchilov & Hutter 2019) behind a clip of the global norm. `knobs` stand for the
     config's numbers and may be traced."""
     t, k = config.train, knobs or knobs_of(config, steps)
-    return optax.chain(
+    optimizer = optax.chain(
         clip_by_global_norm(k.clip_norm),
         optax.scale_by_adam(t.beta1, t.beta2, t.epsilon),
         optax.add_decayed_weights(k.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(config, steps, k)),
     )
+    for method in make_methods(config):
+        optimizer = method.update(optimizer)
+    return optimizer

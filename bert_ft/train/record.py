@@ -19,7 +19,7 @@ from bert_ft import paths
 from bert_ft.config import config_hash
 from bert_ft.data.batches import BatchPlan
 from bert_ft.errors import InputError, NotFinite
-from bert_ft.models.hf import flatten
+from bert_ft.method_checks import names
 from bert_ft.train.optim import undecayed_paths
 from bert_ft.train.system import System
 
@@ -118,17 +118,31 @@ def require_finite(metrics: Mapping[str, Any] | None, step: int, plan: BatchPlan
         raise NotFinite(step, [int(r) for r in np.asarray(plan.data.row[examples])])
 
 
+def trained_shapes(system: System) -> Any:
+    """The tree of shapes of what is trained."""
+    return jax.eval_shape(lambda p: system.weights.begin(p, 0)[0], system.abstract_params)
+
+
+def sizes_of(system: System) -> tuple[int, int]:
+    """(parameters that the model is given, those that are trained)."""
+    begun = jax.eval_shape(lambda p: system.weights.begin(p, 0), system.abstract_params)
+    trained, frozen = (sum(int(np.prod(x.shape)) for x in jax.tree.leaves(t)) for t in begun)
+    return trained + frozen, trained
+
+
 def summary(system: System, plan: BatchPlan) -> str:
     """What is about to run, before the first step."""
-    flat = flatten(system.abstract_params)
+    total, trainable = sizes_of(system)
+    share = f", of which {trainable:,} are trained" if trainable != total else ""
+    used = names(system.config)
     mesh = ", ".join(f"{a} {n}" for a, n in system.mesh.shape.items())
     device, preset = system.mesh.devices.flat[0], system.config.mesh.preset
-    size = sum(int(np.prod(x.shape)) for x in flat.values())
     return "\n".join(
         (
             f"mesh: {mesh} on {device.platform} ({device.device_kind}), preset {preset}",
-            f"model: {size:,} parameters, {system.model.dtype} matmuls",
-            f"no weight decay on: {', '.join(undecayed_paths(system.abstract_params))}",
+            f"model: {total:,} parameters{share}, {system.model.dtype} matmuls",
+            *([f"methods, each around those before it: {', '.join(used)}"] if used else []),
+            f"no weight decay on: {', '.join(undecayed_paths(trained_shapes(system)))}",
             f"batches: {plan.steps:,} steps of {plan.batch_size} examples in rows of "
             f"{plan.row_length} tokens; row counts {', '.join(map(str, plan.counts))}, "
             "a compiled step each",
@@ -174,7 +188,7 @@ def result(
 ) -> dict[str, Any]:
     """The object of result.json. `scores`: {'test': {'accuracy': 0.83}}; `costs`: {'speed': …,
     'goodput': …}."""
-    total = sum(int(np.prod(x.shape)) for x in flatten(system.abstract_params).values())
+    total, trainable = sizes_of(system)
     return {
         "config_hash": config_hash(system.config),
         "git_commit": git_commit(),
@@ -198,5 +212,5 @@ def result(
         },
         "params_sha256": params_sha256,
         **costs,
-        "params": {"total": total, "trainable": total},
+        "params": {"total": total, "trainable": trainable, "methods": names(system.config)},
     }

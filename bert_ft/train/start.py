@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,13 @@ import optax
 from ml_collections import ConfigDict
 
 from bert_ft import paths
-from bert_ft.config import fixed
+from bert_ft.config import cache_dir, fixed
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.multi import kinds_of
 from bert_ft.train import phases
 from bert_ft.train.checkpoint import Checkpoints
+from bert_ft.train.checksum import params_sha256
 from bert_ft.train.sharding import abstract, replicated
 from bert_ft.train.step import TrainState
 from bert_ft.train.system import System, example_batch
@@ -79,14 +82,101 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
     return hf.unflatten({**made, **loaded})
 
 
+def base_params(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    say: Callable[[str], None],
+) -> Any:
+    """The model's parameters before any training: config.resume's, pretrained, or new."""
+    config = system.config
+    if config.resume:
+        params, step = trained_params(system, paths.at(config.resume), optimizer, say)
+        say(f"start: parameters of {config.resume}, step {step}")
+        return params
+    if config.model.pretrained:  # a finished run's own directory has no weights
+        at = hf.directory(config.model.pretrained, cache_dir(config))
+        system = dataclasses.replace(system, pretrained=at)
+    return initial_params(system, say)
+
+
 def abstract_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:
     """The state's tree of shapes with its shardings."""
-    params = system.abstract_params
+    m, weights = system.config.mesh, system.weights
+    begun = jax.eval_shape(lambda p: weights.begin(p, 0), system.abstract_params)
+    params, frozen = (abstract(part, system.mesh, m.preset, m.rules) for part in begun)
     opt = jax.eval_shape(optimizer.init, params)
-    m = system.config.mesh
     opt = abstract(opt, system.mesh, m.preset, m.rules)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(system.mesh))
-    return TrainState(step, params, opt)  # type: ignore[arg-type]
+    return TrainState(step, params, opt, frozen)  # type: ignore[arg-type]
+
+
+def fresh_state(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    say: Callable[[str], None],
+) -> TrainState:
+    """The state of step 0."""
+    like = abstract_state(system, optimizer)
+    params, frozen = _begun(system, base_params(system, optimizer, say), like)
+    places = jax.tree.map(lambda s: s.sharding, like.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
+    step = jax.device_put(jnp.int32(0), like.step.sharding)
+    return TrainState(step, params, opt_state, frozen)
+
+
+def _begun(system: System, model: Any, like: TrainState) -> tuple[Any, Any]:
+    """(what is trained, what is not) of the model's parameters."""
+    if system.weights.plain:
+        return model, {}
+    places = jax.tree.map(lambda s: s.sharding, (like.params, like.frozen))
+    begin = functools.partial(system.weights.begin, seed=system.config.train.seed)
+    return jax.jit(begin, out_shardings=places, donate_argnums=0)(model)
+
+
+def frozen_digest(frozen: Any) -> str:
+    """SHA-256 of what is not trained, '' where everything is: a checkpoint does not hold it."""
+    return params_sha256(frozen) if frozen else ""
+
+
+def frozen_again(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    digest: str,
+    say: Callable[[str], None],
+) -> Any:
+    """What the parameters of a checkpoint stand beside, made anew from where the run had it.
+    Raises InputError where its digest is another now."""
+    if system.weights.plain:
+        return {}
+    like = abstract_state(system, optimizer)
+    frozen = _begun(system, base_params(system, optimizer, say), like)[1]
+    now = frozen_digest(frozen)
+    if now != digest:
+        raise InputError(
+            f"the frozen weights have sha256 {now[:16]}, the checkpoint's had {digest[:16]}; give "
+            "the model that the run was started with (config.model.pretrained, config.resume)"
+        )
+    return frozen
+
+
+def saved_part(state: TrainState) -> TrainState:
+    """What a checkpoint holds of a state."""
+    return dataclasses.replace(state, frozen={})
+
+
+def full(system: System, trained: Any, frozen: Any, step: Any) -> Any:
+    """The parameters that the model is given."""
+    return trained if system.weights.plain else system.form(frozen, trained, step)
+
+
+def reported(system: System, state: TrainState) -> Any:
+    """What is kept of a state as its result: of what is trained, as the last method has it."""
+    return system.weights.reported(state.params, state.opt_state)
+
+
+def scored(system: System, state: TrainState) -> Any:
+    """The parameters that a state's scores are of."""
+    return full(system, reported(system, state), state.frozen, state.step)
 
 
 def initial_state(
@@ -97,21 +187,13 @@ def initial_state(
 ) -> tuple[TrainState, bool]:
     """(the state to go on from, in the order above, saying which it was; whether the evaluation
     that may be due at its step was made before it was saved)."""
-    abstract = abstract_state(system, optimizer)
-    restored = saved.restore(abstract, meta(system))
-    if restored is not None:
-        say(f"start: own checkpoint of step {restored[1]}")
-        phases.add(restored[2].get("seconds", {}))
-        return restored[0], restored[2].get("assessed", True)
-    if system.config.resume:
-        params, step = trained_params(system, paths.at(system.config.resume), optimizer, say)
-        say(f"start: parameters of {system.config.resume}, step {step}")
-    else:
-        params = initial_params(system, say)
-    places = jax.tree.map(lambda s: s.sharding, abstract.opt_state)
-    opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
-    step = jax.device_put(jnp.int32(0), abstract.step.sharding)
-    return TrainState(step, params, opt_state), True
+    restored = saved.restore(saved_part(abstract_state(system, optimizer)), meta(system))
+    if restored is None:
+        return fresh_state(system, optimizer, say), True
+    say(f"start: own checkpoint of step {restored[1]}")
+    phases.add(restored[2].get("seconds", {}))
+    frozen = frozen_again(system, optimizer, restored[2].get("frozen", ""), say)
+    return dataclasses.replace(restored[0], frozen=frozen), restored[2].get("assessed", True)
 
 
 def trained_params(
@@ -122,11 +204,13 @@ def trained_params(
 ) -> tuple[Any, int]:
     """(the parameters that a run reported, their step), or those of its latest checkpoint where it
     has not finished. Raises InputError where there are none."""
+    like = abstract_state(system, optimizer)
     with checkpoints(system.config, workdir, say, read_only=True) as saved:
-        found = saved.restore_best(system.abstract_params, {})
-        if found is not None:
-            return found[0], found[1]
-        found = saved.restore(abstract_state(system, optimizer), {})
-    if found is None:
-        raise InputError(f"{workdir}: no checkpoint there; run with --mode=train first")
-    return found[0].params, found[1]
+        found = saved.restore_best(like.params, {})
+        if found is None:
+            latest = saved.restore(saved_part(like), {})
+            if latest is None:
+                raise InputError(f"{workdir}: no checkpoint there; run with --mode=train first")
+            found = (reported(system, latest[0]), *latest[1:])
+    frozen = frozen_again(system, optimizer, found[2].get("frozen", ""), say)
+    return full(system, found[0], frozen, found[1]), found[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -11,29 +11,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_ft.methods.method import SHIFT, Method, Params, Pass, Run, Slope, Sums, Whole
+from bert_ft.methods.weights import ALL, FormedModel, Weights
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Model
-
-Params = Any
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that changes in a step. step int32 (): steps done; the next batch is plan.batch(step)."""
+    """All that changes in a step, and `frozen`, what of the model does not ({} where all of it is
+    trained). step int32 (): steps done; the next batch is plan.batch(step)."""
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
+    frozen: Params = flax.struct.field(default_factory=dict)
 
 
 def loss_and_gradient(
-    model: Model,
+    model: Any,
     task: Any,
     params: Params,
     batch: Batch,
     rng: jax.Array | None,
     rate: jax.Array | float,
     accumulate: int,
+    methods: Sequence[Method] = (),
 ) -> tuple[dict[str, jax.Array], Params]:
     """({'loss': mean, …}, gradient) of the whole batch: sums over examples, divided once by their
     number, so that splitting a batch over devices or micro-batches changes nothing. A task with
@@ -41,26 +44,54 @@ def loss_and_gradient(
     if hasattr(task, "loss_and_gradient"):
         return task.loss_and_gradient(model, params, batch, rng, rate, accumulate)
 
-    def sums(params: Params, batch: Batch) -> tuple[jax.Array, tuple[jax.Array, dict]]:
-        total, count, extra = task.loss(model.apply({"params": params}, batch, rng, rate), batch)
-        return total, (count, extra)
+    def sums(params: Params, batch: Batch, rng: jax.Array | None) -> Sums:
+        outputs = model.apply({"params": params}, batch, rng, rate)
+        total, count, extra = task.loss(outputs, batch)
+        return Sums(total, count, extra, outputs)
 
-    def mean(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        total, (count, extra) = sums(params, batch)
-        return total / count, {k: v / count for k, v in extra.items()}
-
+    run: Run = sums
+    for method in methods:
+        run = method.objective(run, task, model)
+    # Dividing the loss, not the gradient, saves a pass over memory as large as the model.
+    slope = _pass(run, divided=accumulate == 1)
+    for method in methods:
+        slope = method.gradient(slope, task, model)
     if accumulate == 1:
-        # Dividing the loss, not the gradient, saves a pass over memory as large as the model.
-        (loss, extra), gradient = jax.value_and_grad(mean, has_aux=True)(params, batch)
-        return {"loss": loss, **extra}, gradient
-    both = jax.value_and_grad(sums, has_aux=True)
-    first = jax.eval_shape(both, params, jax.tree.map(lambda x: x[0], batch))
+        done = slope(params, batch, rng)
+        return {"loss": done.total, **done.extra}, done.gradient
+    first = jax.eval_shape(slope, params, jax.tree.map(lambda x: x[0], batch), rng)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-    ((total, (count, extra)), gradient), _ = jax.lax.scan(
-        lambda sofar, b: (jax.tree.map(jnp.add, sofar, both(params, b)), None), zero, batch
+    done, _ = jax.lax.scan(
+        lambda sofar, b: (jax.tree.map(jnp.add, sofar, slope(params, b, rng)), None), zero, batch
     )
-    metrics = {"loss": total / count, **{k: v / count for k, v in extra.items()}}
-    return metrics, jax.tree.map(lambda g: g / count, gradient)
+    metrics = {
+        "loss": done.total / done.count,
+        **{k: v / done.count for k, v in done.extra.items()},
+    }
+    return metrics, jax.tree.map(lambda g: g / done.count, done.gradient)
+
+
+def _pass(run: Run, divided: bool) -> Pass:
+    """`run` with its gradient; `divided`: by the number of examples."""
+
+    def total(
+        params: Params, shift: jax.Array | None, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
+        made = run(params, batch if shift is None else {**batch, SHIFT: shift}, rng)
+        if not divided:
+            return made.total, (made.count, made.extra)
+        extra = {k: v / made.count for k, v in made.extra.items()}
+        return made.total / made.count, (jnp.ones_like(made.count), extra)
+
+    def slope(params: Params, batch: Batch, rng: jax.Array | None) -> Slope:
+        shift = batch.get(SHIFT)
+        by = (0,) if shift is None else (0, 1)
+        (value, (count, extra)), found = jax.value_and_grad(total, by, has_aux=True)(
+            params, shift, batch, rng
+        )
+        return Slope(value, count, extra, found[0], found[1] if len(found) > 1 else None)
+
+    return slope
 
 
 def train_step(
@@ -74,18 +105,28 @@ def train_step(
     rate: jax.Array | float,
     seed: jax.Array | int,
     accumulate: int,
+    weights: Weights = ALL,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of AdamW on one global batch. Randomness is fold_in(seed, step) and nothing else."""
+    methods = weights.methods
     # A trial's own rate is an array; `draws`: what the model draws beside dropout.
     draws = isinstance(rate, jax.Array) or rate or getattr(task, "draws", False)
+    draws = draws or any(m.draws for m in methods)
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if draws else None
-    metrics, gradient = loss_and_gradient(model, task, state.params, batch, rng, rate, accumulate)
+    formed = model if weights.plain else FormedModel(model, weights, state.frozen, state.step)
+
+    def alone(params: Params) -> tuple[dict[str, jax.Array], Params]:
+        return loss_and_gradient(formed, task, params, batch, rng, rate, accumulate, methods)
+
+    whole: Whole = alone
+    for method in methods:
+        whole = method.whole(whole)
+    metrics, gradient = whole(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     metrics["gradient_norm"] = optax.global_norm(gradient)
     metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-    return TrainState(
-        state.step + 1, optax.apply_updates(state.params, updates), opt_state
-    ), metrics
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
 
 def eval_step(params: Params, batch: Batch, *, model: Model, task: Any) -> dict[str, jax.Array]:

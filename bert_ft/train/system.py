@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,15 @@ from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
+from bert_ft.methods.registry import make_weights
+from bert_ft.methods.weights import Weights
 from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
 from bert_ft.tasks.registry import make_task
 from bert_ft.train.barriers import agree
-from bert_ft.train.sharding import abstract, check_sizes, make_mesh, row_shards
+from bert_ft.train.sharding import abstract, check_sizes, make_mesh, row_shards, shardings
 
 SETS = ("train", "dev", "test")
 
@@ -51,6 +54,23 @@ class System:
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), example_batch())["params"]
         m = self.config.mesh
         return abstract(shapes, self.mesh, m.preset, m.rules)
+
+    @functools.cached_property
+    def weights(self) -> Weights:
+        return make_weights(self.config)
+
+    @functools.cached_property
+    def form(self) -> Callable:
+        """(frozen, trained, step) -> the parameters that the model is given, on the mesh."""
+
+        def made(model: Any) -> Any:
+            trained, frozen = self.weights.begin(model, 0)
+            return self.weights.form(frozen, trained, 0)
+
+        shapes = jax.eval_shape(made, self.abstract_params)
+        m = self.config.mesh
+        places = shardings(shapes, self.mesh, m.preset, m.rules)
+        return jax.jit(self.weights.form, out_shardings=places)
 
     @property
     def data_fingerprint(self) -> str:

@@ -30,7 +30,7 @@ from bert_ft.train.group import (
 )
 from bert_ft.train.loop import open_writer
 from bert_ft.train.record import write_json
-from bert_ft.train.start import checkpoints
+from bert_ft.train.start import checkpoints, scored
 from bert_ft.train.system import assemble, save_model_files
 from bert_ft.train.trial_training import Training
 
@@ -117,7 +117,8 @@ def _run_group(
         with phases.within("restoring", "the start from a checkpoint or a model"):
             made, first = initial_trials(group, saved, say)
         if first < group.longest:
-            require_metric(group.systems[0], made[0].state.params)
+            system = group.systems[0]
+            require_metric(system, scored(system, made[0].state))
         folders = [trial_dir(workdir, k) for k in group.numbers]
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))

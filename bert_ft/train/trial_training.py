@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from contextlib import closing
@@ -15,7 +16,7 @@ from bert_ft import trials
 from bert_ft.data.prefetch import prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, NotFinite, Preempted
 from bert_ft.evals.metrics import lower_is_better
-from bert_ft.train import ensemble, fleet, phases, preemption
+from bert_ft.train import ensemble, fleet, optim, phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, score_set, tune
 from bert_ft.train.gather import own_metrics
@@ -26,7 +27,14 @@ from bert_ft.train.group import (
     varied,
 )
 from bert_ft.train.record import StepClock, speed, summary, write_json
-from bert_ft.train.start import meta
+from bert_ft.train.start import (
+    abstract_state,
+    frozen_digest,
+    full,
+    meta,
+    reported,
+    saved_part,
+)
 from bert_ft.train.step import CompileCount
 from bert_ft.train.writer import Writer
 
@@ -52,6 +60,9 @@ class Training:
         self.state = [fleet.stack([made[k] for k in wave], mesh) for wave in group.waves]
         self.programs = programs_of(group, self.state[0])
         self.evaluators = eval_programs(self.system)
+        self.like = abstract_state(self.system, optim.make_optimizer(self.system.config, 1))
+        self.frozen = [one.state.frozen for one in made]
+        self.digests = [frozen_digest(frozen) for frozen in self.frozen]
         metric = self.system.config.eval.metric or self.system.task.metric
         self.metric, self.sign = metric, -1 if lower_is_better(metric) else 1
         self.keep_best = self.system.config.eval.keep_best
@@ -67,10 +78,14 @@ class Training:
             for one in fleet.unstack(state, len(wave))
         ]
 
-    def params(self) -> list[Any]:
-        """Each trial's, as an evaluation takes them."""
-        places = jax.tree.map(lambda s: s.sharding, self.system.abstract_params)
-        return [jax.device_put(one.state.params, places) for one in self.trials()]
+    def kept(self) -> list[Any]:
+        """What is kept of each trial as its result, where an evaluation finds it."""
+        places = jax.tree.map(lambda s: s.sharding, self.like.params)
+        return [jax.device_put(reported(self.system, t.state), places) for t in self.trials()]
+
+    def full(self, k: int, kept: Any, step: int) -> Any:
+        """The parameters that the model is given of what is kept of a trial."""
+        return full(self.system, kept, self.frozen[k], step)
 
     def run(self) -> int:
         group, config = self.group, self.system.config
@@ -153,9 +168,10 @@ class Training:
 
     def save(self, step: int) -> None:
         self.look(self.writer.flush(), step)
-        about = {**group_meta(self.group), "assessed": True, "seconds": phases.seconds()}
+        own = {"assessed": True, "seconds": phases.seconds(), "frozen": self.digests}
+        held = [dataclasses.replace(t, state=saved_part(t.state)) for t in self.trials()]
         with self.writer.paused(), phases.within("saving", f"the save of step {step}"):
-            self.saved.save(step, self.trials(), about)
+            self.saved.save(step, held, {**group_meta(self.group), **own})
 
     def preempted(self, step: int) -> int:
         self.save(step)
@@ -169,15 +185,15 @@ class Training:
     def assess(self, step: int) -> list[dict[str, float]]:
         """Scores dev for each trial; under keep_best keeps the parameters of the better ones."""
         scores = []
-        for k, params in enumerate(self.params()):
+        for k, kept in enumerate(self.kept()):
             system = self.group.systems[k]
             with self.writer.paused():
-                own = score_set(system, self.evaluators, params, "dev")
+                own = score_set(system, self.evaluators, self.full(k, kept, step), "dev")
             scores.append(own)
             value = -math.inf if math.isnan(own[self.metric]) else self.sign * own[self.metric]
             if self.keep_best and (self.best[k][0] < 0 or value > self.best[k][1]):
                 self.best[k] = min(step, self.group.steps[k]), value
-                self.bests[k].save_best(self.best[k][0], params, meta(system), value)
+                self.bests[k].save_best(self.best[k][0], kept, self.about(k), value)
         names = scores[0]
         self.writer.scalars(step, {f"dev/{n}": np.array([s[n] for s in scores]) for n in names})
         return scores
@@ -187,34 +203,52 @@ class Training:
         group, quiet = self.group, Writer(self.folders[0], total_steps=0, active=False)
         members: dict[int, Any] = {}
         self.writer.flush()
-        for k, params in enumerate(self.params()):
+        for k, kept in enumerate(self.kept()):
             system, own = group.systems[k], {"dev": scores[k]} if scores[k] else {}
-            reported = group.steps[k]
+            step = group.steps[k]
             if self.keep_best:
-                found = self.bests[k].restore_best(self.system.abstract_params, {})
+                found = self.bests[k].restore_best(self.like.params, {})
                 assert found is not None
-                params, reported = found[0], found[1]
-                if reported != group.steps[k]:
+                kept, step = found[0], found[1]
+                if step != group.steps[k]:
+                    params = self.full(k, kept, step)
                     own["dev"] = score_set(system, self.evaluators, params, "dev")
             else:
                 value = own.get("dev", {}).get(self.metric, 0.0)
-                self.bests[k].save_best(reported, params, meta(system), value)
+                self.bests[k].save_best(step, kept, self.about(k), value)
             self.bests[k].wait()
             if k not in self.lost:
-                members[k] = params
+                members[k] = kept
+            params = self.full(k, kept, step)
             system, own = tune(system, params, own, self.evaluators, self.folders[k])
             if jax.process_index() == 0:
                 folder = self.folders[k]
                 own_metrics(self.writer.metrics, k, folder / "metrics.jsonl")
             costs = {"speed": speed(group.plans[k], self.first, compiles, self.clock)}
-            conclude(system, params, reported, own, costs, self.evaluators, self.folders[k], quiet)
+            conclude(system, params, step, own, costs, self.evaluators, self.folders[k], quiet)
         if len(members) > 1 and self.system.config.trial.ensembles:
             self.together(members)
 
+    def about(self, k: int) -> dict[str, Any]:
+        """What stands beside a trial's result."""
+        return {**meta(self.group.systems[k]), "frozen": self.digests[k]}
+
     def together(self, members: dict[int, Any]) -> None:
-        """The ensembles' scores, for `gather`."""
+        """The ensembles' scores, for `gather`. Soups are cooked of what is trained: frozen weights
+        that differ, those of models begun anew, have no mean that anything was trained beside."""
         group, folder = self.group, self.folders[0].parent
-        found = ensemble.averaged(group, list(members.values()), self.evaluators)
-        of = ensemble.soups(group, members, self.metric, self.evaluators, folder.parent)
+        each = [self.full(k, kept, group.steps[k]) for k, kept in members.items()]
+        found = ensemble.averaged(group, each, self.evaluators)
+        of = {}
+        if len({self.digests[k] for k in members}) == 1:
+            first = next(iter(members))
+
+            def formed(kept: Any) -> Any:
+                return self.full(first, kept, group.steps[first])
+
+            about = {"frozen": self.digests[first]}
+            of = ensemble.soups(
+                group, members, formed, about, self.metric, self.evaluators, folder.parent
+            )
         if jax.process_index() == 0:
             write_json(folder / "together.json", {"mean_prediction": found, "soups": of})

@@ -1,0 +1,64 @@
+"""What config.methods must satisfy; part of checks.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bert_ft.config import nearest
+from bert_ft.errors import InputError
+from bert_ft.task_checks import require
+
+LOSSES = ("fgm",)  # methods of the third line of README's table: they wrap the loss or its gradient
+
+
+def names(config: ConfigDict) -> list[str]:
+    """The methods that config.methods.use lists."""
+    return [name.strip() for name in config.methods.use.split(",") if name.strip()]
+
+
+def require_regex(key: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        raise InputError(f"config.{key} is {pattern!r}: {e}; accepted: a regex") from None
+
+
+def check_methods(c: ConfigDict) -> None:
+    """Raises InputError on a method that is none, on knobs out of range, on what does not go
+    together."""
+    m, used = c.methods, names(c)
+    known = sorted(key for key in m if isinstance(m[key], ConfigDict))
+    for name in used:
+        if name not in known:
+            raise InputError(
+                f"config.methods.use names {name!r}; accepted: {', '.join(known)}"
+                f"{nearest(name, known)}"
+            )
+        require(used.count(name) == 1, "methods.use", m.use, "each method once")
+    for key in ("also_train", "lora.targets"):
+        require_regex(f"methods.{key}", _at(m, key))
+    for key, low in (("lora.rank", 1), ("fgm.epsilon", 0), ("fgm.weight", 0)):
+        require(_at(m, key) >= low, f"methods.{key}", _at(m, key), f"{low} or more")
+    for key in ("lora.dropout", "ema.decay"):
+        require(0 <= _at(m, key) < 1, f"methods.{key}", _at(m, key), "0 or more and less than 1")
+    for name in used:
+        require(
+            name not in LOSSES or c.task.name != "multi",
+            "methods.use",
+            m.use,
+            f"no {name} where task.name is 'multi', whose parts' losses are weighed",
+        )
+        require(
+            c.model.kind == "bert" or name == "ema",
+            "methods.use",
+            m.use,
+            f"no {name} where model.kind is {c.model.kind!r}",
+        )
+
+
+def _at(m: ConfigDict, key: str) -> Any:
+    group, _, name = key.rpartition(".")
+    return m[group][name] if group else m[name]

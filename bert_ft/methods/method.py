@@ -1,0 +1,119 @@
+"""What a method is: pure functions of three kinds, each of which changes nothing by default.
+
+A method is a class in a file of its own, named in methods/registry.py, whose knobs are
+config.methods.NAME.*. config.methods.use lists the methods of a run; each wraps what those before
+it have made, so the last one named is the outermost.
+
+How weights are formed (`reparam`):
+    freezes, trains     which of the model's parameters are trained
+    new                 parameters of its own, beside the model's
+    form                what the model is given: pruned, rounded, averaged …
+    merged              plain weights of the model's own architecture
+How the loss is formed (`objective`):
+    objective           wraps `Run`: parameters, batch -> sums over the examples
+    gradient            wraps `Pass`: the same with its gradient, where that is a part of the method
+How the gradient is used (`update`):
+    whole               wraps the gradient of the whole batch, once a step
+    update              wraps the optimizer
+    reported            the parameters that are scored, kept and exported
+
+Trees of parameters are flat here: {'encoder/layer_0/up/kernel': array}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from bert_ft.models.bert import Batch
+
+Params = Any
+Flat = Mapping[str, Any]
+SHIFT = "word_shift"  # of a batch: float32 (R, S, width), added to the word vectors
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Of the examples, or tokens, of a (micro-)batch: the sum of their losses, their number, sums
+    of further metrics; and the model's outputs."""
+
+    total: jax.Array
+    count: jax.Array
+    extra: dict[str, jax.Array]
+    outputs: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slope:
+    """Sums without the outputs, and the gradient of their total with respect to the trained
+    parameters and, where the batch has a word_shift, to that. In a step of one micro-batch the
+    total is the mean and the count 1."""
+
+    total: jax.Array
+    count: jax.Array
+    extra: dict[str, jax.Array]
+    gradient: Params
+    by_shift: jax.Array | None
+
+
+Run = Callable[[Params, Batch, jax.Array | None], Sums]
+Pass = Callable[[Params, Batch, jax.Array | None], Slope]
+Whole = Callable[[Params], tuple[dict[str, jax.Array], Params]]
+
+
+class Wrapped(NamedTuple):
+    """The optimizer's state under a method that wraps it: `inner` is what it wraps, `own` its own.
+    Trees of parameters within `own` lie on the mesh as the parameters do."""
+
+    inner: Any
+    own: Any
+
+
+class Method:
+    name = ""
+    freezes = False  # the model is not trained but for what `trains` says and methods.also_train
+    draws = False  # it needs randomness of the model, or its own, though there be no dropout
+    wraps_update = False  # whether `update` adds a Wrapped to the optimizer's state
+
+    def __init__(self, config: Any):
+        """`config`: the whole one; its own knobs are config.methods[name]."""
+        self.knobs = config.methods[self.name]
+
+    def trains(self, path: str) -> bool:
+        """Whether a parameter of the model is trained, where a method freezes the model."""
+        return False
+
+    def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
+        """Its own parameters at the start, by their paths. `model`: arrays, or shapes."""
+        return {}
+
+    def form(self, params: dict[str, Any], step: jax.Array) -> dict[str, Any]:
+        """What the model is given, of all parameters as those before it have formed them."""
+        return params
+
+    def merged(self, params: dict[str, Any]) -> dict[str, Any]:
+        """As `form`, with its own parameters worked into the model's and gone. Raises InputError
+        where they have no such form."""
+        return params
+
+    def objective(self, run: Run, task: Any, model: Any) -> Run:
+        return run
+
+    def gradient(self, slope: Pass, task: Any, model: Any) -> Pass:
+        return slope
+
+    def whole(self, gradient: Whole) -> Whole:
+        return gradient
+
+    def update(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+        return inner
+
+    def reported(self, params: Params, state: Wrapped | None) -> Params:
+        """`params`: what is trained, nested; `state`: its own of the optimizer's."""
+        return params

@@ -1,0 +1,98 @@
+"""What of a model's parameters is trained, what is kept as it is, and what of both the model is
+given."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bert_ft.methods.method import Method, Params, Wrapped
+from bert_ft.models.hf import flatten, unflatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """`also_train`: config.methods.also_train. Without a method that bears on weights, all of the
+    model is trained and given as it is."""
+
+    methods: Sequence[Method] = ()
+    also_train: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether what is trained is what the model is given."""
+        return not any(
+            m.freezes or type(m).new is not Method.new or type(m).form is not Method.form
+            for m in self.methods
+        )
+
+    def trains(self, path: str) -> bool:
+        """Whether a parameter of the model is trained."""
+        if not any(m.freezes for m in self.methods):
+            return True
+        return bool(re.search(self.also_train, path)) or any(m.trains(path) for m in self.methods)
+
+    def begin(self, model: Params, seed: Any) -> tuple[Params, Params]:
+        """(what is trained, what is not) of a model's parameters, or of their shapes."""
+        if self.plain:
+            return model, {}
+        flat = flatten(model)
+        rngs = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), len(self.methods))
+        trained = {path: leaf for path, leaf in flat.items() if self.trains(path)}
+        frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+        for method, rng in zip(self.methods, rngs, strict=True):
+            trained |= method.new(flat, rng)
+        return unflatten(trained), unflatten(frozen)
+
+    def form(self, frozen: Params, trained: Params, step: Any) -> Params:
+        """The parameters that the model is given at a step."""
+        if self.plain:
+            return trained
+        params = {**flatten(frozen), **flatten(trained)}
+        for method in self.methods:
+            params = method.form(params, step)
+        return unflatten(params)
+
+    def merged(self, params: Params) -> Params:
+        """Plain weights of the model's own architecture, of those it is given."""
+        flat = flatten(params)
+        for method in reversed(self.methods):
+            flat = method.merged(flat)
+        return unflatten(flat)
+
+    def reported(self, trained: Params, opt_state: Any) -> Params:
+        """What of a state is scored, kept and exported."""
+        for method in reversed(self.methods):
+            own: Wrapped | None = None
+            if method.wraps_update:
+                own, opt_state = opt_state, opt_state.inner
+            trained = method.reported(trained, own)
+        return trained
+
+
+ALL = Weights()  # of a run without methods
+
+
+@dataclasses.dataclass(frozen=True)
+class FormedModel:
+    """A model as a function of what is trained."""
+
+    model: Any
+    weights: Weights
+    frozen: Params
+    step: Any
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    def apply(self, variables: Mapping[str, Any], *args: Any, **more: Any) -> Any:
+        params = self.weights.form(self.frozen, variables["params"], self.step)
+        return self.model.apply({**variables, "params": params}, *args, **more)
+
+    def init(self, *args: Any) -> Any:
+        return self.model.init(*args)
