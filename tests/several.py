@@ -46,7 +46,7 @@ class Several:
     def err(self, process: int = 0) -> str:
         return self.logs[process].read_text(errors="replace")
 
-    def codes(self, timeout: float = 120, but: Sequence[int] = ()) -> list[int | None]:
+    def codes(self, timeout: float = 600, but: Sequence[int] = ()) -> list[int | None]:
         """Exit codes of all processes but those that never end."""
         until = time.monotonic() + timeout
         for i, process in enumerate(self.processes):
@@ -58,7 +58,7 @@ class Several:
                     raise AssertionError(f"process {i} hangs:\n{self.err(i)}") from None
         return [None if i in but else p.returncode for i, p in enumerate(self.processes)]
 
-    def done(self, timeout: float = 120) -> Done:
+    def done(self, timeout: float = 600) -> Done:
         """Of process 0; all must have ended well."""
         codes = self.codes(timeout)
         assert set(codes) == {0}, f"{codes}\n" + "\n----\n".join(
@@ -72,7 +72,7 @@ class Several:
         steps = [x["step"] for x in lines if x["name"] == name and x["time"] > self.born]
         return max(steps, default=0)
 
-    def until(self, reached: Callable[[], bool], timeout: float = 120) -> bool:
+    def until(self, reached: Callable[[], bool], timeout: float = 600) -> bool:
         """Waits; False where a process ended first."""
         deadline = time.monotonic() + timeout
         while all(p.poll() is None for p in self.processes):
