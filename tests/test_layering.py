@@ -9,13 +9,16 @@ from conftest import ROOT
 # One line a layer: its modules may not import each other, only what stands above.
 LAYERS = """
 errors
-paths
+paths data.defaults
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
 parts trials task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
-data.words data.texts data.windows
+data.words data.texts data.windows data.rows data.pieces data.epochs data.word_lists
+data.noise data.shots
+data.augment
+data_checks
 checks
 command_line evals.ranking_by_user
-data.annotated data.hubs data.rows
+data.annotated data.hubs
 data.formats
 data.joins
 data.sources
@@ -43,7 +46,8 @@ train.processes train.watchdog train.backend train.collectives train.optim
 train.barriers train.preemption
 train.store train.writer train.footprint
 train.checkpoint
-train.step
+train.step train.proposals
+train.training_set
 train.system train.evaluate train.fleet
 train.start train.record train.advice train.cost
 train.gather
@@ -65,6 +69,7 @@ WITHOUT_JAX = (
     "config",
     "checks",
     "task_checks",
+    "data_checks",
     "mesh_rules",
     "command_line",
     "compare",
