@@ -117,13 +117,7 @@ class Augmented:
                 self._change(out, column, draws, known)
         return out
 
-    def _change(
-        self,
-        out: Rows,
-        column: str,
-        draws: Mapping[int, np.random.Generator],
-        known: noise.Synonyms,
-    ) -> None:
+    def _change(self, out: Rows, column: str, draws: Draws, known: noise.Synonyms) -> None:
         """Changes the rows `draws` of a column."""
         values, labels = out.columns[column], out.columns.get(self.tags)
         cut: dict[int, Pieces] = {}
