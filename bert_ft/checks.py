@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from bert_ft import trials
 from bert_ft.config import default, flat, unknown, wrong_type
 from bert_ft.data.mixing import MIXINGS
+from bert_ft.data_checks import check_training_rows
 from bert_ft.errors import InputError
 from bert_ft.mesh_rules import PRESETS, user_rules
 from bert_ft.method_checks import check_methods
@@ -183,6 +184,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
                 raise InputError(
                     f"config.trials: trial {number} ({trials.said(one)}): {e}"
                 ) from None
+    check_training_rows(c)
     if c.task.name != "multi":
         check_task(c)
         check_ranking(c)

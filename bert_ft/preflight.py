@@ -237,7 +237,7 @@ def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any], Sha
     """The training step as the loop has it, and its arguments as shapes with shardings, with the
     most rows that a batch of the run has."""
     config = system.config
-    steps = total_steps(config, len(system.sets["train"]))
+    steps = total_steps(config, system.sets["train"].of_an_epoch)
     plan = batch_plan(system, steps)
     step = plan.first_step_of(max(plan.counts))
     state = abstract_state(system, optim.make_optimizer(config, steps))

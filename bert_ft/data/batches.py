@@ -28,6 +28,7 @@ from typing import Protocol
 import numpy as np
 
 from bert_ft.data.encode import Encoded
+from bert_ft.data.epochs import Epochs
 from bert_ft.data.mixing import Mixture
 from bert_ft.data.packing import Places, pack, row_counts
 
@@ -142,7 +143,7 @@ class BatchPlan:
     accumulate: int = 1
     multiple: int = 1
     at_most: int = 3
-    mixture: Mixture | None = None  # of a set of several groups
+    mixture: Mixture | Epochs | None = None  # of a set of several groups, versions or quotas
     draw: Draw | None = None
     together: Needs | None = None
 

@@ -21,7 +21,8 @@ from urllib.parse import quote, unquote
 import numpy as np
 from tqdm import tqdm
 
-from bert_ft.data.sources import Rows, Source
+from bert_ft.data.epochs import Epochs
+from bert_ft.data.rows import Readable, Rows
 from bert_ft.errors import InputError
 
 FORMAT = 1  # of the cache; raise it when what is stored changes
@@ -38,6 +39,7 @@ class Encoded:
     truncated bool (N,). fields: per example, (N, …). token_fields: per token, (T, …).
     fitted: what was learnt from the training rows (label names); source_rows: rows that were read.
     aside: arrays of any shape that scoring reads on the host and no batch holds (gold texts).
+    order: how training goes through the examples, where an epoch is not each of them once.
     """
 
     tokens: np.ndarray
@@ -53,9 +55,15 @@ class Encoded:
     skipped: Sequence[str] = ()
     fingerprint: str = ""
     aside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    order: Epochs | None = None
 
     def __len__(self) -> int:
         return len(self.row)
+
+    @property
+    def of_an_epoch(self) -> float:
+        """How many examples an epoch draws; the mean, where that differs."""
+        return float(np.mean(self.order.sizes)) if self.order else len(self)
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
@@ -120,7 +128,7 @@ def tokenize(
 
 
 def _fingerprint(
-    source: Source, task: Encoder, tokenizer: Any, max_length: int, fitted: Mapping | None
+    source: Readable, task: Encoder, tokenizer: Any, max_length: int, fitted: Mapping | None
 ) -> str:
     made_of = {
         "format": FORMAT,
@@ -134,7 +142,7 @@ def _fingerprint(
 
 
 def encode(
-    source: Source,
+    source: Readable,
     task: Encoder,
     tokenizer: Any,
     max_length: int,

@@ -15,7 +15,7 @@ MIXINGS = ("proportion", "temperature", "turns")
 
 
 @functools.lru_cache(maxsize=16)
-def _permutation(key: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
+def permutation(key: tuple[int, ...], epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([*key, epoch]).permutation(count)
 
 
@@ -25,7 +25,7 @@ def endless(key: tuple[int, ...], count: int, start: int, stop: int) -> np.ndarr
     if stop <= start:
         return np.zeros(0, np.int64)
     parts = [
-        _permutation(key, e, count)[max(start - e * count, 0) : min(stop - e * count, count)]
+        permutation(key, e, count)[max(start - e * count, 0) : min(stop - e * count, count)]
         for e in range(start // count, (stop - 1) // count + 1)
     ]
     return np.concatenate(parts)
@@ -95,4 +95,4 @@ def _epoch(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
         if n
     ]
     mixed = np.concatenate(parts)
-    return mixed[_permutation((seed, 0), epoch, len(mixed))]
+    return mixed[permutation((seed, 0), epoch, len(mixed))]

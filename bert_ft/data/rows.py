@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Protocol
 
 from bert_ft.data.columns import shown
 from bert_ft.errors import InputError
@@ -59,3 +59,12 @@ class Rows:
             self.skipped,
             [self.paths[i] for i in indices] if self.paths else None,
         )
+
+
+class Readable(Protocol):
+    """A source of rows, or what chooses from one or adds to it."""
+
+    @property
+    def uri(self) -> str: ...
+    def fingerprint(self) -> str: ...
+    def read(self) -> Rows: ...

@@ -41,8 +41,9 @@ def pooled_first(
 
 class SequenceHead(nn.Module):
     """Logits of each example from its first token: pooler, dropout, dense. Reads (R, E, H), gives
-    {'logits': float32 (B, classes)}, and 'class_weights', float32 (classes,), where there are some:
-    constants of the training data that the loss needs."""
+    {'logits': float32 (B, classes)}, 'pooled' float32 (B, H), which the dense layer reads, and
+    'class_weights', float32 (classes,), where there are some: constants of the training data that
+    the loss needs."""
 
     classes: int
     config: Any
@@ -56,9 +57,10 @@ class SequenceHead(nn.Module):
         pooled = pooled_first(hidden, batch, noise, self.config, self.dtype)
         std = self.config.initializer_range
         logits = Dense(self.classes, jnp.float32, std, name="classifier")(pooled)
-        if not self.class_weights:
-            return {"logits": logits}
-        return {"logits": logits, "class_weights": jnp.asarray(self.class_weights, jnp.float32)}
+        out = {"logits": logits, "pooled": pooled}
+        if self.class_weights:
+            out["class_weights"] = jnp.asarray(self.class_weights, jnp.float32)
+        return out
 
 
 class Coral(nn.Module):

@@ -150,6 +150,11 @@ class Classification(SequenceTask):
         """Arrays of one entry an example, computed on the device."""
         return {"probabilities": jax.nn.softmax(outputs["logits"])}
 
+    def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """What rows to label are chosen by: 'probabilities' (B, C), and the vectors that the last
+        layer reads, 'pooled' (B, H)."""
+        return {**self.predict(outputs, batch), "pooled": outputs["pooled"]}
+
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
         """{metric: value} over the whole set; predicted arrays are in the set's order."""
         p, label = predicted["probabilities"], np.asarray(data.fields["label"])

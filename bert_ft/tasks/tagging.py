@@ -140,13 +140,13 @@ class Tagging:
         in the decoding, so that a path over a window's border sees what is beyond."""
         logits, mask = _of_words(outputs, batch), batch["words"] >= 0
         assert self.limits is not None
+        chances = self.beliefs(outputs, batch)["probabilities"]
         if self.crf_rate:
             start, steps, end = _chain(outputs, batch)
-            chances = crf.marginals(logits, mask, start, steps, end)
         else:
             count, classes = logits.shape[0], logits.shape[2]
             start, end = jnp.zeros((count, classes)), jnp.zeros((count, classes))
-            steps, chances = jnp.zeros((classes, classes)), jax.nn.softmax(logits)
+            steps = jnp.zeros((classes, classes))
         if self.decode == "argmax":
             tag = jnp.argmax(logits, axis=2).astype(jnp.int32)
         else:
@@ -161,6 +161,15 @@ class Tagging:
             owned = (batch["owned"] > 0) & seen
             out["nll"] = self._nll(outputs, logits, batch, owned, jnp.where(seen, batch["tag"], 0))
         return out
+
+    def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """'probabilities' (B, W, C) of the labels of each word, a chain's marginals where there is
+        one: what rows to label are chosen by."""
+        logits = _of_words(outputs, batch)
+        if not self.crf_rate:
+            return {"probabilities": jax.nn.softmax(logits)}
+        mask = batch["words"] >= 0
+        return {"probabilities": crf.marginals(logits, mask, *_chain(outputs, batch))}
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
         """Entities' scores, strict (f1, precision, recall, f1_macro, and f1/TYPE of each); accuracy

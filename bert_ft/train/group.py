@@ -84,7 +84,7 @@ def make_group(system: System, settings: list[trials.Settings], numbers: list[in
     config, data = system.config, system.sets["train"]
     configs = [trials.config_of(config, settings[k]) for k in numbers]
     systems = [dataclasses.replace(system, config=c, task=make_task(c)) for c in configs]
-    steps = [total_steps(c, len(data)) for c in configs]
+    steps = [total_steps(c, data.of_an_epoch) for c in configs]
     platform = system.mesh.devices.flat[0].platform
     width = config.trial.width or WIDTHS.get(platform, WIDEST)
     waves = fleet.waves(len(numbers), system.mesh, width)

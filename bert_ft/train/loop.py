@@ -39,7 +39,7 @@ from bert_ft.train.system import System, assemble, save_model_files
 from bert_ft.train.writer import Writer
 
 
-def total_steps(config: ConfigDict, examples: int) -> int:
+def total_steps(config: ConfigDict, examples: float) -> int:
     """train.steps, or as many as train.epochs take; the next epoch fills the last batch."""
     return config.train.steps or math.ceil(config.train.epochs * examples / config.train.batch_size)
 
@@ -58,7 +58,7 @@ def batch_plan(system: System, steps: int) -> BatchPlan:
         at_most=system.config.data.row_counts,
         mixture=system.task.mixture(data, t.batch_size)
         if hasattr(system.task, "mixture")
-        else None,
+        else data.order,
         draw=getattr(system.task, "draw", None),
     )
 
@@ -105,7 +105,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
         system = assemble(config, say)
     if "train" not in system.sets:
         raise InputError("config.data.train is ''; give a data URI")
-    steps = total_steps(config, len(system.sets["train"]))
+    steps = total_steps(config, system.sets["train"].of_an_epoch)
     plan = batch_plan(system, steps)
     with checkpoints(config, workdir, say) as saved:
         with phases.within("restoring", "the start from a checkpoint or a model"):

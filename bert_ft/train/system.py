@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
+from bert_ft.data.rows import Readable
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_weights
@@ -29,6 +30,7 @@ from bert_ft.models.lstm import lstm_config
 from bert_ft.tasks.registry import make_task
 from bert_ft.train.barriers import agree
 from bert_ft.train.sharding import abstract, check_sizes, make_mesh, row_shards, shardings
+from bert_ft.train.training_set import training_rows, with_order
 
 SETS = ("train", "dev", "test")
 
@@ -203,12 +205,16 @@ def _read_set(
         if not uri:
             made.append(None)
             continue
-        source = open_source(uri, cache_dir=cache_dir(config), bad_rows=config.data.bad_rows)
+        source: Readable = open_source(
+            uri, cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
+        )
+        source = training_rows(config, source) if name == "train" else source
         known = fitted
         if known is not None and hasattr(task, "groups"):
             known = {p: known[p] for p in part.parts}
         length, cache = config.data.max_length, cache_dir(config)
-        made.append(encode(source, part, tokenizer, length, cache, known, say))
+        data = encode(source, part, tokenizer, length, cache, known, say)
+        made.append(with_order(config, data, source) if name == "train" else data)
     if all(data is None for data in made):
         return None
     return task.merge(made) if hasattr(task, "groups") else made[0]

@@ -1,0 +1,64 @@
+"""What config.data must satisfy about few, changed and oversampled rows; part of checks.py."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from bert_ft.data.augment import GIVEN, steps
+from bert_ft.data.epochs import OVERSAMPLING
+from bert_ft.task_checks import require
+
+# Tasks whose label is that of the whole text, or moves with its words. An answer's place in a
+# context, and which of many texts is the right one, do not survive a change of the words.
+AUGMENTED = ("classification", "multilabel", "regression", "ordinal", "tagging")
+WITH_CLASSES = ("classification", "ordinal")
+
+
+def check_training_rows(c: ConfigDict) -> None:
+    d, task = c.data, c.task.name
+    kinds = {kind for kind, _ in steps(d.augment)}
+    require(
+        not kinds or task in AUGMENTED,
+        "data.augment",
+        d.augment,
+        f"'' where task.name is {task!r} (it is for {', '.join(AUGMENTED)})",
+    )
+    require(
+        task != "tagging" or "paraphrase" not in kinds,
+        "data.augment",
+        d.augment,
+        "kinds other than 'paraphrase' where task.name is 'tagging': tags can't follow it",
+    )
+    for key, users in GIVEN.items():
+        used = sorted(kinds & set(users))
+        require(
+            bool(d[key]) or not used, f"data.{key}", "", f"what 'data.augment' needs for {used}"
+        )
+        require(
+            not d[key] or bool(used),
+            f"data.{key}",
+            d[key],
+            f"'' where data.augment has none of {', '.join(users)}",
+        )
+    require(0 <= d.augment_share <= 1, "data.augment_share", d.augment_share, "0 to 1")
+    require(d.augment_epochs >= 1, "data.augment_epochs", d.augment_epochs, "1 or more")
+    for key in ("augment_seed", "shots", "shots_seed"):
+        require(d[key] >= 0, f"data.{key}", d[key], "0 or more")
+    require(
+        not d.shots or task != "multi",
+        "data.shots",
+        d.shots,
+        "0 where task.name is 'multi'; limit= of each source takes its first rows",
+    )
+    require(
+        d.oversample in OVERSAMPLING,
+        "data.oversample",
+        d.oversample,
+        " or ".join(map(repr, OVERSAMPLING)),
+    )
+    require(
+        d.oversample == "none" or task in WITH_CLASSES,
+        "data.oversample",
+        d.oversample,
+        f"'none' where task.name is {task!r} (it is for {', '.join(WITH_CLASSES)})",
+    )

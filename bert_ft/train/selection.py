@@ -1,0 +1,184 @@
+"""Active learning: which rows of a pool to label next, by what a trained run says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.config import cache_dir
+from bert_ft.data.encode import Encoded
+from bert_ft.data.rows import Rows, written
+from bert_ft.data.sources import open_source
+from bert_ft.errors import InputError
+from bert_ft.evals import acquisition
+from bert_ft.models.bert import Batch
+from bert_ft.tasks.registry import make_task
+from bert_ft.train import optim
+from bert_ft.train.evaluate import predictions
+from bert_ft.train.finish import eval_plan
+from bert_ft.train.gather import chosen
+from bert_ft.train.sharding import replicated
+from bert_ft.train.start import trained_params
+from bert_ft.train.step import Programs, eval_step
+from bert_ft.train.system import System, assemble, load_fitted
+from bert_ft.train.training_set import few
+
+WAYS = ("margin", "entropy", "badge", "k_centre", "random")
+BY_VECTOR = ("badge", "k_centre")
+ADDED = ("score", "rank")  # columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What select.py is asked for: `n` rows of the URI `pool`, `by` one of WAYS; of tagging, the
+    'mean' or 'max' `over` a row's words."""
+
+    pool: str
+    n: int
+    by: str
+    over: str = "mean"
+    seed: int = 0
+
+
+def select(
+    config: ConfigDict, workdir: Path, asked: Asked, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """The chosen rows whole, the first to be labelled first, with their score (of 'badge' the
+    gradient embedding's length, of 'k_centre' the distance to the nearest row that is labelled or
+    chosen before) and rank, from 1. Rows whose texts the training set has, or an earlier row of the
+    pool, are left out. Raises InputError where too few are left."""
+    task = make_task(config)
+    _possible(task, asked)
+    texts = [c for c in (config.data.text, config.data.text_pair) if c]
+    pool, labelled = _read(config, asked.pool), _labelled(config)
+    for name in ADDED:
+        if name in pool.columns:
+            raise InputError(f"{asked.pool} has a column {name!r}, which is to be added; rename it")
+    known = set(_keys(labelled, texts))
+    own = _keys(pool, texts)
+    first = {key: i for i, key in reversed([*enumerate(own)])}
+    fresh = sorted(i for key, i in first.items() if key not in known)
+    trained = sum(key in known for key in own)
+    say(
+        f"{asked.pool}: {len(pool):,} rows, {trained:,} of them in the training set and "
+        f"{len(pool) - trained - len(fresh):,} there before, left out"
+    )
+    if len(fresh) < asked.n:
+        raise InputError(
+            f"--n={asked.n}; accepted: at most {len(fresh)}, the rows of {asked.pool} that are not "
+            "in the training set"
+        )
+    pool = pool.take(fresh)
+    places, scores = _chosen(config, workdir, task, asked, pool, labelled, say)
+    rows = [{name: _plain(v[i]) for name, v in pool.columns.items()} for i in places.tolist()]
+    return [
+        {**row, "score": round(float(score), 6), "rank": rank}
+        for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
+    ]
+
+
+def _possible(task: Any, asked: Asked) -> None:
+    if asked.by not in WAYS:
+        raise InputError(f"--by={asked.by}; accepted: {', '.join(WAYS)}")
+    if asked.over not in ("mean", "max"):
+        raise InputError(f"--over={asked.over}; accepted: mean, max")
+    if asked.n < 1 or asked.seed < 0:
+        raise InputError(f"--n={asked.n} --seed={asked.seed}; accepted: 1 or more, 0 or more")
+    if asked.by != "random" and not hasattr(task, "beliefs"):
+        raise InputError(
+            f"--by={asked.by} where config.task.name is {task.name!r}; accepted: 'random', or the "
+            "tasks classification and tagging"
+        )
+    if asked.by in BY_VECTOR and task.name != "classification":
+        raise InputError(
+            f"--by={asked.by} where config.task.name is {task.name!r}; accepted: margin, entropy, "
+            "random (it needs one vector a row, as classification has)"
+        )
+
+
+def _read(config: ConfigDict, uri: str) -> Rows:
+    return open_source(uri, cache_dir=cache_dir(config), bad_rows=config.data.bad_rows).read()
+
+
+def _labelled(config: ConfigDict) -> Rows:
+    """The rows that the run was trained on."""
+    uri, cache = config.data.train, cache_dir(config)
+    return few(config, open_source(uri, cache_dir=cache, bad_rows=config.data.bad_rows)).read()
+
+
+def _keys(rows: Rows, texts: list[str]) -> list[tuple[str, ...]]:
+    return list(zip(*([written(_plain(v)) for v in rows.column(c)] for c in texts), strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _chosen(
+    config: ConfigDict,
+    workdir: Path,
+    task: Any,
+    asked: Asked,
+    pool: Rows,
+    labelled: Rows,
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """(places in the pool, their scores)."""
+    if asked.by == "random":
+        # As few shots are: what is chosen for a larger n begins with what is for a smaller one.
+        scores = np.random.default_rng(asked.seed).random(len(pool))
+        places = acquisition.highest(scores, asked.n)
+        return places, scores[places]
+    workdir = chosen(workdir, config.predict.trial, "predict.trial")
+    fitted = load_fitted(workdir)
+    system = assemble(config, say, sets=(), model_dir=workdir / "model", fitted=fitted)
+    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), say)
+    say(f"{len(pool):,} rows scored by step {step:,}")
+    believe = _believer(system, params)
+    data, believed = believe(pool)
+    if asked.by == "badge":
+        found = believed["probabilities"], believed["pooled"]
+        return acquisition.badge(*found, asked.n, asked.seed)
+    if asked.by == "k_centre":
+        centres = believe(labelled)[1]["pooled"]
+        return acquisition.k_centre(believed["pooled"], centres, asked.n, asked.seed)
+    scores = getattr(acquisition, asked.by)(believed["probabilities"])
+    if scores.ndim == 2:  # of words
+        scores = acquisition.by_row(scores, data.fields["owned"], data.row, len(pool), asked.over)
+    places = acquisition.highest(scores, asked.n)
+    return places, scores[places]
+
+
+class _Believing:
+    """The task, as eval_step asks it."""
+
+    def __init__(self, task: Any):
+        self.task = task
+
+    def predict(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
+        return self.task.beliefs(outputs, batch)
+
+
+def _believer(
+    system: System, params: Any
+) -> Callable[[Rows], tuple[Encoded, dict[str, np.ndarray]]]:
+    step = functools.partial(eval_step, model=system.model, task=_Believing(system.task))
+
+    def believe(rows: Rows) -> tuple[Encoded, dict[str, np.ndarray]]:
+        # Labels, where the rows have any, play no part.
+        columns = {k: v for k, v in rows.columns.items() if k != system.config.data.label}
+        rows = dataclasses.replace(rows, columns=columns)
+        length = system.config.data.max_length
+        data = system.task.encode(rows, system.tokenizer, length, system.fitted)
+        programs = Programs(step, replicated(system.mesh), donate=False)
+        return data, predictions(programs, params, eval_plan(system, data), system.mesh)
+
+    return believe

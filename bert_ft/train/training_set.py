@@ -1,0 +1,57 @@
+"""What the training set has that the other sets have not: few shots, versions, quotas."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from bert_ft.config import cache_dir
+from bert_ft.data.augment import Augmented, augmented
+from bert_ft.data.encode import Encoded
+from bert_ft.data.epochs import OVERSAMPLING, Epochs
+from bert_ft.data.rows import Readable
+from bert_ft.data.shots import FewShots
+from bert_ft.data_checks import WITH_CLASSES
+from bert_ft.models import hf
+from bert_ft.train.proposals import Proposer
+
+
+def few(config: ConfigDict, source: Readable) -> Readable:
+    """The rows that there are to learn from."""
+    d = config.data
+    if not d.shots:
+        return source
+    return FewShots(
+        source, d.shots, d.shots_seed, d.label if config.task.name in WITH_CLASSES else ""
+    )
+
+
+def training_rows(config: ConfigDict, source: Readable) -> Readable:
+    """Those, in all their versions."""
+    source = few(config, source)
+    tags = config.data.label if config.task.name == "tagging" else ""
+    found = augmented(config, source, tags)
+    if found is None:
+        return source
+    if any(kind == "masked" for kind, _ in found.kinds):
+        uri = config.data.augment_model
+        model = Proposer(hf.directory(uri, cache_dir(config)), config.data.max_length, uri)
+        found = dataclasses.replace(found, propose=model, model=model.digest())
+    return found
+
+
+def with_order(config: ConfigDict, data: Encoded, source: Readable) -> Encoded:
+    """A set of `training_rows`: its versions laid out in epochs, its classes given their quotas."""
+    versions = source.versions if isinstance(source, Augmented) else 1
+    power = OVERSAMPLING[config.data.oversample]
+    if versions == 1 and power == 1:
+        return data
+    count = data.source_rows // versions
+    version, row = np.divmod(np.asarray(data.row), count)
+    blocks = tuple(int(n) for n in np.bincount(version, minlength=versions))
+    classes: Any = None if power == 1 else np.asarray(data.fields["label"])
+    order = Epochs(blocks, classes, power)
+    return dataclasses.replace(data, row=row, source_rows=count, order=order)

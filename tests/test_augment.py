@@ -1,0 +1,349 @@
+"""Augmented rows: labels survive, draws depend on (seed, version, row) alone, faults are told."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import vocabulary, write_bert, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import config
+
+from bert_ft.checks import check
+from bert_ft.data import augment, noise
+from bert_ft.data.augment import Augmented
+from bert_ft.data.pieces import as_text, cut_list, cut_text
+from bert_ft.data.rows import Rows
+from bert_ft.data.word_lists import paraphrased, read_listed
+from bert_ft.errors import InputError
+from bert_ft.tasks import schemes
+from bert_ft.train.proposals import Proposer
+from bert_ft.train.training_set import training_rows
+
+KNOWN = {"film": ["movie", "picture"], "great": ["superb"], "paris": ["lutetia"]}
+KINDS = [*noise.PLAIN, *noise.WITH_WORDS]
+TEXTS = [f"The film number {i} was great, and the actors of Paris were fine." for i in range(40)]
+
+
+class Given:
+    """A source of rows at hand."""
+
+    uri = "files:given"
+
+    def __init__(self, **columns):
+        self.columns = columns
+
+    def fingerprint(self):
+        return json.dumps(self.columns)
+
+    def read(self):
+        return Rows({name: list(values) for name, values in self.columns.items()}, None, self.uri)
+
+
+def versions(source, kinds=(("swap", 0.3),), count=2, share=1.0, seed=0, texts=("text",), **more):
+    return Augmented(source, tuple(kinds), count, share, seed, texts, **more)
+
+
+def noisy(pieces, kind, strength, seed):
+    draws = np.random.default_rng(seed)
+    if kind in noise.PLAIN:
+        return noise.PLAIN[kind](pieces, strength, draws)
+    return noise.WITH_WORDS[kind](pieces, strength, draws, KNOWN)
+
+
+@st.composite
+def tagged_words(draw):
+    """(words, tags, scheme) with entities that may touch each other."""
+    scheme = draw(st.sampled_from(["IOB2", "IOB1", "BIOES", "BMES", "BILOU", "plain"]))
+    tags, before = [], ""
+    for kind, length in draw(
+        st.lists(
+            st.tuples(st.sampled_from(["O", "Y", "X", "X"]), st.integers(1, 3)),
+            min_size=1,
+            max_size=7,
+        )
+    ):
+        if kind == "O":
+            tags += ["O"] * length
+        elif scheme == "plain":
+            tags += [kind] * length
+        elif scheme == "IOB1":
+            tags += [("B-" if before == kind else "I-") + kind] + [f"I-{kind}"] * (length - 1)
+        elif scheme == "IOB2":
+            tags += [f"B-{kind}"] + [f"I-{kind}"] * (length - 1)
+        else:
+            single, inner, last = {"BIOES": "SIE", "BMES": "SME", "BILOU": "UIL"}[scheme]
+            tags += (
+                [f"{single}-{kind}"]
+                if length == 1
+                else [f"B-{kind}", *[f"{inner}-{kind}"] * (length - 2), f"{last}-{kind}"]
+            )
+        before = kind
+    words = draw(
+        st.lists(
+            st.sampled_from(["film", "great", "Paris", "ab", ",", "."]),
+            min_size=len(tags),
+            max_size=len(tags),
+        )
+    )
+    return words, tags, scheme
+
+
+def spelt(words, tags, scheme):
+    if scheme == "IOB1":
+        tags, scheme = schemes.iob1_to_iob2(tags), "IOB2"
+    return [(kind, words[a:b]) for kind, a, b in schemes.entities(tags, scheme)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(tagged_words(), st.sampled_from(KINDS), st.floats(0.05, 1), st.integers(0, 99))
+def test_entities_of_tagged_words_survive_and_tags_stay_legal(row, kind, strength, seed):
+    words, tags, scheme = row
+    assert schemes.fault(tags, scheme) is None
+    out = noisy(cut_list(words, tags), kind, strength, seed)
+    after, tagged = [p.text for p in out], [p.tag for p in out]
+    assert len(out) > 0 and all(after)
+    assert schemes.fault(tagged, scheme) is None
+    assert spelt(after, tagged, scheme) == spelt(words, tags, scheme)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.text("ab film,.'- \u6211\n", min_size=1, max_size=40),
+    st.lists(st.integers(0, 40), max_size=6),
+    st.sampled_from(KINDS),
+    st.floats(0.05, 1),
+    st.integers(0, 99),
+)
+def test_spans_of_a_text_survive_with_their_own_characters(text, borders, kind, strength, seed):
+    at = sorted(set(min(b, len(text)) for b in borders))
+    spans = [{"start": a, "end": b, "label": "X"} for a, b in zip(at[::2], at[1::2], strict=False)]
+    assert as_text(cut_text(text, spans)) == (text, spans)
+    after, moved = as_text(noisy(cut_text(text, spans), kind, strength, seed))
+    assert [after[s["start"] : s["end"]] for s in moved] == [
+        text[s["start"] : s["end"]] for s in spans
+    ]
+
+    def leans(whole, span):
+        """What a tokenizer could take for the same word as the span."""
+        near = whole[: span["start"]][-1:] + whole[span["end"] :][:1]
+        return [c for c in near if c.isalnum()]
+
+    for was, now in zip(spans, moved, strict=True):
+        assert len(leans(after, now)) <= len(leans(text, was))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_changes_a_text_in_more_than_one_way(kind):
+    pieces = cut_text(TEXTS[0])
+    assert as_text(pieces)[0] == TEXTS[0]
+    changed = {as_text(noisy(pieces, kind, 0.4, seed))[0] for seed in range(10)}
+    assert len(changed - {TEXTS[0]}) >= 2
+
+
+def test_eda_counts_and_typing():
+    pieces = cut_text("film " * 20)
+    assert [p.text for p in noisy(pieces, "synonyms", 0.1, 0)].count("film") == 18
+    assert len(noisy(pieces, "insert", 0.1, 0)) == len(pieces) + 2
+    assert len(noisy(pieces, "delete", 1.0, 0)) == 1 + 1  # the last word, and the blank at the end
+    assert noise.NEAR["g"] == "fhtyvb" and noise.NEAR["q"] == "wa"
+    assert noise.like("movie", "Film") == "Movie" and noise.like("movie", "FILM") == "MOVIE"
+
+
+def test_a_row_depends_on_seed_version_and_row_alone():
+    whole = versions(Given(text=TEXTS)).read().columns["text"]
+    part = versions(Given(text=TEXTS[:7])).read().columns["text"]
+    assert part == whole[:7] + whole[40:47]
+    assert whole[:40] != whole[40:] and whole[40:] != TEXTS
+    assert versions(Given(text=TEXTS), seed=1).read().columns["text"] != whole
+    assert versions(Given(text=TEXTS)).read().columns["text"] == whole
+    more = versions(Given(text=TEXTS), count=3).read().columns["text"]
+    assert more[:80] == whole
+
+
+def test_the_share_of_rows_and_both_texts_of_a_pair():
+    source = Given(text=TEXTS, other=TEXTS, label=list(range(40)))
+    rows = versions(source, count=10, share=0.3, texts=("text", "other")).read()
+    changed = [
+        [t != TEXTS[i % 40] for i, t in enumerate(rows.columns[c])] for c in ("text", "other")
+    ]
+    assert rows.columns["label"] == list(range(40)) * 10
+    assert 0.2 < np.mean(changed[0]) < 0.4
+    assert np.mean(np.equal(*changed)) > 0.95, "a swap of a word with its like changes nothing"
+    assert rows.columns["text"] != rows.columns["other"]
+
+
+def test_nothing_to_change_leaves_the_source_as_it_is():
+    source = Given(text=TEXTS)
+    for off in ({}, {"data__augment": "swap:0,typos:0"}, {"data__augment_share": 0.0}):
+        c = config(**({"data__augment": "swap:0.1"} | off if "data__augment_share" in off else off))
+        check_ok(c)
+        assert training_rows(c, source) is source
+    assert training_rows(config(data__augment="swap:0.1"), source) is not source
+
+
+def check_ok(c):
+    with c.unlocked():
+        c.data.train, c.model.pretrained = "files:x", "y"
+    check(c)
+
+
+def refused(*words, **overrides):
+    with pytest.raises(InputError) as e:
+        check_ok(config(**overrides))
+    assert all(word in str(e.value) for word in words), e.value
+
+
+def test_what_can_not_work_is_refused_before_anything():
+    refused("'swop:1'", "KIND:STRENGTH", data__augment="swop:1")
+    refused("'swap:2'", "from 0 to 1", data__augment="typos:0.1, swap:2")
+    refused("data.augment_words", "synonyms", data__augment="synonyms:0.1")
+    refused("data.augment_model", data__augment="masked:0.1")
+    refused("data.augment_words", "none of", data__augment_words="words.tsv")
+    for task in ("span", "matching", "cross_encoder", "masked", "recommend", "multi"):
+        refused("data.augment", task, "classification", data__augment="swap:1", task__name=task)
+    refused("paraphrase", "tagging", data__augment="paraphrase:1", task__name="tagging",
+            data__augment_paraphrases="x.tsv")  # fmt: skip
+    refused("data.augment_share", data__augment_share=1.5)
+    refused("data.augment_epochs", data__augment_epochs=0)
+    refused("data.shots", data__shots=-1)
+    refused("data.shots", "multi", data__shots=4, task__name="multi")
+    refused("data.oversample", "balanced", data__oversample="all")
+    refused("data.oversample", "tagging", data__oversample="sqrt", task__name="tagging")
+
+
+def test_tags_move_with_their_words_and_rows_at_fault_are_the_tasks_to_refuse():
+    words, tags = ["we", "saw", "Paris", "today"], ["O", "O", "B-X", "O"]
+    source = Given(text=[words] * 20 + [words], label=[tags] * 20 + [tags[:1]])
+    rows = versions(source, [("delete", 0.5), ("punctuation", 0.3)], tags="label").read()
+    for text, label in zip(rows.columns["text"], rows.columns["label"], strict=True):
+        if len(text) == len(label):
+            assert [(w, t) for w, t in zip(text, label, strict=True) if t != "O"] == [
+                ("Paris", "B-X")
+            ]
+    assert rows.columns["text"][20] == words and rows.columns["label"][20] == tags[:1]
+    nothing = Given(text=[["a", "b"]] * 3, label=[["X", "Y"]] * 3)
+    with pytest.raises(InputError, match="tagged other than 'O'"):
+        versions(nothing, tags="label").read()
+
+
+def test_word_lists(tmp_path):
+    tabs = tmp_path / "words.tsv"
+    tabs.write_text("Film\tmovie\tpicture\n\nfilm\tfilm\tflick\n")
+    assert read_listed("k", str(tabs), "word", "synonyms") == {
+        "Film": ["movie", "picture"],
+        "film": ["flick"],
+    }
+    lines = write_jsonl(tmp_path / "w.jsonl", [{"word": "film", "synonyms": ["movie"]}])
+    assert read_listed("k", str(lines), "word", "synonyms") == {"film": ["movie"]}
+    tabs.write_text("film\tmovie\nalone\n")
+    with pytest.raises(InputError, match=r"words.tsv:2: 'alone'; accepted: word, a tab, synonyms"):
+        read_listed("k", str(tabs), "word", "synonyms")
+    with pytest.raises(InputError, match="config.data.augment_words: .*nowhere"):
+        read_listed("data.augment_words", str(tmp_path / "nowhere"), "word", "synonyms")
+
+
+def test_paraphrases_of_a_function_or_a_file(tmp_path, monkeypatch):
+    (tmp_path / "spoken.py").write_text(
+        "def again(texts):\n    return [[t + ' indeed'] if 'film' in t else [] for t in texts]\n"
+        "def wrong(texts):\n    return texts[:1]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    source = Given(text=["a film", "a day"])
+    how = {"paraphrases": "spoken:again"}
+    found = versions(source, [("paraphrase", 1.0)], **how)
+    assert found.read().columns["text"] == ["a film indeed", "a day"] * 2
+    before = found.fingerprint()
+    (tmp_path / "spoken.py").write_text("def again(texts):\n    return [[] for t in texts]\n")
+    assert found.fingerprint() != before
+    key = "data.augment_paraphrases"
+    for wrong, said in (("spoken:wrong", "gives"), ("spoken:none", "none"), ("no.such:f", "such")):
+        with pytest.raises(InputError, match=said) as e:
+            paraphrased(key, wrong, ["a", "b"])
+        assert key in str(e.value)
+    sys.modules.pop("spoken")
+    file = tmp_path / "p.tsv"
+    file.write_text("a day\tone day\n")
+    found = versions(source, [("paraphrase", 1.0)], paraphrases=str(file))
+    assert found.read().columns["text"] == ["a film", "one day"] * 2
+
+
+def test_a_masked_word_model_proposes(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    path = write_bert(tmp_path / "model")
+    with pytest.raises(InputError, match="no masked-word head"):
+        Proposer(path, 32, "given")([cut_text("the film was great")], [[1]])
+    tensors = load_file(path / "model.safetensors")
+    words, width = vocabulary(), 32
+    bias = np.zeros(len(words), np.float32)
+    bias[[words.index(w) for w in ("movie", "plot", "##ing", ".", "[SEP]")]] = [90, 90, 91, 91, 91]
+    tensors |= {
+        "cls.predictions.transform.dense.weight": np.eye(width, dtype=np.float32),
+        "cls.predictions.transform.dense.bias": np.zeros(width, np.float32),
+        "cls.predictions.transform.LayerNorm.weight": np.ones(width, np.float32) / 100,
+        "cls.predictions.transform.LayerNorm.bias": np.zeros(width, np.float32),
+        "cls.predictions.bias": bias,
+    }
+    tensors = {k if k.startswith("cls") else f"bert.{k}": v for k, v in tensors.items()}
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    about = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(about | {"architectures": ["BertForMaskedLM"]}))
+    propose = Proposer(path, 32, "given")
+    long = " ".join(["the film was great ."] * 20)  # more than one window of the model
+    found = propose([cut_text("The film was great"), cut_text(long)], [[1], [0, 41, 99]])
+    assert [len(lists) for lists in found] == [1, 3]
+    for lists in found:
+        for one in lists:
+            assert {w for w, p in one if p > 1e-3} == {"movie", "plot"}
+
+
+def test_proposals_are_drawn_by_their_probability_and_never_the_word_itself():
+    def propose(texts, places):
+        assert all(len(own) == 1 for own in places)
+        return [[[("Film", 0.9), ("movie", 0.08), ("plot", 0.02)]] for _ in texts]
+
+    source = Given(text=["Film film"] * 60)
+    texts = versions(source, [("masked", 0.3)], propose=propose).read().columns["text"]
+    assert set(texts) == {"Film movie", "Movie film", "Film plot", "Plot film"}
+    assert 0.7 < np.mean(["ovie" in t for t in texts]) < 0.9
+    short = versions(Given(text=["?"]), [("masked", 0.3)], propose=lambda *_: []).read()
+    assert short.columns["text"] == ["?"] * 2
+
+
+def test_a_killed_run_with_versions_and_quotas_goes_on_as_if_nothing_had_been(
+    world, cache, run_here, tmp_path
+):
+    from test_resume import start
+
+    flags = (
+        *("--config.train.steps=40", "--config.checkpoint.every_steps=5"),
+        *("--config.data.augment=swap:0.2,delete:0.2", "--config.data.augment_share=0.7"),
+        *("--config.data.oversample=balanced", "--config.data.shots=40"),
+        *("--config.model.dropout=0.1", "--config.data.row_counts=1", "--config.data.test="),
+    )
+    whole = run_here(tmp_path / "whole", *flags).ok()
+    assert "240 examples of 80 rows" in (whole.workdir / "log.txt").read_text()
+    with start(tmp_path / "killed", world, cache, flags) as run:
+        assert run.until(lambda: run.last_step() >= 13)
+    resumed = run_here(tmp_path / "killed", *flags).ok()
+    assert "own checkpoint of step" in resumed.err + resumed.out
+    assert resumed.result["params_sha256"] == whole.result["params_sha256"]
+    assert max(resumed.values("train/loss")) == 40
+
+
+def test_the_settings_are_in_the_fingerprint():
+    base = versions(Given(text=TEXTS))
+    others = [
+        versions(Given(text=TEXTS[1:])),
+        versions(Given(text=TEXTS), seed=1),
+        versions(Given(text=TEXTS), share=0.5),
+        versions(Given(text=TEXTS), count=3),
+        versions(Given(text=TEXTS), [("swap", 0.2)]),
+        versions(Given(text=TEXTS), texts=("other",)),
+        versions(Given(text=TEXTS), model="m"),
+    ]
+    prints = {one.fingerprint() for one in (base, *others)}
+    assert len(prints) == len(others) + 1
+    assert augment.steps(" swap:0.1 ,typos:1") == [("swap", 0.1), ("typos", 1.0)]

@@ -1,0 +1,184 @@
+"""What to label next: the maths against naive code, and the command on a trained run."""
+
+import json
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import read_jsonl, reviews, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_ft.evals import acquisition
+
+
+def naive_k_centre(points, centres, n):
+    chosen = []
+    for _ in range(n):
+        best, most = None, -1.0
+        for i, point in enumerate(points):
+            others = [*centres, *(points[j] for j in chosen)]
+            near = min(np.linalg.norm(point - other) for other in others)
+            if i not in chosen and near > most + 1e-9:
+                best, most = i, near
+        chosen.append(best)
+    return chosen
+
+
+def naive_badge(p, h, n, seed):
+    """As in the authors' code: whole gradient embeddings, distances to all that were chosen."""
+    g = []
+    for probabilities, pooled in zip(p, h, strict=True):
+        guess = np.zeros(len(probabilities))
+        guess[np.argmax(probabilities)] = 1
+        g.append(np.outer(probabilities - guess, pooled).ravel())
+    g = np.asarray(g, np.float64)
+    chosen, draws = [int(np.argmax(np.linalg.norm(g, axis=1)))], np.random.default_rng(seed)
+    while len(chosen) < n:
+        d = np.asarray([min(((x - g[c]) ** 2).sum() for c in chosen) for x in g])
+        d[chosen] = 0
+        chosen.append(int(draws.choice(len(g), p=d / d.sum())))
+    return chosen, np.linalg.norm(g[chosen], axis=1)
+
+
+def believed(count, classes=4, width=6, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (count, classes))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return p.astype(np.float32), rng.normal(0, 1, (count, width)).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_badge_is_that_of_whole_gradient_embeddings(seed):
+    p, h = believed(40, seed=seed)
+    chosen, lengths = acquisition.badge(p, h, 12, seed)
+    wanted, longest = naive_badge(p, h, 12, seed)
+    assert chosen.tolist() == wanted and len(set(wanted)) == 12
+    np.testing.assert_allclose(lengths, longest, rtol=1e-6)
+
+
+def test_badge_takes_none_twice_where_all_are_alike():
+    p, h = np.tile([[0.7, 0.3]], (5, 1)), np.ones((5, 3))
+    assert sorted(acquisition.badge(p, h, 5, 0)[0]) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("centres", [1, 4])
+def test_k_centre_is_greedy(centres):
+    points = believed(30)[1]
+    given_ = believed(centres, seed=9)[1]
+    chosen, distances = acquisition.k_centre(points, given_, 10, 0)
+    assert chosen.tolist() == naive_k_centre(points.astype(float), given_.astype(float), 10)
+    assert (np.diff(distances) <= 1e-9).all(), "each one lies nearer than the one before"
+    alike = acquisition.k_centre(np.ones((4, 2)), np.ones((1, 2)), 4, 0)
+    assert sorted(alike[0]) == [0, 1, 2, 3] and (alike[1] == 0).all()
+    alone = acquisition.k_centre(points, np.zeros((0, 6)), 5, 3)[0]
+    assert alone.tolist()[1:] == naive_k_centre(points, [points[alone[0]]], 4)
+
+
+def test_margin_and_entropy():
+    from scipy.stats import entropy
+
+    p = believed(20)[0]
+    np.testing.assert_allclose(acquisition.entropy(p), entropy(p, axis=1), rtol=1e-5)
+    gaps = [sorted(row)[-1] - sorted(row)[-2] for row in p.tolist()]
+    np.testing.assert_allclose(acquisition.margin(p), 1 - np.asarray(gaps), rtol=1e-5)
+    assert acquisition.entropy(np.asarray([1.0, 0.0])) == 0
+    np.testing.assert_array_equal(acquisition.highest(np.asarray([1, 3, 3, 2]), 3), [1, 2, 3])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.sampled_from(["mean", "max"]))
+def test_words_of_a_row_in_several_windows(row, over):
+    rng = np.random.default_rng(0)
+    row = np.sort(row)
+    values, owned = rng.random((len(row), 5)), rng.integers(0, 2, (len(row), 5))
+    found = acquisition.by_row(values, owned, row, 4, over)
+    for r in range(4):
+        own = [v for n in np.flatnonzero(row == r) for v in values[n][owned[n] > 0]]
+        assert found[r] == pytest.approx(
+            (np.mean(own) if over == "mean" else max(own)) if own else 0
+        )
+
+
+@pytest.fixture
+def ask(world, cache, monkeypatch, capfd):
+    """ask(workdir, *flags): bert_ft.select within this process -> (code, stdout, stderr)."""
+    from absl import flags
+    from absl.testing import flagsaver
+
+    from bert_ft import select
+
+    def asked(workdir, *words, config=world.config):
+        argv = ["select", f"--config={config}", f"--workdir={workdir}", *words]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        before = flagsaver.save_flag_values()
+        capfd.readouterr()
+        try:
+            code = select.main(argv)
+        finally:
+            flagsaver.restore_flag_values(before, flags.FLAGS)
+        return code, *capfd.readouterr()
+
+    return asked
+
+
+def test_rows_of_a_pool_are_chosen_and_written_whole(world, run_here, ask, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--config.train.steps=8", "--config.data.row_counts=1", "--config.data.shots=20")
+    run_here(run, *flags).ok()
+    fresh = [{"id": f"p{i}", "text": r["text"] + " again"} for i, r in enumerate(reviews(40, 7))]
+    trained = [{"id": f"t{i}", "text": r["text"]} for i, r in enumerate(reviews(160, 1))]
+    pool = write_jsonl(tmp_path / "pool.jsonl", [*trained, *fresh, *fresh[:3]])
+    flags = (*flags, f"--pool=files:{pool}")
+
+    def chosen(*more):
+        code, out, err = ask(run, *flags, f"--out={tmp_path / 'out.jsonl'}", *more)
+        assert code == 0, err
+        return read_jsonl(tmp_path / "out.jsonl"), err
+
+    rows, err = chosen("--n=12")
+    assert [r["rank"] for r in rows] == list(range(1, 13))
+    assert list(rows[0]) == ["id", "text", "score", "rank"]
+    assert len({r["text"] for r in rows}) == 12
+    given_ = [r["text"] for r in [*trained, *fresh, *fresh[:3]]]
+    known = int(err.split(" rows, ")[1].split()[0])
+    counted = int(err.split("training set and ")[1].split()[0])
+    assert known >= 40 and counted >= 3
+    alone = Counter(given_)
+    assert len(given_) - known - counted <= len(alone) < len(given_)
+
+    run_here(run, *flags[:-1], "--mode=predict", f"--config.predict.input={pool}").ok()
+    said = {r["text"]: r for r in read_jsonl(run / "predictions" / "pool.jsonl")}
+    p = {text: sorted(r["probabilities"].values()) for text, r in said.items()}
+    for row in rows:
+        low, high = p[row["text"]]
+        assert row["score"] == pytest.approx(1 - (high - low), abs=3e-6)
+    assert [r["score"] for r in rows] == sorted((r["score"] for r in rows), reverse=True)
+
+    entropies = {r["text"] for r in chosen("--n=12", "--by=entropy")[0]}
+    assert entropies == {r["text"] for r in rows}, "of two labels both ask for the same"
+    drawn = [r["id"] for r in chosen("--n=5", "--by=random")[0]]
+    assert drawn == [r["id"] for r in chosen("--n=9", "--by=random")[0]][:5]
+    assert drawn != [r["id"] for r in chosen("--n=5", "--by=random", "--seed=1")[0]]
+    for by in ("badge", "k_centre"):
+        found = chosen("--n=6", f"--by={by}")[0]
+        assert len({r["id"] for r in found}) == 6 and all(r["score"] >= 0 for r in found)
+
+    def refused(*more):
+        code, out, err = ask(run, *flags, *more)
+        assert code == 2 and "Traceback" not in err
+        return err.strip().splitlines()[-1]
+
+    assert "accepted: at most" in refused("--n=1000", "--by=random")
+    assert "accepted: margin, entropy, badge" in refused("--n=1", "--by=chance")
+    assert "--pool and --n" in refused()
+    assert "accepted: 1 or more" in refused("--n=0")
+    assert "config.nope is no key" in refused("--n=1", "--config.nope=1")
+    assert "task.name is 'regression'" in refused("--n=1", "--config.task.name=regression",
+                                                  "--config.task.label_names=")  # fmt: skip
+    write_jsonl(tmp_path / "pool.jsonl", [{"text": "a", "rank": 3}])
+    assert "a column 'rank'" in refused("--n=1")
+    code, out, err = ask(tmp_path / "nowhere", *flags, "--n=1")
+    assert code == 2 and json.dumps("rank") not in err
