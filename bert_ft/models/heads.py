@@ -29,20 +29,27 @@ def pooled_first(
 ) -> jax.Array:
     """float32 (B * pieces, H) of (R, E, H): each sequence's first token behind the pooler (dense,
     tanh) and dropout, as BERT has it (Devlin et al. 2019, 3.2 and A.2); without the pooler where
-    the config has none. To be called within a head, whose parameters 'pooler/' then are."""
+    the config has none. To be called within a head, whose parameters 'pooler/' then are. With
+    `mixed_with` int32 (B,) in the batch, and `mixed_share` float32 (), each is mixed with another's
+    (methods/mixup.py)."""
     pooled_BxH = hidden.reshape(-1, hidden.shape[-1])[batch["example_slot"]]
     if config.pooler:
         dense = Dense(hidden.shape[-1], dtype, config.initializer_range, name="pooler")
         pooled_BxH = _ACTIVATIONS[config.head_activation](dense(pooled_BxH))
     if noise:
         pooled_BxH = noise.hidden(pooled_BxH, -1, sequence_ids(batch))
-    return pooled_BxH.astype(jnp.float32)
+    pooled_BxH = pooled_BxH.astype(jnp.float32)
+    if "mixed_with" in batch:
+        share = batch["mixed_share"]
+        pooled_BxH = share * pooled_BxH + (1 - share) * pooled_BxH[batch["mixed_with"]]
+    return pooled_BxH
 
 
 class SequenceHead(nn.Module):
     """Logits of each example from its first token: pooler, dropout, dense. Reads (R, E, H), gives
     {'logits': float32 (B, classes)}, and 'class_weights', float32 (classes,), where there are some:
-    constants of the training data that the loss needs."""
+    constants of the training data that the loss needs. Sows 'pooled', float32 (B, H), for those who
+    keep intermediates."""
 
     classes: int
     config: Any
@@ -54,6 +61,8 @@ class SequenceHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
         pooled = pooled_first(hidden, batch, noise, self.config, self.dtype)
+        if not self.is_initializing():  # `init` would keep it among the parameters
+            self.sow("intermediates", "pooled", pooled)
         std = self.config.initializer_range
         logits = Dense(self.classes, jnp.float32, std, name="classifier")(pooled)
         if not self.class_weights:
