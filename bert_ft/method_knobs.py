@@ -26,6 +26,40 @@ def defaults() -> ConfigDict:
     m.fgm.epsilon = 1.0  # L2 norm of the step on each example's word vectors
     m.fgm.weight = 1.0  # of the adversarial loss beside the clean one's 1
 
+    m.pgd = ConfigDict()
+    m.pgd.steps = 3  # of ascent; each costs a pass back to the word vectors
+    m.pgd.step = 0.3  # L2 norm of one, by example
+    m.pgd.epsilon = 1.0  # L2 norm of all together, at most
+    m.pgd.weight = 1.0  # as fgm.weight
+
+    m.freelb = ConfigDict()
+    m.freelb.steps = 3  # of ascent, and passes
+    m.freelb.step = 0.1  # L2 norm of one, by example
+    m.freelb.epsilon = 0.4  # L2 norm of all together, at most
+    m.freelb.start = 0.1  # bound of the L2 norm of the random beginning
+
+    m.smart = ConfigDict()
+    m.smart.epsilon = 0.3  # L2 norm of the shift, by example
+    m.smart.weight = 1.0  # of the divergence beside the loss
+    m.smart.steps = 1  # of the power iteration; Miyato et al. 2018, 3.3: one is enough
+    m.smart.start = 0.1  # L2 norm of its probe: small, but float32 must see the difference
+    m.smart.symmetric = True  # False: virtual adversarial training
+
+    m.rdrop = ConfigDict()
+    m.rdrop.alpha = (
+        1.0  # of the divergence beside the loss; Liang et al. 2021 take 0.1 to 1 on GLUE
+    )
+
+    m.focal = ConfigDict()
+    m.focal.gamma = 2.0  # the best in Lin et al. 2017, 3.2; 0 is the plain cross entropy
+
+    m.contrastive = ConfigDict()
+    m.contrastive.weight = 0.5  # w of (1 - w) CE + w SCL; Gunel et al. 2021 search 0.1 to 0.9 …
+    m.contrastive.temperature = 0.3  # … and 0.1 to 0.7, finding 0.9 and 0.3 best
+
+    m.mixup = ConfigDict()
+    m.mixup.alpha = 0.2  # of Beta(alpha, alpha); 0 mixes nothing, 1 is uniform
+
     m.ema = ConfigDict()
     m.ema.decay = 0.999  # of the average a step; the average is what is scored and kept
     return m

@@ -30,15 +30,17 @@ models.ops models.crf
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
-methods.method methods.shifts
-methods.weights methods.lora methods.fgm methods.ema
+methods.method
+methods.weights methods.lora methods.ema methods.shifts
+methods.fgm methods.pgd methods.freelb methods.smart
+methods.rdrop methods.focal methods.contrastive methods.mixup
 methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge
 evals.answers
 evals.report
 compare
-tasks.schemes tasks.sequence tasks.candidates tasks.ranking
+tasks.schemes tasks.sequence tasks.divergence tasks.candidates tasks.ranking
 tasks.tagged tasks.classification tasks.regression tasks.features
 tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
 tasks.matching tasks.cross_encoder tasks.recommend

@@ -8,13 +8,12 @@ the word table.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 
 from bert_ft.methods.method import SHIFT, Method, Pass, Slope
-from bert_ft.methods.shifts import no_shift, scaled_to
+from bert_ft.methods.shifts import beside, no_shift, scaled_to
 from bert_ft.models.bert import Batch
 
 
@@ -31,10 +30,6 @@ class Fgm(Method):
             assert clean.by_shift is not None
             shift = scaled_to(clean.by_shift, batch, epsilon)
             moved = slope(params, {**batch, SHIFT: shift}, rng)
-            gradient = jax.tree.map(
-                lambda a, b: (a + weight * b) / (1 + weight), clean.gradient, moved.gradient
-            )
-            extra = {**clean.extra, "adversarial_loss": moved.total}
-            return dataclasses.replace(clean, gradient=gradient, extra=extra, by_shift=None)
+            return beside(clean, moved, weight)
 
         return both

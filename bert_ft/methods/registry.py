@@ -5,13 +5,25 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from bert_ft.method_checks import names
+from bert_ft.methods.contrastive import Contrastive
 from bert_ft.methods.ema import Ema
 from bert_ft.methods.fgm import Fgm
+from bert_ft.methods.focal import Focal
+from bert_ft.methods.freelb import FreeLb
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
+from bert_ft.methods.mixup import Mixup
+from bert_ft.methods.pgd import Pgd
+from bert_ft.methods.rdrop import RDrop
+from bert_ft.methods.smart import Smart
 from bert_ft.methods.weights import Weights
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Lora, Fgm, Ema)}
+ALL: tuple[type[Method], ...] = (
+    *(Lora,),
+    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup),
+    *(Ema,),
+)
+METHODS = {method.name: method for method in ALL}
 
 
 def make_methods(config: ConfigDict) -> tuple[Method, ...]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bert_ft.methods.method import Slope
+from bert_ft.models import ops
 from bert_ft.models.bert import Batch
+
+
+def _width(model: Any) -> int:
+    return model.config.embedding_size or model.config.hidden_size
 
 
 def no_shift(model: Any, batch: Batch) -> jax.Array:
     """Zeros float32 (R, S, width of the word table)."""
-    width = model.config.embedding_size or model.config.hidden_size
-    return jnp.zeros((*batch["tokens"].shape, width), jnp.float32)
+    return jnp.zeros((*batch["tokens"].shape, _width(model)), jnp.float32)
+
+
+def random_shift(rng: jax.Array, model: Any, batch: Batch) -> jax.Array:
+    """float32 (R, S, width), uniform within -1 to 1, zeros in padding. As with dropout, a token's
+    is a function of the rng, the number of its sequence and its position."""
+    ids = batch["segments"] * model.config.max_position_embeddings + batch["positions"]
+    salt = ops.token_salt(jax.random.bits(rng, (2,), jnp.uint32), ids)[..., None]
+    drawn = 2 * ops.uniform(salt, jnp.arange(_width(model))) - 1
+    return jnp.where(_real(batch), drawn, 0.0)
 
 
 def sequence_of(batch: Batch) -> jax.Array:
@@ -22,15 +37,46 @@ def sequence_of(batch: Batch) -> jax.Array:
     return jnp.where(batch["segments"] > 0, batch["segments"] - first + 1, 0)
 
 
+def over_sequence(x_RxS: jax.Array, batch: Batch) -> jax.Array:
+    """float32 (R, S, 1): at each token the sum of x over all tokens of its sequence."""
+    sequence, count = sequence_of(batch), batch["example_slot"].shape[0]
+    sums = jax.ops.segment_sum(x_RxS.reshape(-1), sequence.reshape(-1), count + 1)
+    return sums[sequence][..., None]
+
+
 def norms(x_RxSxH: jax.Array, batch: Batch) -> jax.Array:
     """float32 (R, S, 1): at each token the L2 norm of x over all tokens of its sequence."""
-    sequence, count = sequence_of(batch), batch["example_slot"].shape[0]
-    squares = jnp.sum(jnp.square(x_RxSxH), axis=-1)
-    by_sequence = jax.ops.segment_sum(squares.reshape(-1), sequence.reshape(-1), count + 1)
-    return jnp.sqrt(by_sequence)[sequence][..., None]
+    return jnp.sqrt(over_sequence(jnp.sum(jnp.square(x_RxSxH), axis=-1), batch))
 
 
 def scaled_to(x_RxSxH: jax.Array, batch: Batch, norm: jax.Array | float) -> jax.Array:
     """x of the given norm in every sequence, zeros in padding; where x is 0 it stays so."""
-    real = (batch["segments"] > 0)[..., None]
-    return jnp.where(real, norm * x_RxSxH / jnp.maximum(norms(x_RxSxH, batch), 1e-30), 0.0)
+    scale = norm / jnp.maximum(norms(x_RxSxH, batch), 1e-30)
+    return jnp.where(_real(batch), scale * x_RxSxH, 0.0)
+
+
+def projected(x_RxSxH: jax.Array, batch: Batch, radius: float) -> jax.Array:
+    """The nearest to x whose norm is at most the radius in every sequence."""
+    return x_RxSxH * jnp.minimum(1.0, radius / jnp.maximum(norms(x_RxSxH, batch), 1e-30))
+
+
+def climbed(
+    shift_RxSxH: jax.Array, uphill: jax.Array | None, batch: Batch, step: float, radius: float
+) -> jax.Array:
+    """A step of projected gradient ascent (Madry et al. 2018, section 2.1, for the L2 norm): of
+    length `step` along `uphill`, in every sequence, then back into the ball."""
+    assert uphill is not None
+    return projected(shift_RxSxH + scaled_to(uphill, batch, step), batch, radius)
+
+
+def beside(clean: Slope, moved: Slope, weight: float) -> Slope:
+    """That of (L(x) + w L(x + r)) / (1 + w). The loss that is shown is L(x)."""
+    gradient = jax.tree.map(
+        lambda a, b: (a + weight * b) / (1 + weight), clean.gradient, moved.gradient
+    )
+    extra = {**clean.extra, "adversarial_loss": moved.total}
+    return dataclasses.replace(clean, gradient=gradient, extra=extra, by_shift=None)
+
+
+def _real(batch: Batch) -> jax.Array:
+    return (batch["segments"] > 0)[..., None]

@@ -29,14 +29,20 @@ def pooled_first(
 ) -> jax.Array:
     """float32 (B * pieces, H) of (R, E, H): each sequence's first token behind the pooler (dense,
     tanh) and dropout, as BERT has it (Devlin et al. 2019, 3.2 and A.2); without the pooler where
-    the config has none. To be called within a head, whose parameters 'pooler/' then are."""
+    the config has none. To be called within a head, whose parameters 'pooler/' then are. With
+    `mixed_with` int32 (B,) in the batch, and `mixed_share` float32 (), each is mixed with another's
+    (methods/mixup.py)."""
     pooled_BxH = hidden.reshape(-1, hidden.shape[-1])[batch["example_slot"]]
     if config.pooler:
         dense = Dense(hidden.shape[-1], dtype, config.initializer_range, name="pooler")
         pooled_BxH = _ACTIVATIONS[config.head_activation](dense(pooled_BxH))
     if noise:
         pooled_BxH = noise.hidden(pooled_BxH, -1, sequence_ids(batch))
-    return pooled_BxH.astype(jnp.float32)
+    pooled_BxH = pooled_BxH.astype(jnp.float32)
+    if "mixed_with" in batch:
+        share = batch["mixed_share"]
+        pooled_BxH = share * pooled_BxH + (1 - share) * pooled_BxH[batch["mixed_with"]]
+    return pooled_BxH
 
 
 class SequenceHead(nn.Module):

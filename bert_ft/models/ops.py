@@ -82,6 +82,16 @@ def other_words(words: jax.Array, which: int) -> jax.Array:
     return _mix(words ^ np.uint32(0x5BD1E995 + which))
 
 
+def uniform(salt: jax.Array, lanes: jax.Array) -> jax.Array:
+    """float32 within [0, 1), a function of (salt, lane) as a dropout mask is: uint32 and int32 that
+    broadcast together."""
+    return (_drawn(salt, lanes) >> 8).astype(jnp.float32) * np.float32(2**-24)
+
+
+def _drawn(salt: jax.Array, lanes: jax.Array) -> jax.Array:
+    return _mix(salt ^ (lanes.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
+
+
 def dropout(x: jax.Array, rate: jax.Array | float, salt: jax.Array, lanes: jax.Array) -> jax.Array:
     """Inverted dropout whose mask is a function of (salt, lane), not of where x lies in memory.
 
@@ -91,7 +101,7 @@ def dropout(x: jax.Array, rate: jax.Array | float, salt: jax.Array, lanes: jax.A
     generator: ten integer operations an element, fused into the multiply, and recomputed in the
     backward pass instead of stored.
     """
-    bits = _mix(salt ^ (lanes.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
+    bits = _drawn(salt, lanes)
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
     # The top 24 bits compare exactly in float32, so the rate may be traced (a trial's own).
     kept = (bits >> 8).astype(jnp.float32) < keep * np.float32(2**24)

@@ -18,6 +18,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
+from bert_ft.tasks import divergence
 from bert_ft.tasks.sequence import SequenceTask
 
 
@@ -145,6 +146,25 @@ class Classification(SequenceTask):
         name = "accuracy" if weights is None else "weighted_accuracy"
         counted = counted * batch["weight"]
         return jnp.sum(loss * batch["weight"]), jnp.sum(counted), {name: jnp.sum(right * counted)}
+
+    def log_likelihoods(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """(log p of the label, weight), float32 (B,) each: without smoothing the loss is minus the
+        sum of their products."""
+        log_p = jax.nn.log_softmax(outputs["logits"])
+        of_label = jnp.take_along_axis(log_p, batch["label"][:, None], axis=1)[:, 0]
+        return of_label, self._counted(outputs, batch)
+
+    def _counted(self, outputs: Outputs, batch: Batch) -> jax.Array:
+        """float32 (B,): for how many an example counts."""
+        weights = outputs.get("class_weights")
+        return batch["weight"] if weights is None else weights[batch["label"]] * batch["weight"]
+
+    def divergence(
+        self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0
+    ) -> jax.Array:
+        """Sum over examples, counted as in the loss, of KL(p || q)."""
+        far = divergence.categorical(p["logits"], q["logits"], temperature)
+        return jnp.sum(far * self._counted(q, batch))
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Arrays of one entry an example, computed on the device."""

@@ -17,6 +17,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
+from bert_ft.tasks import divergence
 from bert_ft.tasks.classification import class_weights, sorted_labels
 from bert_ft.tasks.sequence import SequenceTask
 
@@ -90,12 +91,24 @@ class MultiLabel(SequenceTask):
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(sum over examples of the mean over labels of the binary cross entropy, their number,
         {}): torch's `binary_cross_entropy_with_logits`, class weights being its `pos_weight`."""
-        logits, label = outputs["logits"], batch["label"].astype(jnp.float32)
-        hit, miss = -jax.nn.log_sigmoid(logits), -jax.nn.log_sigmoid(-logits)
-        if "class_weights" in outputs:
-            hit = hit * outputs["class_weights"]
-        per_example = jnp.mean(label * hit + (1 - label) * miss, axis=1)
-        return jnp.sum(per_example * batch["weight"]), jnp.sum(batch["weight"]), {}
+        log_p, weight = self.log_likelihoods(outputs, batch)
+        return -jnp.sum(jnp.sum(log_p * weight, axis=1)), jnp.sum(batch["weight"]), {}
+
+    def log_likelihoods(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """(log p of each label's being there or not, as it is, and its weight), float32 (B, labels)
+        each: the loss is minus the sum of their products."""
+        logits, there = outputs["logits"], batch["label"] > 0
+        log_p = jax.nn.log_sigmoid(jnp.where(there, logits, -logits))
+        weights = outputs.get("class_weights", jnp.float32(1.0))
+        share = batch["weight"][:, None] / logits.shape[1]
+        return log_p, jnp.where(there, weights, 1.0) * share
+
+    def divergence(
+        self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0
+    ) -> jax.Array:
+        """Sum over examples of the mean over labels of KL(p || q)."""
+        far = jnp.mean(divergence.bernoulli(p["logits"], q["logits"], temperature), axis=1)
+        return jnp.sum(far * batch["weight"])
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return {"probabilities": jax.nn.sigmoid(outputs["logits"])}

@@ -17,6 +17,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import CoralHead, Outputs
+from bert_ft.tasks import divergence
 from bert_ft.tasks.regression import number_scores
 from bert_ft.tasks.sequence import SequenceTask, number_in, range_of
 
@@ -85,6 +86,13 @@ class Ordinal(SequenceTask):
         right = jnp.sum(logits > 0, axis=1) == label
         total = -jnp.sum(jnp.sum(terms, axis=1) * weight)
         return total, jnp.sum(weight), {"accuracy": jnp.sum(right * weight)}
+
+    def divergence(
+        self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0
+    ) -> jax.Array:
+        """Sum over examples of KL(p || q) of 'the rank is above k', summed over k."""
+        far = jnp.sum(divergence.bernoulli(p["logits"], q["logits"], temperature), axis=1)
+        return jnp.sum(far * batch["weight"])
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """above float32 (B, ranks - 1): P(rank > k), falling in k."""

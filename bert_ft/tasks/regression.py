@@ -74,6 +74,13 @@ class Regression(SequenceTask):
         error, weight = outputs["logits"][:, 0] - batch["target"], batch["weight"]
         return jnp.sum(jnp.square(error) * weight), jnp.sum(weight), {}
 
+    def divergence(
+        self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0
+    ) -> jax.Array:
+        """Sum over examples of the squared difference, which no temperature changes."""
+        far = jnp.square(p["logits"] - q["logits"])[:, 0]
+        return jnp.sum(far * batch["weight"])
+
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """value float32 (B,), in the model's unit."""
         return {"value": outputs["logits"][:, 0]}

@@ -20,6 +20,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals import squad
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import MASKED, Outputs, SpanHead
+from bert_ft.tasks import divergence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +168,15 @@ class SpanAnswers:
         right = jnp.all(guess_Bx2 == batch["answer"], axis=1).astype(jnp.float32)
         nll = self._cross_entropy(outputs, batch)
         return jnp.sum(nll * weight), jnp.sum(weight), {"windows_right": jnp.sum(right * weight)}
+
+    def divergence(
+        self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0
+    ) -> jax.Array:
+        """Sum over windows of KL(p || q), the mean of the start's and the end's."""
+        start, end = (
+            divergence.categorical(p[side], q[side], temperature) for side in ("start", "end")
+        )
+        return jnp.sum((start + end) / 2 * batch["weight"])
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """The best `task.n_best` spans of each window among all of at most `task.max_answer`

@@ -32,7 +32,7 @@ from bert_ft.evals.entities import entity_scores
 from bert_ft.models import crf
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, TokenHead
-from bert_ft.tasks import schemes, tagged
+from bert_ft.tasks import divergence, schemes, tagged
 
 SHOWN_TYPES = 30  # types whose own F1 is reported; more would drown the others
 
@@ -133,6 +133,23 @@ class Tagging:
             return -crf.log_likelihood(logits, mask, tag, start, steps, end)
         log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), tag[..., None], axis=2)[..., 0]
         return -jnp.sum(log_p * mask, axis=1)
+
+    def divergence(
+        self, p: Outputs, q: Outputs, batch: Batch, temperature: float = 1.0
+    ) -> jax.Array:
+        """Sum over words, as in the loss, of KL(p || q) of each word's label: under a CRF, which
+        the temperature softens too, of its marginals."""
+        owned = (batch["owned"] > 0) & (batch["weight"] > 0)[:, None]
+        sides = []
+        for outputs in (p, q):
+            logits = _of_words(outputs, batch) / temperature
+            if self.crf_rate:
+                chain = (x / temperature for x in _chain(outputs, batch))
+                chances = crf.marginals(logits, batch["words"] >= 0, *chain)
+                logits = jnp.log(jnp.maximum(chances, 1e-9))
+            sides.append(logits)
+        far = temperature**2 * divergence.categorical(sides[0], sides[1])
+        return jnp.sum(far * owned)
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """'tag' int32 (B, W) and 'probability' float32 (B, W) of the words of each window, and the

@@ -1,0 +1,54 @@
+"""Mixup of hidden states (Zhang et al. 2018, eq. 1, at the pooled vector: Guo, Mao & Zhang 2019,
+senMixup; manifold mixup at one layer, Verma et al. 2019, eq. 1): s h_i + (1 - s) h_j is read with
+the label s y_i + (1 - s) y_j. j is a permutation of the batch, and s ~ Beta(alpha, alpha) one
+number a batch, both drawn from the step's rng.
+
+The loss of a mixed label is s times that of y_i and 1 - s times that of y_j: for a (binary) cross
+entropy the same, for a squared error the same but for a constant.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_ft.methods.method import Method, Run, Sums
+from bert_ft.models.bert import Batch
+
+STREAM = 0x4D58  # of the step's rng: what no other method draws from
+LABELS = ("label", "target")  # what of a batch says what is true of an example
+
+
+class Mixup(Method):
+    """`mixed_with` int32 (B,) and `mixed_share` float32 () of a batch tell the head what to mix
+    (models/heads.py, pooled_first)."""
+
+    name = "mixup"
+    draws = True
+
+    def objective(self, run: Run, task: Any, model: Any) -> Run:
+        alpha = self.knobs.alpha
+        if alpha == 0:
+            return run
+
+        def mixed(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
+            assert rng is not None
+            of_pairs, of_share = jax.random.split(jax.random.fold_in(rng, STREAM))
+            count = batch["weight"].shape[0]
+            pairs = jax.random.permutation(of_pairs, count)
+            share = jax.random.beta(of_share, alpha, alpha, dtype=jnp.float32)
+            both = {**batch, "mixed_with": pairs, "mixed_share": share}
+            made = run(params, both, rng)
+            others = {name: batch[name][pairs] for name in LABELS if name in batch}
+            total, number, extra = task.loss(made.outputs, {**batch, **others})
+
+            def mean(own: Any, other: Any) -> Any:
+                return share * own + (1 - share) * other
+
+            extra = {**made.extra, **{k: mean(made.extra[k], v) for k, v in extra.items()}}
+            total, number = mean(made.total, total), mean(made.count, number)
+            return Sums(total, number, extra, made.outputs, made.kept)
+
+        return mixed
