@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -11,12 +12,28 @@ from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.task_checks import require
 
+UPDATES = ("ema", "rates")  # of those that use the gradient, which take any model
 LOSSES = ("fgm",)  # methods of the third line of README's table: they wrap the loss or its gradient
 
 
 def names(config: ConfigDict) -> list[str]:
     """The methods that config.methods.use lists."""
     return [name.strip() for name in config.methods.use.split(",") if name.strip()]
+
+
+def rate_rules(given: str) -> list[tuple[str, float]]:
+    """config.methods.rates.rules, read: (regex, factor) in order. Raises InputError."""
+    key, shape = "methods.rates.rules", '[["REGEX", FACTOR], ...] with factors of 0 or more'
+    try:
+        pairs = json.loads(given) if given else []
+    except ValueError as e:
+        raise InputError(f"config.{key} is no JSON ({e}); accepted: {shape}") from None
+    require(isinstance(pairs, list), key, given, shape)
+    for pair in pairs:
+        good = isinstance(pair, list) and [type(x) for x in pair] in ([str, float], [str, int])
+        require(good and 0 <= pair[1] < float("inf"), key, given, shape)
+        require_regex(key, pair[0])
+    return [(pattern, float(factor)) for pattern, factor in pairs]
 
 
 def require_regex(key: str, pattern: str) -> None:
@@ -44,6 +61,14 @@ def check_methods(c: ConfigDict) -> None:
         require(_at(m, key) >= low, f"methods.{key}", _at(m, key), f"{low} or more")
     for key in ("lora.dropout", "ema.decay"):
         require(0 <= _at(m, key) < 1, f"methods.{key}", _at(m, key), "0 or more and less than 1")
+    decay = m.layer_decay.decay
+    require(0 < decay <= 1, "methods.layer_decay.decay", decay, "more than 0, at most 1")
+    require(
+        bool(rate_rules(m.rates.rules)) or "rates" not in used,
+        "methods.rates.rules",
+        m.rates.rules,
+        '[["REGEX", FACTOR], ...] where methods.use names rates',
+    )
     for name in used:
         require(
             name not in LOSSES or c.task.name != "multi",
@@ -52,7 +77,7 @@ def check_methods(c: ConfigDict) -> None:
             f"no {name} where task.name is 'multi', whose parts' losses are weighed",
         )
         require(
-            c.model.kind == "bert" or name == "ema",
+            c.model.kind == "bert" or name in UPDATES,
             "methods.use",
             m.use,
             f"no {name} where model.kind is {c.model.kind!r}",

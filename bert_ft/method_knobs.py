@@ -28,4 +28,12 @@ def defaults() -> ConfigDict:
 
     m.ema = ConfigDict()
     m.ema.decay = 0.999  # of the average a step; the average is what is scored and kept
+
+    m.layer_decay = ConfigDict()
+    m.layer_decay.decay = 0.8  # of the rate a layer, head to embeddings (Clark et al. 2020, B)
+
+    m.rates = ConfigDict()
+    # Factors of the learning rate in JSON, a regex over paths of parameters each, the first that is
+    # found counts: [["^top/topic/", 10.0], ["bias$", 2]]
+    m.rates.rules = ""
     return m

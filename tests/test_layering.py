@@ -29,7 +29,7 @@ models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
 methods.method methods.shifts
-methods.weights methods.lora methods.fgm methods.ema
+methods.weights methods.lora methods.fgm methods.ema methods.rates
 methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge

@@ -14,6 +14,7 @@ How the loss is formed (`objective`):
     gradient            wraps `Pass`: the same with its gradient, where that is a part of the method
 How the gradient is used (`update`):
     whole               wraps the gradient of the whole batch, once a step
+    rates               factors of the learning rate of parts of the model
     update              wraps the optimizer
     reported            the parameters that are scored, kept and exported
 
@@ -23,7 +24,7 @@ Trees of parameters are flat here: {'encoder/layer_0/up/kernel': array}.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -111,7 +112,15 @@ class Method:
     def whole(self, gradient: Whole) -> Whole:
         return gradient
 
-    def update(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    def rates(self, paths: Sequence[str]) -> dict[str, float]:
+        """Factors of the learning rate of those of the trained parameters that have one; factors of
+        several methods multiply. Raises InputError where they fit no parameter."""
+        return {}
+
+    def update(
+        self, inner: optax.GradientTransformation, steps: Any
+    ) -> optax.GradientTransformation:
+        """`steps`: those of the run, a number that may be traced."""
         return inner
 
     def reported(self, params: Params, state: Wrapped | None) -> Params:

@@ -9,9 +9,12 @@ from bert_ft.methods.ema import Ema
 from bert_ft.methods.fgm import Fgm
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
+from bert_ft.methods.rates import LayerDecay, Rates
 from bert_ft.methods.weights import Weights
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Lora, Fgm, Ema)}
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Lora, Fgm, Ema, LayerDecay, Rates)
+}
 
 
 def make_methods(config: ConfigDict) -> tuple[Method, ...]:

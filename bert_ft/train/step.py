@@ -107,7 +107,7 @@ def train_step(
     accumulate: int,
     weights: Weights = ALL,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of AdamW on one global batch. Randomness is fold_in(seed, step) and nothing else."""
+    """One step on one global batch. Randomness is fold_in(seed, step) and nothing else."""
     methods = weights.methods
     # A trial's own rate is an array; `draws`: what the model draws beside dropout.
     draws = isinstance(rate, jax.Array) or rate or getattr(task, "draws", False)
