@@ -12,8 +12,17 @@ from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.task_checks import require
 
-UPDATES = ("ema", "rates")  # of those that use the gradient, which take any model
-LOSSES = ("fgm",)  # methods of the third line of README's table: they wrap the loss or its gradient
+UPDATES = (
+    "ema",
+    "swa",
+    "rates",
+    "sam",
+    "noise_scale",
+)  # of those that use the gradient, which take any model
+LOSSES = (
+    "fgm",
+    "noise_scale",
+)  # methods of the third line of README's table: they wrap the loss or its gradient
 
 
 def names(config: ConfigDict) -> list[str]:
@@ -57,12 +66,38 @@ def check_methods(c: ConfigDict) -> None:
         require(used.count(name) == 1, "methods.use", m.use, "each method once")
     for key in ("also_train", "lora.targets"):
         require_regex(f"methods.{key}", _at(m, key))
-    for key, low in (("lora.rank", 1), ("fgm.epsilon", 0), ("fgm.weight", 0)):
+    for key, low in (
+        ("lora.rank", 1),
+        ("fgm.epsilon", 0),
+        ("fgm.weight", 0),
+        ("swa.every", 1),
+        ("sam.rho", 0),
+    ):
         require(_at(m, key) >= low, f"methods.{key}", _at(m, key), f"{low} or more")
-    for key in ("lora.dropout", "ema.decay"):
+    for key in ("lora.dropout", "ema.decay", "noise_scale.decay"):
         require(0 <= _at(m, key) < 1, f"methods.{key}", _at(m, key), "0 or more and less than 1")
     decay = m.layer_decay.decay
     require(0 < decay <= 1, "methods.layer_decay.decay", decay, "more than 0, at most 1")
+    require(0 <= m.swa.start <= 1, "methods.swa.start", m.swa.start, "0 to 1")
+    require(not {"ema", "swa"} <= {*used}, "methods.use", m.use, "one of ema and swa, not both")
+    require(
+        "noise_scale" not in used or c.train.accumulate > 1,
+        "train.accumulate",
+        c.train.accumulate,
+        "2 or more where methods.use names noise_scale, which compares micro-batches",
+    )
+    require(
+        not {"sam", "noise_scale"} <= {*used} or used.index("noise_scale") < used.index("sam"),
+        "methods.use",
+        m.use,
+        "noise_scale before sam, whose gradient is not that of the micro-batches",
+    )
+    require(
+        "sam" not in used or c.task.name != "multi" or c.task.weighting != "gradnorm",
+        "methods.use",
+        m.use,
+        "no sam where task.weighting is 'gradnorm', whose weights follow another gradient",
+    )
     require(
         bool(rate_rules(m.rates.rules)) or "rates" not in used,
         "methods.rates.rules",

@@ -29,7 +29,8 @@ models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
 methods.method methods.shifts
-methods.weights methods.lora methods.fgm methods.ema methods.rates
+methods.weights methods.lora methods.fgm methods.ema methods.swa
+methods.rates methods.sam methods.noise_scale
 methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge

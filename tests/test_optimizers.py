@@ -145,7 +145,7 @@ def test_layer_decay_is_a_power_a_layer_of_the_update():
             np.testing.assert_array_equal(decayed[path], plain[path] * factor, err_msg=path)
     lines = list(optim.rate_lines(optim.rates_of(c, params), 0.01))
     assert lines == [
-        "learning rate x 0.125, 0.00125 at the peak: encoder/word, encoder/norm",
+        "learning rate x 0.125, 0.00125 at the peak: encoder/norm, encoder/word",
         "learning rate x 0.25, 0.0025 at the peak: encoder/layer_0",
         "learning rate x 0.5, 0.005 at the peak: encoder/layer_1",
         "learning rate x 1, 0.01 at the peak: top",
@@ -164,7 +164,7 @@ def test_rates_by_regex_multiply_with_layer_decay():
     updates = flatten(optimizer.update(params, optimizer.init(params), params)[0])
     assert not updates["encoder/layer_1/up/kernel"].any()
     lines = list(optim.rate_lines(rates, 1.0))
-    assert "learning rate x 3, 3 at the peak: top/pooler/bias, top/classifier/bias" in lines
+    assert "learning rate x 3, 3 at the peak: top/classifier/bias, top/pooler/bias" in lines
 
 
 @pytest.mark.parametrize("use", ["layer_decay", "rates"])

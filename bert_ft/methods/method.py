@@ -16,6 +16,7 @@ How the gradient is used (`update`):
     whole               wraps the gradient of the whole batch, once a step
     rates               factors of the learning rate of parts of the model
     update              wraps the optimizer
+    observe             what it measures of a step, with a memory of the steps before
     reported            the parameters that are scored, kept and exported
 
 Trees of parameters are flat here: {'encoder/layer_0/up/kernel': array}.
@@ -122,6 +123,10 @@ class Method:
     ) -> optax.GradientTransformation:
         """`steps`: those of the run, a number that may be traced."""
         return inner
+
+    def observe(self, metrics: dict[str, jax.Array], own: Any) -> tuple[dict[str, jax.Array], Any]:
+        """(metrics, its own part of the optimizer's state) after a step; of methods with a part."""
+        return metrics, own
 
     def reported(self, params: Params, state: Wrapped | None) -> Params:
         """`params`: what is trained, nested; `state`: its own of the optimizer's."""

@@ -9,11 +9,14 @@ from bert_ft.methods.ema import Ema
 from bert_ft.methods.fgm import Fgm
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
+from bert_ft.methods.noise_scale import NoiseScale
 from bert_ft.methods.rates import LayerDecay, Rates
+from bert_ft.methods.sam import Sam
+from bert_ft.methods.swa import Swa
 from bert_ft.methods.weights import Weights
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Lora, Fgm, Ema, LayerDecay, Rates)
+    method.name: method for method in (Lora, Fgm, Ema, Swa, LayerDecay, Rates, Sam, NoiseScale)
 }
 
 

@@ -150,7 +150,8 @@ def rate_lines(rates: Mapping[str, float], peak: float) -> Iterator[str]:
     for path, rate in rates.items():
         groups[rate][next(b for b in _beginnings(path) if len(under[b]) == 1)] = None
     for rate, names in sorted(groups.items()):
-        yield f"learning rate x {rate:.4g}, {rate * peak:.3g} at the peak: {', '.join(names)}"
+        of = ", ".join(sorted(names))
+        yield f"learning rate x {rate:.4g}, {rate * peak:.3g} at the peak: {of}"
 
 
 def _beginnings(path: str) -> list[str]:

@@ -123,6 +123,7 @@ def train_step(
         whole = method.whole(whole)
     metrics, gradient = whole(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    metrics, opt_state = weights.observed(metrics, opt_state)
     metrics["gradient_norm"] = optax.global_norm(gradient)
     metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
     params = optax.apply_updates(state.params, updates)
