@@ -15,6 +15,7 @@ from bert_ft.parts import part_configs
 from bert_ft.task_checks import check_ranking, check_task, numbers, require
 
 REMATS = ("none", "layer", "dots")
+OPTIMIZERS = ("adamw", "lion", "lamb", "adafactor")
 SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 SWITCH = ("on", "off")
@@ -82,6 +83,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
 
     one_of("data.packing", SWITCH)
     one_of("data.bad_rows", BAD_ROWS)
+    one_of("train.optimizer", OPTIMIZERS)
     one_of("train.schedule", SCHEDULES)
     one_of("train.dtype", DTYPES)
     one_of("model.head", ("checkpoint", "new"))

@@ -66,9 +66,7 @@ def default() -> ConfigDict:
     c.model.max_positions = 512
     # Of kind 'lstm': embeddings and states (of a direction) are `hidden_size` wide, `layers` deep.
     c.model.bidirectional = True
-    c.model.pool = (
-        "last"  # an example's vector: 'last' state (each direction's own) or their 'mean'
-    )
+    c.model.pool = "last"  # a text's vector: 'last' state (each direction's own) or their 'mean'
 
     c.data = of_data()
 
@@ -142,12 +140,13 @@ def default() -> ConfigDict:
     c.train.batch_size = 32  # examples a step, over all devices; never a token budget
     c.train.epochs = 3.0
     c.train.steps = 0  # overrides epochs when > 0
+    c.train.optimizer = "adamw"  # 'lion', 'lamb' or 'adafactor'
     c.train.learning_rate = 5e-5  # the peak (Devlin et al. 2019, A.3: 5e-5, 3e-5, 2e-5)
     c.train.warmup = 0.1  # share of the steps
     c.train.schedule = "linear"  # after warmup, down to 0
     c.train.weight_decay = 0.01  # not on biases and LayerNorm
     c.train.beta1 = 0.9
-    c.train.beta2 = 0.999
+    c.train.beta2 = 0.999  # Lion's authors have 0.99, and a third to a tenth of AdamW's rate
     c.train.epsilon = 1e-8
     c.train.clip_norm = 1.0  # of the global gradient; 0 is off
     c.train.accumulate = 1  # micro-batches a step
@@ -196,9 +195,7 @@ def default() -> ConfigDict:
     c.log.progress = True
 
     c.compile = ConfigDict()
-    c.compile.cache_dir = (
-        "auto"  # XLA's persistent cache; 'auto' is the user's cache directory, '' off
-    )
+    c.compile.cache_dir = "auto"  # XLA's persistent cache; the user's cache directory, '' is off
 
     c.predict = ConfigDict()
     c.predict.input = ""  # a JSONL file

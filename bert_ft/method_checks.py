@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -23,11 +24,27 @@ TASKS_OF = {  # those that have what a method asks of a task
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,
 }
+BERT_ONLY = (*SHIFTING, "lora", "layer_decay")  # they know its modules
 
 
 def names(config: ConfigDict) -> list[str]:
     """The methods that config.methods.use lists."""
     return [name.strip() for name in config.methods.use.split(",") if name.strip()]
+
+
+def rate_rules(given: str) -> list[tuple[str, float]]:
+    """config.methods.rates.rules, read: (regex, factor) in order. Raises InputError."""
+    key, shape = "methods.rates.rules", '[["REGEX", FACTOR], ...] with factors of 0 or more'
+    try:
+        pairs = json.loads(given) if given else []
+    except ValueError as e:
+        raise InputError(f"config.{key} is no JSON ({e}); accepted: {shape}") from None
+    require(isinstance(pairs, list), key, given, shape)
+    for pair in pairs:
+        good = isinstance(pair, list) and [type(x) for x in pair] in ([str, float], [str, int])
+        require(good and 0 <= pair[1] < float("inf"), key, given, shape)
+        require_regex(key, pair[0])
+    return [(pattern, float(factor)) for pattern, factor in pairs]
 
 
 def require_regex(key: str, pattern: str) -> None:
@@ -52,7 +69,14 @@ def check_methods(c: ConfigDict) -> None:
     for key in ("also_train", "lora.targets"):
         require_regex(f"methods.{key}", _at(m, key))
     for key, low in (
-        *(("lora.rank", 1), ("pgd.steps", 1), ("freelb.steps", 1), ("smart.steps", 1)),
+        *(
+            ("lora.rank", 1),
+            ("swa.every", 1),
+            ("sam.rho", 0),
+            ("pgd.steps", 1),
+            ("freelb.steps", 1),
+            ("smart.steps", 1),
+        ),
         *((f"{name}.epsilon", 0) for name in SHIFTING),
         *((f"{name}.weight", 0) for name in ("fgm", "pgd", "smart")),
         *(("pgd.step", 0), ("freelb.step", 0), ("freelb.start", 0)),
@@ -63,17 +87,45 @@ def check_methods(c: ConfigDict) -> None:
         require(_at(m, key) > 0, f"methods.{key}", _at(m, key), "more than 0")
     weight = m.contrastive.weight
     require(0 <= weight <= 1, "methods.contrastive.weight", weight, "0 to 1")
-    for key in ("lora.dropout", "ema.decay"):
+    for key in ("lora.dropout", "ema.decay", "noise_scale.decay"):
         require(0 <= _at(m, key) < 1, f"methods.{key}", _at(m, key), "0 or more and less than 1")
+    decay = m.layer_decay.decay
+    require(0 < decay <= 1, "methods.layer_decay.decay", decay, "more than 0, at most 1")
+    require(0 <= m.swa.start <= 1, "methods.swa.start", m.swa.start, "0 to 1")
+    require(not {"ema", "swa"} <= {*used}, "methods.use", m.use, "one of ema and swa, not both")
+    require(
+        "noise_scale" not in used or c.train.accumulate > 1,
+        "train.accumulate",
+        c.train.accumulate,
+        "2 or more where methods.use names noise_scale, which compares micro-batches",
+    )
+    require(
+        not {"sam", "noise_scale"} <= {*used} or used.index("noise_scale") < used.index("sam"),
+        "methods.use",
+        m.use,
+        "noise_scale before sam, whose gradient is not that of the micro-batches",
+    )
+    require(
+        "sam" not in used or c.task.name != "multi" or c.task.weighting != "gradnorm",
+        "methods.use",
+        m.use,
+        "no sam where task.weighting is 'gradnorm', whose weights follow another gradient",
+    )
+    require(
+        bool(rate_rules(m.rates.rules)) or "rates" not in used,
+        "methods.rates.rules",
+        m.rates.rules,
+        '[["REGEX", FACTOR], ...] where methods.use names rates',
+    )
     for name in used:
         require(
-            name not in LOSSES or c.task.name != "multi",
+            name not in (*LOSSES, "noise_scale") or c.task.name != "multi",
             "methods.use",
             m.use,
             f"no {name} where task.name is 'multi', whose parts' losses are weighed",
         )
         require(
-            c.model.kind == "bert" or (name not in SHIFTING and name != "lora"),
+            c.model.kind == "bert" or name not in BERT_ONLY,
             "methods.use",
             m.use,
             f"no {name} where model.kind is {c.model.kind!r}",

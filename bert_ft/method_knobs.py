@@ -62,4 +62,22 @@ def defaults() -> ConfigDict:
 
     m.ema = ConfigDict()
     m.ema.decay = 0.999  # of the average a step; the average is what is scored and kept
+
+    m.swa = ConfigDict()
+    m.swa.start = 0.75  # share of the steps after which averaging begins; 1: the last step alone
+    m.swa.every = 1  # steps from one that is averaged to the next
+
+    m.layer_decay = ConfigDict()
+    m.layer_decay.decay = 0.8  # of the rate a layer, head to embeddings (Clark et al. 2020, B)
+
+    m.rates = ConfigDict()
+    # Factors of the learning rate in JSON, a regex over paths of parameters each, the first that is
+    # found counts: [["^top/topic/", 10.0], ["bias$", 2]]
+    m.rates.rules = ""
+
+    m.sam = ConfigDict()
+    m.sam.rho = 0.05  # L2 norm of the step to the point whose gradient is taken (Foret et al., 3.1)
+
+    m.noise_scale = ConfigDict()
+    m.noise_scale.decay = 0.99  # of the averages of noise and signal a step
     return m

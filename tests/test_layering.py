@@ -31,9 +31,10 @@ models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
 methods.method
-methods.weights methods.lora methods.ema methods.shifts
+methods.weights methods.lora methods.ema methods.swa methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart
 methods.rdrop methods.focal methods.contrastive methods.mixup
+methods.rates methods.sam methods.noise_scale
 methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge

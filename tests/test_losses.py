@@ -157,9 +157,9 @@ def fake(*logits):
 
     def run(_, batch, rng):
         outputs = left.pop(0)
+        outputs = {**outputs, "pooled": outputs["logits"]}
         total, count, extra = TASK.loss(outputs, batch)
-        kept = {"top": {"pooled": (outputs["logits"],)}}
-        return Sums(total, count, extra, outputs, kept)
+        return Sums(total, count, extra, outputs)
 
     return run
 
@@ -227,8 +227,7 @@ def test_mixup_mixes_vectors_and_labels_alike():
 
     (method,) = made("mixup", mixup__alpha=1.0)
     total = method.objective(run, TASK, MODEL)(params(), given, KEY).total
-    _, sown = MODEL.apply({"params": params()}, given, mutable=["intermediates"])
-    (pooled,) = sown["intermediates"]["top"]["pooled"]
+    pooled = MODEL.apply({"params": params()}, given)["pooled"]
     pairs, share = np.asarray(seen["mixed_with"]), float(seen["mixed_share"])
     assert sorted(pairs) == list(range(8)) and (pairs != range(8)).any() and 0 < share < 1
     dense = params()["top"]["classifier"]

@@ -8,6 +8,8 @@ that a short run is not an average of its beginning.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -19,7 +21,9 @@ class Ema(Method):
     name = "ema"
     wraps_update = True
 
-    def update(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    def update(
+        self, inner: optax.GradientTransformation, steps: Any
+    ) -> optax.GradientTransformation:
         decay = self.knobs.decay
 
         def init(params: Params) -> Wrapped:

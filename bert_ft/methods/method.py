@@ -14,7 +14,9 @@ How the loss is formed (`objective`):
     gradient            wraps `Pass`: the same with its gradient, where that is a part of the method
 How the gradient is used (`update`):
     whole               wraps the gradient of the whole batch, once a step
+    rates               factors of the learning rate of parts of the model
     update              wraps the optimizer
+    observe             what it measures of a step, with a memory of the steps before
     reported            the parameters that are scored, kept and exported
 
 Trees of parameters are flat here: {'encoder/layer_0/up/kernel': array}.
@@ -23,7 +25,7 @@ Trees of parameters are flat here: {'encoder/layer_0/up/kernel': array}.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,8 +116,20 @@ class Method:
     def whole(self, gradient: Whole) -> Whole:
         return gradient
 
-    def update(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    def rates(self, paths: Sequence[str]) -> dict[str, float]:
+        """Factors of the learning rate of those of the trained parameters that have one; factors of
+        several methods multiply. Raises InputError where they fit no parameter."""
+        return {}
+
+    def update(
+        self, inner: optax.GradientTransformation, steps: Any
+    ) -> optax.GradientTransformation:
+        """`steps`: those of the run, a number that may be traced."""
         return inner
+
+    def observe(self, metrics: dict[str, jax.Array], own: Any) -> tuple[dict[str, jax.Array], Any]:
+        """(metrics, its own part of the optimizer's state) after a step; of methods with a part."""
+        return metrics, own
 
     def reported(self, params: Params, state: Wrapped | None) -> Params:
         """`params`: what is trained, nested; `state`: its own of the optimizer's."""

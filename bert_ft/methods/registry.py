@@ -13,15 +13,19 @@ from bert_ft.methods.freelb import FreeLb
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
 from bert_ft.methods.mixup import Mixup
+from bert_ft.methods.noise_scale import NoiseScale
 from bert_ft.methods.pgd import Pgd
+from bert_ft.methods.rates import LayerDecay, Rates
 from bert_ft.methods.rdrop import RDrop
+from bert_ft.methods.sam import Sam
 from bert_ft.methods.smart import Smart
+from bert_ft.methods.swa import Swa
 from bert_ft.methods.weights import Weights
 
 ALL: tuple[type[Method], ...] = (
     *(Lora,),
     *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup),
-    *(Ema,),
+    *(Ema, Swa, LayerDecay, Rates, Sam, NoiseScale),
 )
 METHODS = {method.name: method for method in ALL}
 

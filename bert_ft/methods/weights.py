@@ -64,6 +64,18 @@ class Weights:
             flat = method.merged(flat)
         return unflatten(flat)
 
+    def observed(self, metrics: dict[str, Any], opt_state: Any) -> tuple[dict[str, Any], Any]:
+        """(metrics, the optimizer's state) of a step, with what methods measure of it."""
+        parts = []
+        for method in reversed(self.methods):
+            if method.wraps_update:
+                parts.append((method, opt_state.own))
+                opt_state = opt_state.inner
+        for method, own in reversed(parts):
+            metrics, own = method.observe(metrics, own)
+            opt_state = Wrapped(opt_state, own)
+        return metrics, opt_state
+
     def reported(self, trained: Params, opt_state: Any) -> Params:
         """What of a state is scored, kept and exported."""
         for method in reversed(self.methods):

@@ -1,8 +1,10 @@
-"""Schedule, decay mask, clipping: one optax chain."""
+"""Schedule, decay mask, clipping, rates of parts of the model: one optax chain."""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from bert_ft.methods.method import Method
 from bert_ft.methods.registry import make_methods
 from bert_ft.models.hf import flatten
 from bert_ft.train.knobs import Knobs, knobs_of
@@ -70,15 +73,88 @@ def clip_by_global_norm(limit: jax.Array | float) -> optax.GradientTransformatio
 def make_optimizer(
     config: ConfigDict, steps: int, knobs: Knobs | None = None
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) behind a clip of the global norm. `knobs` stand for the
-    config's numbers and may be traced."""
-    t, k = config.train, knobs or knobs_of(config, steps)
+    """config.train.optimizer behind a clip of the global norm, then the rates of the model's parts,
+    then what methods do with the update. `knobs` stand for the config's numbers and may be traced.
+    """
+    k, methods = knobs or knobs_of(config, steps), make_methods(config)
     optimizer = optax.chain(
         clip_by_global_norm(k.clip_norm),
-        optax.scale_by_adam(t.beta1, t.beta2, t.epsilon),
-        optax.add_decayed_weights(k.weight_decay, mask=decayed),
+        *directions(config, k),
         optax.scale_by_learning_rate(schedule(config, steps, k)),
+        *([by_part(config)] if has_rates(config) else []),
     )
-    for method in make_methods(config):
-        optimizer = method.update(optimizer)
+    for method in methods:
+        optimizer = method.update(optimizer, k.steps)
     return optimizer
+
+
+def directions(config: ConfigDict, k: Knobs) -> tuple[optax.GradientTransformation, ...]:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2), Lion (Chen et al. 2023, algorithm 2), LAMB
+    (You et al. 2020, algorithm 2) or Adafactor (Shazeer & Stern 2018, algorithms 4 and 5), each
+    with the decay of weights as in AdamW. Adafactor's step is not relative to the size of a
+    parameter (their section 8), so that a learning rate means what it means to AdamW; a matrix is
+    factored from 128 rows and columns on, as in the authors' code, and the update clipped at a root
+    mean square of 1."""
+    t = config.train
+    adam = optax.scale_by_adam(t.beta1, t.beta2, t.epsilon)
+    decay = optax.add_decayed_weights(k.weight_decay, mask=decayed)
+    return {
+        "adamw": (adam, decay),
+        "lion": (optax.scale_by_lion(t.beta1, t.beta2), decay),
+        "lamb": (adam, decay, optax.scale_by_trust_ratio()),
+        "adafactor": (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), decay),
+    }[t.optimizer]
+
+
+def has_rates(config: ConfigDict) -> bool:
+    return any(type(method).rates is not Method.rates for method in make_methods(config))
+
+
+def rates_of(config: ConfigDict, params: Any) -> dict[str, float]:
+    """{path: factor of the learning rate} of all that is trained: the product of the methods'."""
+    out = dict.fromkeys(flatten(params), 1.0)
+    for method in make_methods(config):
+        for path, factor in method.rates(list(out)).items():
+            out[path] *= factor
+    return out
+
+
+def by_part(config: ConfigDict) -> optax.GradientTransformation:
+    """The update of each parameter times its factor. It stands behind Adam, which divides by the
+    size of what it is given: a factor of the gradient would do nothing."""
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        rates_of(config, params)  # raises here, before a run has begun, what is wrong with them
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        rates = rates_of(config, updates)
+
+        def one(keys: Any, update: jax.Array) -> jax.Array:
+            rate = rates["/".join(k.key for k in keys)]
+            return update if rate == 1 else update * rate
+
+        return jax.tree_util.tree_map_with_path(one, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def rate_lines(rates: Mapping[str, float], peak: float) -> Iterator[str]:
+    """The learning rate of each group of parameters, a line each, lowest first; for the log. A
+    group is named by the shortest beginnings of paths under which all have its rate."""
+    under: dict[str, set[float]] = defaultdict(set)
+    for path, rate in rates.items():
+        for beginning in _beginnings(path):
+            under[beginning].add(rate)
+    groups: dict[float, dict[str, None]] = defaultdict(dict)
+    for path, rate in rates.items():
+        groups[rate][next(b for b in _beginnings(path) if len(under[b]) == 1)] = None
+    for rate, names in sorted(groups.items()):
+        of = ", ".join(sorted(names))
+        yield f"learning rate x {rate:.4g}, {rate * peak:.3g} at the peak: {of}"
+
+
+def _beginnings(path: str) -> list[str]:
+    """'top/a/bias' -> ['top', 'top/a', 'top/a/bias']."""
+    names = path.split("/")
+    return ["/".join(names[: n + 1]) for n in range(len(names))]

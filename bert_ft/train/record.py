@@ -20,7 +20,7 @@ from bert_ft.config import config_hash
 from bert_ft.data.batches import BatchPlan
 from bert_ft.errors import InputError, NotFinite
 from bert_ft.method_checks import names
-from bert_ft.train.optim import undecayed_paths
+from bert_ft.train.optim import has_rates, rate_lines, rates_of, undecayed_paths
 from bert_ft.train.system import System
 
 PACKAGES = (
@@ -134,7 +134,8 @@ def summary(system: System, plan: BatchPlan) -> str:
     """What is about to run, before the first step."""
     total, trainable = sizes_of(system)
     share = f", of which {trainable:,} are trained" if trainable != total else ""
-    used = names(system.config)
+    used, trained = names(system.config), trained_shapes(system)
+    rates = rates_of(system.config, trained) if has_rates(system.config) else {}
     mesh = ", ".join(f"{a} {n}" for a, n in system.mesh.shape.items())
     device, preset = system.mesh.devices.flat[0], system.config.mesh.preset
     return "\n".join(
@@ -142,7 +143,8 @@ def summary(system: System, plan: BatchPlan) -> str:
             f"mesh: {mesh} on {device.platform} ({device.device_kind}), preset {preset}",
             f"model: {total:,} parameters{share}, {system.model.dtype} matmuls",
             *([f"methods, each around those before it: {', '.join(used)}"] if used else []),
-            f"no weight decay on: {', '.join(undecayed_paths(trained_shapes(system)))}",
+            f"no weight decay on: {', '.join(undecayed_paths(trained))}",
+            *rate_lines(rates, system.config.train.learning_rate),
             f"batches: {plan.steps:,} steps of {plan.batch_size} examples in rows of "
             f"{plan.row_length} tokens; row counts {', '.join(map(str, plan.counts))}, "
             "a compiled step each",

@@ -144,20 +144,24 @@ def path_of(keys: tuple) -> str:
     return "/".join(names)
 
 
-def shardings(tree: Any, mesh: Mesh, preset: str, rules: str = "") -> Any:
+def shardings(tree: Any, mesh: Mesh, preset: str, rules: str = "", of: Any = None) -> Any:
     """NamedShardings for a tree of shapes: parameters, an optimizer's state, or both. Moments
-    follow their parameters; scalars are replicated."""
+    follow their parameters; scalars are replicated, and so is what has another shape than its
+    parameter in `of`, such as Adafactor's sums over rows and columns."""
+    shapes = {path_of(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(of)}
 
     def one(keys: tuple, leaf: Any) -> NamedSharding:
-        spec = spec_for(path_of(keys), leaf.shape, mesh, preset, rules) if leaf.ndim else P()
+        path = path_of(keys)
+        follows = leaf.ndim and leaf.shape == shapes.get(path, leaf.shape)
+        spec = spec_for(path, leaf.shape, mesh, preset, rules) if follows else P()
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def abstract(tree: Any, mesh: Mesh, preset: str, rules: str = "") -> Any:
+def abstract(tree: Any, mesh: Mesh, preset: str, rules: str = "", of: Any = None) -> Any:
     """A tree of shapes with its `shardings`."""
-    places = shardings(tree, mesh, preset, rules)
+    places = shardings(tree, mesh, preset, rules, of)
     return jax.tree.map(
         lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), tree, places
     )

@@ -105,7 +105,7 @@ def abstract_state(system: System, optimizer: optax.GradientTransformation) -> T
     begun = jax.eval_shape(lambda p: weights.begin(p, 0), system.abstract_params)
     params, frozen = (abstract(part, system.mesh, m.preset, m.rules) for part in begun)
     opt = jax.eval_shape(optimizer.init, params)
-    opt = abstract(opt, system.mesh, m.preset, m.rules)
+    opt = abstract(opt, system.mesh, m.preset, m.rules, of=params)
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(system.mesh))
     return TrainState(step, params, opt, frozen)  # type: ignore[arg-type]
 

@@ -114,7 +114,7 @@ def train_step(
     accumulate: int,
     weights: Weights = ALL,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of AdamW on one global batch. Randomness is fold_in(seed, step) and nothing else."""
+    """One step on one global batch. Randomness is fold_in(seed, step) and nothing else."""
     methods = weights.methods
     # A trial's own rate is an array; `draws`: what the model draws beside dropout.
     draws = isinstance(rate, jax.Array) or rate or getattr(task, "draws", False)
@@ -130,6 +130,7 @@ def train_step(
         whole = method.whole(whole)
     metrics, gradient = whole(state.params)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    metrics, opt_state = weights.observed(metrics, opt_state)
     metrics["gradient_norm"] = optax.global_norm(gradient)
     metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
     params = optax.apply_updates(state.params, updates)
