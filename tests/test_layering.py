@@ -29,7 +29,8 @@ models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
 methods.method methods.shifts
-methods.weights methods.lora methods.fgm methods.ema
+methods.weights methods.lora methods.fgm methods.ema methods.freezing methods.modules
+methods.adalora
 methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge
