@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -12,10 +13,21 @@ from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.task_checks import require
 
-# Methods that wrap the loss or its gradient.
-ASCENTS = ("fgm", "pgd", "freelb")  # one of them: each looks for the shift that raises the loss
+# By what a method wraps, as in README's table.
+ASCENTS = ("fgm", "pgd", "freelb")  # each looks for the shift that raises the loss
 SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
 LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup")
+BUILT_IN = ("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "layer_decay")
+BERT_ONLY = (*SHIFTING, *BUILT_IN)  # they know its modules
+ONE_LOSS = (*LOSSES, "adalora", "noise_scale")  # not with a task that weighs its parts' losses
+# At most one of each.
+RIVALS = (
+    ASCENTS,
+    ("focal", "mixup"),
+    ("contrastive", "mixup"),
+    ("lora", "adalora"),
+    ("ema", "swa"),
+)
 _BY_EXAMPLE = ("classification", "multilabel", "regression", "ordinal")
 TASKS_OF = {  # those that have what a method asks of a task
     "smart": (*_BY_EXAMPLE, "tagging", "span"),
@@ -24,7 +36,21 @@ TASKS_OF = {  # those that have what a method asks of a task
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,
 }
-BERT_ONLY = (*SHIFTING, "lora", "layer_decay")  # they know its modules
+LEAST = {
+    1: (
+        *("lora.rank", "adalora.target_rank", "houlsby.width", "pfeiffer.width", "prefix.length"),
+        *("pgd.steps", "freelb.steps", "smart.steps", "swa.every"),
+    ),
+    0: (
+        *("adalora.begin", "adalora.orthogonality", "prefix.std"),
+        *(f"{name}.epsilon" for name in SHIFTING),
+        *("fgm.weight", "pgd.weight", "smart.weight", "pgd.step", "freelb.step", "freelb.start"),
+        *("rdrop.alpha", "focal.gamma", "mixup.alpha", "sam.rho"),
+    ),
+}
+POSITIVE = ("smart.start", "contrastive.temperature")
+SHARES = ("contrastive.weight", "swa.start")
+BELOW_1 = ("lora.dropout", "adalora.beta1", "adalora.beta2", "ema.decay", "noise_scale.decay")
 
 
 def names(config: ConfigDict) -> list[str]:
@@ -34,17 +60,29 @@ def names(config: ConfigDict) -> list[str]:
 
 def rate_rules(given: str) -> list[tuple[str, float]]:
     """config.methods.rates.rules, read: (regex, factor) in order. Raises InputError."""
-    key, shape = "methods.rates.rules", '[["REGEX", FACTOR], ...] with factors of 0 or more'
+    accepted = '[["REGEX", FACTOR], ...] with factors of 0 or more'
+    return _rules("methods.rates.rules", given, (int, float), accepted)
+
+
+def unfreeze_rules(given: str) -> list[tuple[str, int]]:
+    """config.methods.unfreeze.schedule, read: (regex, step) in order. Raises InputError."""
+    accepted = '[["REGEX", STEP], ...] with steps from 0'
+    return _rules("methods.unfreeze.schedule", given, (int,), accepted)
+
+
+def _rules(key: str, given: str, types: tuple, accepted: str) -> list[tuple[str, Any]]:
+    """Pairs of a regex and a number of 0 or more, in JSON; '' is none."""
     try:
         pairs = json.loads(given) if given else []
     except ValueError as e:
-        raise InputError(f"config.{key} is no JSON ({e}); accepted: {shape}") from None
-    require(isinstance(pairs, list), key, given, shape)
+        raise InputError(f"config.{key} is no JSON ({e}); accepted: {accepted}") from None
+    require(isinstance(pairs, list), key, given, accepted)
     for pair in pairs:
-        good = isinstance(pair, list) and [type(x) for x in pair] in ([str, float], [str, int])
-        require(good and 0 <= pair[1] < float("inf"), key, given, shape)
+        good = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+        good = good and type(pair[1]) in types and 0 <= pair[1] < math.inf
+        require(good, key, given, accepted)
         require_regex(key, pair[0])
-    return [(pattern, float(factor)) for pattern, factor in pairs]
+    return [(pattern, number) for pattern, number in pairs]
 
 
 def require_regex(key: str, pattern: str) -> None:
@@ -66,106 +104,87 @@ def check_methods(c: ConfigDict) -> None:
                 f"{nearest(name, known)}"
             )
         require(used.count(name) == 1, "methods.use", m.use, "each method once")
-    for key in ("also_train", "lora.targets"):
-        require_regex(f"methods.{key}", _at(m, key))
-    for key, low in (
-        *(
-            ("lora.rank", 1),
-            ("swa.every", 1),
-            ("sam.rho", 0),
-            ("pgd.steps", 1),
-            ("freelb.steps", 1),
-            ("smart.steps", 1),
-        ),
-        *((f"{name}.epsilon", 0) for name in SHIFTING),
-        *((f"{name}.weight", 0) for name in ("fgm", "pgd", "smart")),
-        *(("pgd.step", 0), ("freelb.step", 0), ("freelb.start", 0)),
-        *(("rdrop.alpha", 0), ("focal.gamma", 0), ("mixup.alpha", 0)),
-    ):
-        require(_at(m, key) >= low, f"methods.{key}", _at(m, key), f"{low} or more")
-    for key in ("smart.start", "contrastive.temperature"):
-        require(_at(m, key) > 0, f"methods.{key}", _at(m, key), "more than 0")
-    weight = m.contrastive.weight
-    require(0 <= weight <= 1, "methods.contrastive.weight", weight, "0 to 1")
-    for key in ("lora.dropout", "ema.decay", "noise_scale.decay"):
-        require(0 <= _at(m, key) < 1, f"methods.{key}", _at(m, key), "0 or more and less than 1")
-    decay = m.layer_decay.decay
-    require(0 < decay <= 1, "methods.layer_decay.decay", decay, "more than 0, at most 1")
-    require(0 <= m.swa.start <= 1, "methods.swa.start", m.swa.start, "0 to 1")
-    require(not {"ema", "swa"} <= {*used}, "methods.use", m.use, "one of ema and swa, not both")
-    require(
-        "noise_scale" not in used or c.train.accumulate > 1,
-        "train.accumulate",
-        c.train.accumulate,
-        "2 or more where methods.use names noise_scale, which compares micro-batches",
-    )
-    require(
-        not {"sam", "noise_scale"} <= {*used} or used.index("noise_scale") < used.index("sam"),
-        "methods.use",
-        m.use,
-        "noise_scale before sam, whose gradient is not that of the micro-batches",
-    )
-    require(
-        "sam" not in used or c.task.name != "multi" or c.task.weighting != "gradnorm",
-        "methods.use",
-        m.use,
-        "no sam where task.weighting is 'gradnorm', whose weights follow another gradient",
-    )
-    require(
-        bool(rate_rules(m.rates.rules)) or "rates" not in used,
-        "methods.rates.rules",
-        m.rates.rules,
-        '[["REGEX", FACTOR], ...] where methods.use names rates',
-    )
-    for name in used:
-        require(
-            name not in (*LOSSES, "noise_scale") or c.task.name != "multi",
-            "methods.use",
-            m.use,
-            f"no {name} where task.name is 'multi', whose parts' losses are weighed",
-        )
-        require(
-            c.model.kind == "bert" or name not in BERT_ONLY,
-            "methods.use",
-            m.use,
-            f"no {name} where model.kind is {c.model.kind!r}",
-        )
-        tasks = TASKS_OF.get(name, (c.task.name,))
-        require(
-            c.task.name in tasks,
-            "methods.use",
-            m.use,
-            f"no {name} where task.name is {c.task.name!r} (it is for {', '.join(tasks)})",
-        )
-    _check_losses(c, used)
-
-
-def _check_losses(c: ConfigDict, used: list[str]) -> None:
-    """What methods that wrap the loss ask of the rest of the config, and of each other."""
-    use = c.methods.use
-    for rivals in (ASCENTS, ("focal", "mixup"), ("contrastive", "mixup")):
+    _check_knobs(m, known)
+    for rivals in RIVALS:
         both = [name for name in used if name in rivals]
-        require(len(both) <= 1, "methods.use", use, f"one of {', '.join(rivals)}")
-    require(
-        "rdrop" not in used or c.model.dropout > 0,
-        "model.dropout",
-        c.model.dropout,
-        "more than 0 with rdrop, whose two passes differ in nothing else",
-    )
-    require(
-        "focal" not in used or not c.task.label_smoothing,
-        "task.label_smoothing",
-        c.task.label_smoothing,
-        "0 with focal, which is of one label's likelihood",
-    )
-    require(
-        "contrastive" not in used or c.train.accumulate == 1,
-        "train.accumulate",
-        c.train.accumulate,
-        "1 with contrastive, whose pairs are those of the whole batch",
-    )
+        require(len(both) <= 1, "methods.use", m.use, f"one of {', '.join(rivals)}")
+    task, kind = c.task.name, c.model.kind
+    for name in used:
+        tasks = TASKS_OF.get(name, (task,))
+        for right, why in (
+            (
+                task != "multi" or name not in ONE_LOSS,
+                "where task.name is 'multi', whose parts' losses are weighed",
+            ),
+            (kind == "bert" or name not in BERT_ONLY, f"where model.kind is {kind!r}"),
+            (task in tasks, f"where task.name is {task!r} (it is for {', '.join(tasks)})"),
+        ):
+            require(right, "methods.use", m.use, f"no {name} {why}")
+    _check_combinations(c, used)
 
 
-def _at(m: ConfigDict, key: str) -> Any:
-    group, _, name = key.rpartition(".")
-    return m[group][name] if group else m[name]
+def _check_knobs(m: ConfigDict, known: list[str]) -> None:
+    def at(key: str) -> Any:
+        group, _, name = key.rpartition(".")
+        return m[group][name] if group else m[name]
+
+    for key in ("also_train", *(f"{name}.targets" for name in known if "targets" in m[name])):
+        require_regex(f"methods.{key}", at(key))
+    for low, keys in LEAST.items():
+        for key in keys:
+            require(at(key) >= low, f"methods.{key}", at(key), f"{low} or more")
+    for key in POSITIVE:
+        require(at(key) > 0, f"methods.{key}", at(key), "more than 0")
+    for key in SHARES:
+        require(0 <= at(key) <= 1, f"methods.{key}", at(key), "0 to 1")
+    for key in BELOW_1:
+        require(0 <= at(key) < 1, f"methods.{key}", at(key), "0 or more and less than 1")
+    decay, a = m.layer_decay.decay, m.adalora
+    require(0 < decay <= 1, "methods.layer_decay.decay", decay, "more than 0, at most 1")
+    least = f"methods.adalora.target_rank ({a.target_rank}) or more"
+    require(a.rank >= a.target_rank, "methods.adalora.rank", a.rank, least)
+    later = f"more than methods.adalora.begin ({a.begin})"
+    require(a.end > a.begin, "methods.adalora.end", a.end, later)
+    rate_rules(m.rates.rules)
+    unfreeze_rules(m.unfreeze.schedule)
+
+
+def _check_combinations(c: ConfigDict, used: list[str]) -> None:
+    """What methods ask of the rest of the config, and of each other."""
+    t, use, a = c.train, c.methods.use, c.methods.adalora
+    after_sam = used[used.index("sam") :] if "sam" in used else []
+    for name, ok, key, value, accepted in (
+        (
+            *("adalora", not t.steps or a.end <= t.steps, "methods.adalora.end", a.end),
+            f"train.steps ({t.steps}) or less",
+        ),
+        (
+            *("rdrop", c.model.dropout > 0, "model.dropout", c.model.dropout),
+            "more than 0 with rdrop, whose two passes differ in nothing else",
+        ),
+        (
+            *("focal", not c.task.label_smoothing, "task.label_smoothing", c.task.label_smoothing),
+            "0 with focal, which is of one label's likelihood",
+        ),
+        (
+            *("contrastive", t.accumulate == 1, "train.accumulate", t.accumulate),
+            "1 with contrastive, whose pairs are those of the whole batch",
+        ),
+        (
+            *("noise_scale", t.accumulate > 1, "train.accumulate", t.accumulate),
+            "2 or more where methods.use names noise_scale, which compares micro-batches",
+        ),
+        (
+            *("sam", "noise_scale" not in after_sam, "methods.use", use),
+            "noise_scale before sam, whose gradient is not that of the micro-batches",
+        ),
+        (
+            *("sam", c.task.name != "multi" or c.task.weighting != "gradnorm", "methods.use", use),
+            "no sam where task.weighting is 'gradnorm', whose weights follow another gradient",
+        ),
+        (
+            *("rates", bool(rate_rules(c.methods.rates.rules)), "methods.rates.rules", ""),
+            '[["REGEX", FACTOR], ...] where methods.use names rates',
+        ),
+    ):
+        require(name not in used or ok, key, value, accepted)

@@ -35,6 +35,8 @@ methods.weights methods.lora methods.ema methods.swa methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart
 methods.rdrop methods.focal methods.contrastive methods.mixup
 methods.rates methods.sam methods.noise_scale
+methods.freezing methods.modules
+methods.adalora
 methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge

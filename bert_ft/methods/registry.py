@@ -5,14 +5,17 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from bert_ft.method_checks import names
+from bert_ft.methods.adalora import AdaLora
 from bert_ft.methods.contrastive import Contrastive
 from bert_ft.methods.ema import Ema
 from bert_ft.methods.fgm import Fgm
 from bert_ft.methods.focal import Focal
 from bert_ft.methods.freelb import FreeLb
+from bert_ft.methods.freezing import BitFit, Freeze, Unfreeze
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
 from bert_ft.methods.mixup import Mixup
+from bert_ft.methods.modules import Houlsby, Pfeiffer, Prefix
 from bert_ft.methods.noise_scale import NoiseScale
 from bert_ft.methods.pgd import Pgd
 from bert_ft.methods.rates import LayerDecay, Rates
@@ -23,7 +26,7 @@ from bert_ft.methods.swa import Swa
 from bert_ft.methods.weights import Weights
 
 ALL: tuple[type[Method], ...] = (
-    *(Lora,),
+    *(Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix),
     *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup),
     *(Ema, Swa, LayerDecay, Rates, Sam, NoiseScale),
 )

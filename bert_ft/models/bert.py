@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bert_ft.errors import InputError
 from bert_ft.models import ops
 
 Batch = Mapping[str, jax.Array]
@@ -93,7 +94,7 @@ def make_noise(
 class Dense(nn.Module):
     """y = x W + b; W float32 (in, features), used in `dtype`. With `lora_a` (in, rank), `lora_b`
     (rank, features) and a `lora_scale` among its parameters, which methods/lora.py puts there, also
-    + scale (drop(x) A) B."""
+    + scale (drop(x) A) B; with a `lora_gain` (features,), gain times both."""
 
     features: int
     dtype: jnp.dtype
@@ -107,16 +108,17 @@ class Dense(nn.Module):
         x = x.astype(self.dtype)
         y = ops.matmul(x, kernel.astype(self.dtype))
         if self.has_variable("params", "lora_a"):
-            y += self._low_rank(x, drop)
+            y = self._low_rank(y, x, drop)
         y += bias.astype(self.dtype)
         return ops.by_rows(y) if y.ndim > 2 else y  # two axes: by example
 
-    def _low_rank(self, x: jax.Array, drop: Drop | None) -> jax.Array:
+    def _low_rank(self, y: jax.Array, x: jax.Array, drop: Drop | None) -> jax.Array:
         own = self.variables["params"]
         a, b, scale = (own[f"lora_{name}"] for name in ("a", "b", "scale"))
         if drop and "lora_rate" in own:
             x = drop(x, own["lora_rate"])
-        return ops.matmul(ops.matmul(x, a.astype(self.dtype)), (scale * b).astype(self.dtype))
+        y += ops.matmul(ops.matmul(x, a.astype(self.dtype)), (scale * b).astype(self.dtype))
+        return y * own["lora_gain"].astype(self.dtype) if "lora_gain" in own else y
 
 
 class LayerNorm(nn.Module):
@@ -142,13 +144,30 @@ class Embed(nn.Module):
         return self.param("embedding", init, (self.count, self.features), jnp.float32)[ids]
 
 
+class Adapter(nn.Module):
+    """act(x N + n) V + v, of the width that its parameters have (methods/modules.py)."""
+
+    config: EncoderConfig
+    dtype: jnp.dtype
+    act: Callable[[jax.Array], jax.Array] = ops.gelu
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = self.variables["params"]["narrow"]["bias"].shape[0]
+        std = self.config.initializer_range
+        y = self.act(Dense(width, self.dtype, std, name="narrow")(x))
+        return Dense(x.shape[-1], self.dtype, std, name="widen")(y)
+
+
 class Attention(nn.Module):
     config: EncoderConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x_RxSxH, batch: Batch, noise: Noise | None, site: int, slots=None):
-        """With `slots` (R, E: columns), only those tokens ask; the result is (R, E, H)."""
+        """With `slots` (R, E: columns), only those tokens ask; the result is (R, E, H). With
+        `prefix_key` and `prefix_value` (P, H) among its parameters, every token attends to them as
+        well. A `houlsby` there adapts what the block adds."""
         c = self.config
         heads, width = c.num_attention_heads, c.hidden_size // c.num_attention_heads
         positions, segments = batch["positions"], batch["segments"]
@@ -168,9 +187,17 @@ class Attention(nn.Module):
 
         q_RxNxQxD, k_RxNxSxD = project("query", ask_RxQxH), project("key", x_RxSxH)
         v_RxNxSxD = project("value", x_RxSxH)
+        allowed = (ask_segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+        if self.has_variable("params", "prefix_key"):
+            k_RxNxSxD, v_RxNxSxD = self._prefixed(k_RxNxSxD, v_RxNxSxD)
+            length = k_RxNxSxD.shape[2] - segments.shape[1]
+            real = jnp.broadcast_to((ask_segments > 0)[..., None], (*ask_segments.shape, length))
+            allowed = jnp.concatenate([real, allowed], axis=2)
+            # Dropout's names of the keys: those behind every position are the prefix's.
+            own = jnp.broadcast_to(c.positions + jnp.arange(length), (len(segments), length))
+            positions = jnp.concatenate([own, positions], axis=1)
         scale = np.asarray(width**-0.5, self.dtype)
         scores_RxNxQxS = jnp.einsum("rnqd,rnkd->rnqk", q_RxNxQxD * scale, k_RxNxSxD)
-        allowed = (ask_segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
         p_RxNxQxS = ops.masked_softmax(scores_RxNxQxS, allowed[:, None]).astype(self.dtype)
         if noise:
             p_RxNxQxS = noise.attention(p_RxNxQxS, site, ids, positions)
@@ -180,7 +207,20 @@ class Attention(nn.Module):
         out = Dense(c.hidden_size, self.dtype, c.initializer_range, name="output")(mixed, drop)
         if noise:
             out = noise.hidden(out, site + 1, ids)
+        if self.has_variable("params", "houlsby"):
+            out += Adapter(c, self.dtype, name="houlsby")(out)
         return LayerNorm(c.layer_norm_eps, name="norm")(out + ask_RxQxH), ids
+
+    def _prefixed(self, *x_RxNxSxD: jax.Array) -> list[jax.Array]:
+        """Keys and values behind the prefix's, which are the same for all rows."""
+        out = []
+        for name, x in zip(("key", "value"), x_RxNxSxD, strict=True):
+            prefix_PxH = self.variables["params"][f"prefix_{name}"].astype(self.dtype)
+            rows, heads, _, width = x.shape
+            prefix_NxPxD = prefix_PxH.reshape(-1, heads, width).transpose(1, 0, 2)
+            before = jnp.broadcast_to(prefix_NxPxD, (rows, *prefix_NxPxD.shape))
+            out.append(jnp.concatenate([before, x], axis=2))
+        return out
 
 
 class Layer(nn.Module):
@@ -196,7 +236,12 @@ class Layer(nn.Module):
         y = Dense(c.hidden_size, self.dtype, c.initializer_range, name="down")(ops.gelu(y), down)
         if noise:
             y = noise.hidden(y, site + 2, ids)
-        return LayerNorm(c.layer_norm_eps, name="norm")(x + y)
+        if self.has_variable("params", "houlsby"):
+            y += Adapter(c, self.dtype, name="houlsby")(y)
+        norm = LayerNorm(c.layer_norm_eps, name="norm")
+        if self.has_variable("params", "pfeiffer"):
+            y += Adapter(c, self.dtype, jax.nn.relu, name="pfeiffer")(norm(x + y))
+        return norm(x + y)
 
 
 # What the backward pass finds kept of a layer beside its input, by config.model.remat; None is
@@ -229,7 +274,7 @@ class Encoder(nn.Module):
         if "word_shift" in batch:  # of an adversary (methods/shifts.py)
             x += batch["word_shift"]
         x += Embed(c.max_position_embeddings, width, std, name="position")(
-            batch["positions"] + c.position_offset
+            batch["positions"] + c.position_offset + self._prefix_length()
         )
         if c.type_vocab_size:  # a table of one row gives both texts of a pair the same
             types = jnp.minimum(batch["types"], c.type_vocab_size - 1)
@@ -247,6 +292,12 @@ class Encoder(nn.Module):
             slots = batch["slots"] if first_only and i == c.num_hidden_layers - 1 else None
             x = Layer(c, self.dtype, name=f"layer_{i}")(x, batch, noise, 1 + 3 * i, slots)
         return x
+
+    def _prefix_length(self) -> int:
+        """Of the first layer's attention, 0 without: so far on the tokens' positions begin."""
+        layer = self.variables.get("params", {}).get("layer_0", {})
+        prefix = layer.get("attention", {}).get("prefix_key")
+        return 0 if prefix is None else prefix.shape[0]
 
     def _layers(self, x: jax.Array, batch: Batch, noise: Noise | None, slots: jax.Array | None):
         """All layers, each as a function of its parameters and of its own words of noise."""
@@ -268,6 +319,12 @@ class Encoder(nn.Module):
             return jax.checkpoint(layer, policy=_KEPT[self.remat], prevent_cse=not inside_scan)
 
         if scanned:
+            trees = {jax.tree.structure(p) for p in params[:scanned]}
+            if len(trees) > 1:
+                raise InputError(
+                    "config.model.layer_loop is 'scan', but a method gives some layers parameters "
+                    "that others lack; accepted: 'loop', or targets in every layer"
+                )
             # Stacked in the step, since everything else knows a layer's parameters by its name.
             stacked = jax.tree.map(
                 lambda *leaves: jnp.stack(leaves), *list(zip(params, words, strict=True))[:scanned]

@@ -21,6 +21,7 @@ from bert_ft.data.encode import Encoded, encode, tokenizer_hash
 from bert_ft.data.rows import Readable
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
+from bert_ft.method_checks import names
 from bert_ft.methods.registry import make_weights
 from bert_ft.methods.weights import Weights
 from bert_ft.models import families, hf
@@ -155,10 +156,11 @@ def assemble(
             f"the tokenizer has {len(tokenizer)} tokens, the model's table {encoder.vocab_size}; "
             "set config.model.tokenizer to the checkpoint's own"
         )
-    if config.data.max_length > encoder.positions:
+    prefix = config.methods.prefix.length if "prefix" in names(config) else 0
+    if config.data.max_length > encoder.positions - prefix:
         raise InputError(
             f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
-            f"{encoder.positions} positions"
+            f"{encoder.positions} positions" + (f", less the prefix's {prefix}" if prefix else "")
         )
     if isinstance(encoder, EncoderConfig):
         check_sizes(

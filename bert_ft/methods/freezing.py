@@ -1,0 +1,80 @@
+"""Which of the model's own parameters are trained: biases alone (BitFit), all but some, some only
+from a step on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_ft.method_checks import unfreeze_rules
+from bert_ft.methods.method import Method, Params, Wrapped
+from bert_ft.models.hf import flatten, unflatten
+
+
+class BitFit(Method):
+    """The encoder's bias terms, those of LayerNorm with them (Ben Zaken, Goldberg & Ravfogel 2022,
+    section 3)."""
+
+    name = "bitfit"
+    freezes = True
+
+    def trains(self, path: str) -> bool:
+        return bool(re.search(self.knobs.targets, path))
+
+
+class Freeze(Method):
+    """What a regex finds is not trained, all else is."""
+
+    name = "freeze"
+    freezes = True
+
+    def trains(self, path: str) -> bool:
+        return not re.search(self.knobs.targets, path)
+
+
+class Unfreeze(Method):
+    """Gradual unfreezing (Howard & Ruder 2018, section 3.3): parameters that a regex finds are
+    trained from its step on, counted from 0; before, their gradient and their update are 0.
+
+    Their moments begin at 0 at that step, while Adam's count of steps t does not: its correction of
+    the bias would make their first updates 3 times too large. So they are multiplied by what sets
+    it right for t' steps, (1 - b1^t) / (1 - b1^t') sqrt((1 - b2^t') / (1 - b2^t)) (Kingma & Ba
+    2015, algorithm 1); the decay of weights is within the update, and is less for those steps.
+    """
+
+    name = "unfreeze"
+    wraps_update = True
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.rules = unfreeze_rules(self.knobs.schedule)
+        self.betas = config.train.beta1, config.train.beta2
+
+    def first_step(self, path: str) -> int:
+        """The step from which a parameter is trained, by the first regex that finds it."""
+        return next((step for pattern, step in self.rules if re.search(pattern, path)), 0)
+
+    def update(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+        def init(params: Params) -> Wrapped:
+            return Wrapped(inner.init(params), jnp.int32(0))
+
+        def share(step: jax.Array, first: int) -> jax.Array:
+            done, own = step + 1.0, jnp.maximum(step + 1.0 - first, 1.0)
+            b1, b2 = self.betas
+            right = (1 - b1**done) / (1 - b1**own) * jnp.sqrt((1 - b2**own) / (1 - b2**done))
+            return jnp.where(step < first, 0.0, right)
+
+        def update(gradient: Params, state: Wrapped, params: Params) -> tuple[Params, Wrapped]:
+            late = {p: first for p in flatten(params) if (first := self.first_step(p))}
+            step, flat = state.own, flatten(gradient)
+            flat |= {p: jnp.where(step < late[p], 0.0, flat[p]) for p in late}
+            updates, wrapped = inner.update(unflatten(flat), state.inner, params)
+            flat = flatten(updates)
+            flat |= {p: share(step, late[p]) * flat[p] for p in late}
+            return unflatten(flat), Wrapped(wrapped, step + 1)
+
+        return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
