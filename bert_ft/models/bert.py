@@ -14,9 +14,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from bert_ft.models import ops
+from bert_ft.models import attention, ops
 
 Batch = Mapping[str, jax.Array]
 
@@ -48,9 +47,15 @@ class EncoderConfig:
         """The longest sequence, in tokens."""
         return self.max_position_embeddings - self.position_offset
 
-    def encoder(self, dtype: jnp.dtype, remat: str = "none", loop: str = "loop") -> nn.Module:
+    def encoder(
+        self,
+        dtype: jnp.dtype,
+        remat: str = "none",
+        loop: str = "loop",
+        attend: attention.Attend = attention.PLAIN,
+    ) -> nn.Module:
         """The encoder of these sizes, called as (batch, noise, first_only=…)."""
-        return Encoder(self, dtype, remat, loop)
+        return Encoder(self, dtype, remat, loop, attend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,7 @@ class Embed(nn.Module):
 class Attention(nn.Module):
     config: EncoderConfig
     dtype: jnp.dtype
+    attend: attention.Attend = attention.PLAIN
 
     @nn.compact
     def __call__(self, x_RxSxH, batch: Batch, noise: Noise | None, site: int, slots=None):
@@ -145,13 +151,10 @@ class Attention(nn.Module):
 
         q_RxNxQxD, k_RxNxSxD = project("query", ask_RxQxH), project("key", x_RxSxH)
         v_RxNxSxD = project("value", x_RxSxH)
-        scale = np.asarray(width**-0.5, self.dtype)
-        scores_RxNxQxS = jnp.einsum("rnqd,rnkd->rnqk", q_RxNxQxD * scale, k_RxNxSxD)
-        allowed = (ask_segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
-        p_RxNxQxS = ops.masked_softmax(scores_RxNxQxS, allowed[:, None]).astype(self.dtype)
-        if noise:
-            p_RxNxQxS = noise.attention(p_RxNxQxS, site, ids, positions)
-        mixed = jnp.einsum("rnqk,rnkd->rnqd", p_RxNxQxS, v_RxNxSxD).transpose(0, 2, 1, 3)
+        drop = noise and (lambda p: noise.attention(p, site, ids, positions))
+        mixed = attention.attend(
+            self.attend, q_RxNxQxD, k_RxNxSxD, v_RxNxSxD, ask_segments, segments, drop
+        ).transpose(0, 2, 1, 3)
         mixed = mixed.reshape(*mixed.shape[:2], c.hidden_size)
         out = Dense(c.hidden_size, self.dtype, c.initializer_range, name="output")(mixed)
         if noise:
@@ -162,11 +165,13 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     config: EncoderConfig
     dtype: jnp.dtype
+    attend: attention.Attend = attention.PLAIN
 
     @nn.compact
     def __call__(self, x, batch: Batch, noise: Noise | None, site: int, slots=None):
         c = self.config
-        x, ids = Attention(c, self.dtype, name="attention")(x, batch, noise, site, slots)
+        attend = Attention(c, self.dtype, self.attend, name="attention")
+        x, ids = attend(x, batch, noise, site, slots)
         y = Dense(c.intermediate_size, self.dtype, c.initializer_range, name="up")(x)
         y = Dense(c.hidden_size, self.dtype, c.initializer_range, name="down")(ops.gelu(y))
         if noise:
@@ -188,6 +193,7 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     layer_loop: str = "loop"
+    attend: attention.Attend = attention.PLAIN
 
     @nn.compact
     def __call__(self, batch: Batch, noise: Noise | None = None, first_only: bool = False):
@@ -218,7 +224,9 @@ class Encoder(nn.Module):
             return self._layers(x, batch, noise, batch["slots"] if first_only else None)
         for i in range(c.num_hidden_layers):
             slots = batch["slots"] if first_only and i == c.num_hidden_layers - 1 else None
-            x = Layer(c, self.dtype, name=f"layer_{i}")(x, batch, noise, 1 + 3 * i, slots)
+            x = Layer(c, self.dtype, self.attend, name=f"layer_{i}")(
+                x, batch, noise, 1 + 3 * i, slots
+            )
         return x
 
     def _layers(self, x: jax.Array, batch: Batch, noise: Noise | None, slots: jax.Array | None):
@@ -230,7 +238,7 @@ class Encoder(nn.Module):
 
         def layer(x, params, words, slots):
             own = dataclasses.replace(noise, words=words) if noise else None
-            return Layer(c, self.dtype, parent=None).apply(
+            return Layer(c, self.dtype, self.attend, parent=None).apply(
                 {"params": params}, x, batch, own, 0, slots
             )
 
