@@ -91,6 +91,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     user_rules(c.mesh.rules)
     one_of("model.remat", REMATS)
     one_of("model.layer_loop", ("loop", "scan"))
+    one_of("model.attention", ("auto", "plain", "cudnn", "splash"))
     one_of("model.kind", ("bert", "lstm"))
     one_of("model.pool", ("last", "mean"))
     one_of("task.label_scaling", ("standard", "none"))
@@ -109,7 +110,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     for key in (
         *("train.steps", "train.epochs", "train.learning_rate", "train.weight_decay"),
         *("train.clip_norm", "train.seed", "eval.every_steps", "data.row_length"),
-        *("checkpoint.every_steps", "checkpoint.every_seconds"),
+        *("checkpoint.every_steps", "checkpoint.every_seconds", "model.positions"),
     ):
         at_least(key, 0)
     for key in (
@@ -169,13 +170,27 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.model.pretrained,
         "'' where model.kind is 'lstm', which starts from scratch (its tokenizer: model.tokenizer)",
     )
-    for key, usual_value in (("remat", "none"), ("layer_loop", "loop")):
+    usual_of = {"remat": "none", "layer_loop": "loop", "attention": "auto"}
+    for key, usual_value in usual_of.items():
         require(
             c.model.kind == "bert" or c.model[key] == usual_value,
             f"model.{key}",
             c.model[key],
             f"{usual_value!r} where model.kind is 'lstm'",
         )
+    require(
+        not c.model.positions or bool(c.model.pretrained),
+        "model.positions",
+        c.model.positions,
+        "0 where model.pretrained is '': a fresh model has model.max_positions",
+    )
+    fused = c.model.attention in ("cudnn", "splash")
+    require(
+        not (fused and mode == "train" and c.model.dropout and c.model.dropout_of_attention),
+        "model.attention",
+        c.model.attention,
+        "'auto' or 'plain' where probabilities are dropped: set model.dropout_of_attention=False",
+    )
     check_methods(c)
     at_least("trial.width", 0)
     if c.trials:

@@ -40,6 +40,7 @@ FREE = (
         "data.prefetch",
         "model.remat",
         "model.layer_loop",
+        "model.attention",
     ),
     *("eval.report", "eval.every_steps", "eval.batch_size"),
 )
@@ -58,6 +59,11 @@ def default() -> ConfigDict:
     # Of the encoder's layers; experiments/remat has what each costs and saves.
     c.model.remat = "none"  # 'layer': keep its input, compute it twice; 'dots': keep W x as well
     c.model.layer_loop = "loop"  # 'scan': one program for all; keeps more where remat is 'none'
+    # 'plain': XLA's own; 'cudnn' (GPU), 'splash' (TPU): fused, no probabilities in memory; 'auto':
+    # the device's where length and dtype suit it (models/attention.py).
+    c.model.attention = "auto"
+    c.model.dropout_of_attention = True  # False: not on its probabilities, as fused ones need
+    c.model.positions = 0  # a pretrained table interpolated to so many tokens; 0 leaves it
     # Sizes of a fresh model; a checkpoint brings its own.
     c.model.hidden_size = 384
     c.model.layers = 6

@@ -35,6 +35,7 @@ from bert_ft.command_line import quiet_libtpu
 from bert_ft.data.batches import Shape
 from bert_ft.data.encode import Encoded
 from bert_ft.errors import InputError
+from bert_ft.models.attention import attend_on
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.tasks.registry import make_task
@@ -153,7 +154,11 @@ def system_for(
         fitted=fitted,
         source_rows=count,
     )
-    model = Model(encoder, task.head(fitted), compute_dtype(config, mesh))
+    m = config.model
+    attend = attend_on(m.attention, m.dropout_of_attention, mesh.devices.flat[0])
+    model = Model(
+        encoder, task.head(fitted), compute_dtype(config, mesh), m.remat, m.layer_loop, attend
+    )
     row_length = config.data.row_length or -(-length // LANES) * LANES
     sets = {"train": data}
     system = System(config, mesh, task, None, model, encoder, sets, fitted, row_length, None)

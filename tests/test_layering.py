@@ -26,7 +26,8 @@ data.encode
 data.prefetch
 data.batches
 data.masking
-models.ops models.crf
+models.ops models.crf models.positions
+models.attention
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bert_ft.data import packing
 from bert_ft.data.packing import Places, pack, row_counts
 
 few = settings(max_examples=150, deadline=None)
@@ -45,6 +46,18 @@ def used(places, k, lengths, row_length):
         assert 0 <= column and column + length <= row_length
         out[row, column : column + length] += 1
     return out
+
+
+@few
+@given(batches())
+def test_both_ways_are_the_textbooks(drawn):
+    lengths, row_length = drawn
+    falling = -np.sort(-lengths, axis=1).astype(np.int32)
+    for way in (packing._by_example, packing._by_length):
+        row, column = way(falling.copy(), lengths.shape[1], row_length)
+        for k, one in enumerate(falling):
+            expected = first_fit_decreasing(one, row_length)
+            assert list(zip(row[k], column[k], strict=True)) == expected
 
 
 @few

@@ -62,17 +62,55 @@ def pack(lengths_KxB: np.ndarray, row_length: int, shared: bool = True) -> Place
     most = int(
         min(count, (2 * lengths.sum(axis=1, dtype=np.int64).max(initial=0)) // row_length + 1)
     )
-    room = np.full((batches, most), row_length, np.int32)
-    row, column = np.empty_like(lengths), np.empty_like(lengths)
-    at = np.arange(batches)
-    for j in range(count):
-        example = order[:, j]
-        length = lengths[at, example]
-        chosen = np.argmax(room >= length[:, None], axis=1)
-        row[at, example] = chosen
-        column[at, example] = row_length - room[at, chosen]
+    # The same places either way: an array operation a length, or one an example.
+    few = 4 * np.count_nonzero(np.bincount(lengths.reshape(-1))) < count
+    place = _by_length if few else _by_example
+    row, column = place(np.take_along_axis(lengths, order, axis=1), most, row_length)
+    out = np.empty((2, *lengths.shape), np.int32)
+    np.put_along_axis(out[0], order, row, axis=1)
+    np.put_along_axis(out[1], order, column, axis=1)
+    return Places(out[0], out[1], (row.max(axis=1) + 1).astype(np.int32))
+
+
+def _by_example(
+    falling_KxB: np.ndarray, most: int, row_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(row, column), int32 (K, B), of lengths that fall: the j-th of all batches at once."""
+    room = np.full((len(falling_KxB), most), row_length, np.int32)
+    row, column = np.empty_like(falling_KxB), np.empty_like(falling_KxB)
+    at, opened = np.arange(len(falling_KxB)), 0
+    for j, length in enumerate(falling_KxB.T):
+        chosen = np.argmax(room[:, : opened + 1] >= length[:, None], axis=1)
+        opened = max(opened, int(chosen.max()) + 1)
+        row[:, j] = chosen
+        column[:, j] = row_length - room[at, chosen]
         room[at, chosen] -= length
-    return Places(row, column, (row.max(axis=1) + 1).astype(np.int32))
+    return row, column
+
+
+def _by_length(
+    falling_KxB: np.ndarray, most: int, row_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, for many examples of few lengths: those of one length fill the first row that has
+    room for one with as many as it holds, then the next."""
+    room = np.full((len(falling_KxB), most), row_length, np.int32)
+    row, column = np.empty_like(falling_KxB), np.empty_like(falling_KxB)
+    opened = 0
+    for length in np.flatnonzero(np.bincount(falling_KxB.reshape(-1)))[::-1]:
+        mine = falling_KxB == length
+        count = mine.sum(axis=1, dtype=np.int32)[:, None]
+        top = min(most, opened - -int(count.max()) // (row_length // int(length)))
+        free = room[:, :top]
+        holds = free // length
+        taken = np.clip(count - (np.cumsum(holds, axis=1) - holds), 0, holds)
+        where = np.repeat(np.arange(taken.size), taken.reshape(-1))
+        before = np.cumsum(taken.reshape(-1)) - taken.reshape(-1)
+        nth = np.arange(len(where)) - before[where]
+        row[mine] = where % top
+        column[mine] = row_length - free.reshape(-1)[where] + nth * length
+        free -= taken * length
+        opened = max(opened, int(np.flatnonzero(taken.any(axis=0))[-1]) + 1)
+    return row, column
 
 
 def row_counts(needed: np.ndarray, at_most: int, multiple: int) -> tuple[int, ...]:

@@ -14,10 +14,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bert_ft.errors import InputError
-from bert_ft.models import ops
+from bert_ft.models import attention, ops
 
 Batch = Mapping[str, jax.Array]
 Drop = Callable[[jax.Array, jax.Array], jax.Array]  # x, rate -> x with dropout
@@ -50,9 +49,15 @@ class EncoderConfig:
         """The longest sequence, in tokens."""
         return self.max_position_embeddings - self.position_offset
 
-    def encoder(self, dtype: jnp.dtype, remat: str = "none", loop: str = "loop") -> nn.Module:
+    def encoder(
+        self,
+        dtype: jnp.dtype,
+        remat: str = "none",
+        loop: str = "loop",
+        attend: attention.Attend = attention.PLAIN,
+    ) -> nn.Module:
         """The encoder of these sizes, called as (batch, noise, first_only=…)."""
-        return Encoder(self, dtype, remat, loop)
+        return Encoder(self, dtype, remat, loop, attend)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +167,7 @@ class Adapter(nn.Module):
 class Attention(nn.Module):
     config: EncoderConfig
     dtype: jnp.dtype
+    attend: attention.Attend = attention.PLAIN
 
     @nn.compact
     def __call__(self, x_RxSxH, batch: Batch, noise: Noise | None, site: int, slots=None):
@@ -187,21 +193,17 @@ class Attention(nn.Module):
 
         q_RxNxQxD, k_RxNxSxD = project("query", ask_RxQxH), project("key", x_RxSxH)
         v_RxNxSxD = project("value", x_RxSxH)
-        allowed = (ask_segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None, :]
+        seen = 0  # keys of a prefix, before all others
         if self.has_variable("params", "prefix_key"):
             k_RxNxSxD, v_RxNxSxD = self._prefixed(k_RxNxSxD, v_RxNxSxD)
-            length = k_RxNxSxD.shape[2] - segments.shape[1]
-            real = jnp.broadcast_to((ask_segments > 0)[..., None], (*ask_segments.shape, length))
-            allowed = jnp.concatenate([real, allowed], axis=2)
+            seen = k_RxNxSxD.shape[2] - segments.shape[1]
             # Dropout's names of the keys: those behind every position are the prefix's.
-            own = jnp.broadcast_to(c.positions + jnp.arange(length), (len(segments), length))
+            own = jnp.broadcast_to(c.positions + jnp.arange(seen), (len(segments), seen))
             positions = jnp.concatenate([own, positions], axis=1)
-        scale = np.asarray(width**-0.5, self.dtype)
-        scores_RxNxQxS = jnp.einsum("rnqd,rnkd->rnqk", q_RxNxQxD * scale, k_RxNxSxD)
-        p_RxNxQxS = ops.masked_softmax(scores_RxNxQxS, allowed[:, None]).astype(self.dtype)
-        if noise:
-            p_RxNxQxS = noise.attention(p_RxNxQxS, site, ids, positions)
-        mixed = jnp.einsum("rnqk,rnkd->rnqd", p_RxNxQxS, v_RxNxSxD).transpose(0, 2, 1, 3)
+        of_keys = noise and (lambda p: noise.attention(p, site, ids, positions))
+        mixed = attention.attend(
+            self.attend, q_RxNxQxD, k_RxNxSxD, v_RxNxSxD, ask_segments, segments, of_keys, seen
+        ).transpose(0, 2, 1, 3)
         mixed = mixed.reshape(*mixed.shape[:2], c.hidden_size)
         drop = noise.dense(site + 1, 0, ids) if noise else None
         out = Dense(c.hidden_size, self.dtype, c.initializer_range, name="output")(mixed, drop)
@@ -226,11 +228,13 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     config: EncoderConfig
     dtype: jnp.dtype
+    attend: attention.Attend = attention.PLAIN
 
     @nn.compact
     def __call__(self, x, batch: Batch, noise: Noise | None, site: int, slots=None):
         c = self.config
-        x, ids = Attention(c, self.dtype, name="attention")(x, batch, noise, site, slots)
+        attend = Attention(c, self.dtype, self.attend, name="attention")
+        x, ids = attend(x, batch, noise, site, slots)
         up, down = (noise.dense(site + 2, k, ids) if noise else None for k in (0, 1))
         y = Dense(c.intermediate_size, self.dtype, c.initializer_range, name="up")(x, up)
         y = Dense(c.hidden_size, self.dtype, c.initializer_range, name="down")(ops.gelu(y), down)
@@ -258,6 +262,7 @@ class Encoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     layer_loop: str = "loop"
+    attend: attention.Attend = attention.PLAIN
 
     @nn.compact
     def __call__(self, batch: Batch, noise: Noise | None = None, first_only: bool = False):
@@ -290,7 +295,9 @@ class Encoder(nn.Module):
             return self._layers(x, batch, noise, batch["slots"] if first_only else None)
         for i in range(c.num_hidden_layers):
             slots = batch["slots"] if first_only and i == c.num_hidden_layers - 1 else None
-            x = Layer(c, self.dtype, name=f"layer_{i}")(x, batch, noise, 1 + 3 * i, slots)
+            x = Layer(c, self.dtype, self.attend, name=f"layer_{i}")(
+                x, batch, noise, 1 + 3 * i, slots
+            )
         return x
 
     def _prefix_length(self) -> int:
@@ -308,7 +315,7 @@ class Encoder(nn.Module):
 
         def layer(x, params, words, slots):
             own = dataclasses.replace(noise, words=words) if noise else None
-            return Layer(c, self.dtype, parent=None).apply(
+            return Layer(c, self.dtype, self.attend, parent=None).apply(
                 {"params": params}, x, batch, own, 0, slots
             )
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bert_ft.models import ops
+from bert_ft.models import attention, ops
 from bert_ft.models.bert import Batch, Dense, LayerNorm, Noise, make_noise
 
 Outputs = dict[str, jax.Array]
@@ -254,9 +254,10 @@ class Model(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"  # these two as in config.model; they change no result
     layer_loop: str = "loop"
+    attend: attention.Attend = attention.PLAIN
 
     def setup(self) -> None:
-        self.encoder = self.config.encoder(self.dtype, self.remat, self.layer_loop)
+        self.encoder = self.config.encoder(self.dtype, self.remat, self.layer_loop, self.attend)
         self.top = self.head(self.config, self.dtype)
 
     def __call__(

@@ -7,6 +7,7 @@ starts anew at each segment, so that an example is read as if it had a row to it
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,7 +36,7 @@ class LstmConfig:
     def positions(self) -> int:
         return self.max_position_embeddings
 
-    def encoder(self, dtype: jnp.dtype, *_: str) -> nn.Module:
+    def encoder(self, dtype: jnp.dtype, *_: Any) -> nn.Module:
         """The encoder of these sizes; how a BERT's layers are computed is of no concern here."""
         return LstmEncoder(self, dtype)
 

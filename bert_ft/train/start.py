@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir, fixed
 from bert_ft.errors import InputError
-from bert_ft.models import hf
+from bert_ft.models import hf, positions
 from bert_ft.models.multi import kinds_of
 from bert_ft.train import phases
 from bert_ft.train.checkpoint import Checkpoints
@@ -46,19 +46,38 @@ def meta(system: System) -> dict[str, Any]:
     return {"config": fixed(system.config), "data": system.data_fingerprint}
 
 
+def _pretrained(
+    system: System, wanted: Mapping[str, Any], say: Callable[[str], None]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """`hf.load`, and where config.model.positions asks for it the table of positions stretched."""
+    assert system.pretrained is not None
+    stored, stretched = dict(wanted), system.config.model.positions > 0
+    if stretched:
+        own, table = hf.read_config(system.pretrained), wanted[positions.TABLE]
+        shape = (own.max_position_embeddings, table.shape[1])
+        stored[positions.TABLE] = jax.ShapeDtypeStruct(shape, table.dtype)
+    found, new = hf.load(
+        system.pretrained,
+        hf.unflatten(stored),
+        kinds_of(system.model.head),
+        hf.label_names(system.fitted),
+        system.config.model.head == "new",
+        say,
+    )
+    if stretched:
+        found[positions.TABLE] = positions.stretch(
+            found[positions.TABLE], table.shape[0], own.position_offset
+        )
+        say(f"start: {own.positions:,} positions interpolated to {system.encoder.positions:,}")
+    return found, new
+
+
 def initial_params(system: System, say: Callable[[str], None]) -> Any:
     """Pretrained parameters where there are some, else (and for a new head) the initialisers'."""
     wanted = hf.flatten(system.abstract_params)
     found: dict[str, np.ndarray] = {}
     if system.pretrained and system.config.model.pretrained:
-        found, new = hf.load(
-            system.pretrained,
-            system.abstract_params,
-            kinds_of(system.model.head),
-            hf.label_names(system.fitted),
-            system.config.model.head == "new",
-            say,
-        )
+        found, new = _pretrained(system, wanted, say)
         count = sum(v.size for v in found.values())
         say(
             f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; "

@@ -25,6 +25,7 @@ from bert_ft.method_checks import names
 from bert_ft.methods.registry import make_weights
 from bert_ft.methods.weights import Weights
 from bert_ft.models import families, hf
+from bert_ft.models.attention import attend_on
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
@@ -104,9 +105,13 @@ def _encoder(config: ConfigDict, pretrained: Path | None, tokenizer: Any) -> Any
     """The sizes of the encoder, which also make it (`.encoder(dtype)`)."""
     if config.model.kind == "lstm":
         return lstm_config(config, len(tokenizer))
-    if pretrained:
-        return hf.read_config(pretrained)
     m = config.model
+    if pretrained:
+        sizes = hf.read_config(pretrained)
+        if not m.positions:
+            return sizes
+        rows = m.positions + sizes.position_offset
+        return dataclasses.replace(sizes, max_position_embeddings=rows)
     return EncoderConfig(
         vocab_size=len(tokenizer),
         hidden_size=m.hidden_size,
@@ -178,8 +183,10 @@ def assemble(
     longest = max((int(d.lengths.max()) for d in made.values()), default=config.data.max_length)
     dtype = compute_dtype(config, mesh)
     m = config.model
-    model = Model(encoder, task.head(fitted), dtype, m.remat, m.layer_loop)
-    row_length = _row_length(config, longest, mesh.devices.flat[0].platform)
+    device = mesh.devices.flat[0]
+    attend = attend_on(m.attention, m.dropout_of_attention, device)
+    model = Model(encoder, task.head(fitted), dtype, m.remat, m.layer_loop, attend)
+    row_length = _row_length(config, longest, device.platform)
     system = System(
         config, mesh, task, tokenizer, model, encoder, made, fitted, row_length, pretrained
     )

@@ -1,0 +1,106 @@
+"""Sentence embeddings: ours against sentence-transformers' encode, in one process.
+
+python -m experiments.speed.encode [--texts=10000] [--rounds=5]
+
+all-MiniLM-L6-v2, the same files, float32, mean pooling and unit length, at most 256 tokens. Ours is
+the embedding head of task.name='matching' over packed rows; theirs sorts the texts by length and
+pads each batch to its longest, at the fastest of some batch sizes. Both start from texts and end
+with an array. Both are called once before they are timed, then by turns. Vectors must be equal to
+1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bert_ft import command_line
+from configs.sentiment import get_config
+from experiments.sentiment.dot_chart import dot_chart
+from experiments.speed.turns import CLOCKS, about, by_turns, ratios, spread, write
+
+HERE = Path(__file__).parent
+BATCHES = (8, 16, 32, 64, 128)  # 32 is its default
+SAMPLE = 512
+LONGEST = 256  # tokens, the model card's
+WANTED, TOLERANCE = 1.5, 1e-4
+
+
+def sentence_transformer(directory: Path) -> Callable[[list[str], int], np.ndarray]:
+    from sentence_transformers import SentenceTransformer, models
+
+    words = models.Transformer(str(directory), max_seq_length=LONGEST)
+    mean = models.Pooling(words.get_word_embedding_dimension(), "mean")
+    made = SentenceTransformer(modules=[words, mean, models.Normalize()], device="cpu")
+
+    def run(texts: list[str], batch: int) -> np.ndarray:
+        return made.encode(texts, batch_size=batch, show_progress_bar=False)
+
+    return run
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--texts", type=int, default=10_000)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--sample", type=int, default=SAMPLE, help="texts that choose the batch size")
+    p.add_argument("--source", choices=("rotten_tomatoes", "imdb"), default="rotten_tomatoes")
+    p.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    p.add_argument("--out", type=Path, default=HERE / "encode.jsonl", help="written anew")
+    args = p.parse_args()
+    config = get_config()
+    config.task.name, config.data.max_length = "matching", LONGEST
+    command_line.prepare_host(config)
+    from bert_ft.data.encode import Encoded, tokenize
+    from experiments.speed import minilm
+
+    texts = minilm.texts(args.texts, args.source)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = minilm.checkpoint(Path(scratch), "embedding")
+        made, theirs = (
+            minilm.Ours(config, directory, {}, "embedding"),
+            sentence_transformer(directory),
+        )
+
+        def ours() -> np.ndarray:
+            tokens, types, offsets, cut = tokenize(made.system.tokenizer, texts, None, LONGEST)
+            row = np.arange(len(texts))
+            data = Encoded(tokens, types, offsets, row, cut, {}, {}, 1, {}, len(texts))
+            return made.predict(data)["embedding"]
+
+        sample = texts[: args.sample]
+        tried = by_turns({str(b): lambda b=b: theirs(sample, b) for b in BATCHES}, 2, args.clock)
+        best = int(min(tried, key=lambda b: statistics.median(tried[b])))
+        worst = float(np.abs(ours() - theirs(texts, best)).max())
+        assert worst < TOLERANCE, f"vectors differ by {worst:.1e}"
+        names = {"ours": "bert_ft", "theirs": f"sentence-transformers, batches of {best}"}
+        cases = {"ours": ours, "theirs": lambda: theirs(texts, best)}
+        seconds = by_turns(cases, args.rounds, args.clock, warm=False)
+    rates = {names[k]: [len(texts) / s for s in v] for k, v in seconds.items()}
+    found = {
+        "texts": len(texts),
+        "source": args.source,
+        "clock": args.clock,
+        "seconds": seconds,
+        "their_batch": best,
+        "their_sample_s": tried,
+        "largest_difference": worst,
+        **about(),
+    }
+    write(args.out, [found])
+    faster = ratios(seconds["theirs"], seconds["ours"])
+    print("| | texts/s | ours is faster by | wanted |\n|---|---|---|---|")
+    print(f"| {names['ours']} | {spread(rates[names['ours']], 0)} | | |")
+    print(
+        f"| {names['theirs']} | {spread(rates[names['theirs']], 0)} | {spread(faster)} | {WANTED} |"
+    )
+    args.out.with_suffix(".svg").write_text(dot_chart("Sentence embeddings, texts/s", rates))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Labels for short texts: --mode=predict against transformers' pipeline, in one process.
+
+python -m experiments.speed.predict [--texts=10000] [--rounds=5]
+
+all-MiniLM-L6-v2 with a classifier drawn from a seed, the same files, float32. Ours is what
+--mode=predict does with rows once the parameters are there: tokenise, pack, predict, make answers.
+Theirs is pipeline("text-classification"), which takes texts as they come and pads each batch to
+its longest; its batch size is the fastest of some on the first texts. Both are called once before
+they are timed, then by turns. Labels must be equal, probabilities to 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bert_ft import command_line
+from configs.sentiment import get_config
+from experiments.sentiment.dot_chart import dot_chart
+from experiments.speed.turns import CLOCKS, about, by_turns, ratios, spread, write
+
+HERE = Path(__file__).parent
+BATCHES = (1, 2, 4, 8, 16, 32)
+SAMPLE = 256  # texts by which the pipeline's batch size is chosen
+WANTED, TOLERANCE = 3.0, 1e-4
+
+
+def pipeline(directory: Path) -> Callable[[list[str], int], list[dict[str, Any]]]:
+    import torch
+    from transformers import pipeline as make
+
+    pipe = make("text-classification", model=str(directory), device="cpu")
+    limit = get_config().data.max_length
+
+    def run(texts: list[str], batch: int) -> list[dict[str, Any]]:
+        with torch.inference_mode():
+            return pipe(texts, batch_size=batch, top_k=None, truncation=True, max_length=limit)
+
+    return run
+
+
+def require_equal(ours: list[dict[str, Any]], theirs: list[Any]) -> float:
+    """The largest difference of two probabilities."""
+    worst = 0.0
+    for mine, its in zip(ours, theirs, strict=True):
+        other = {entry["label"]: entry["score"] for entry in its}
+        worst = max(worst, *(abs(p - other[name]) for name, p in mine["probabilities"].items()))
+        near = abs(mine["probabilities"]["positive"] - 0.5) < TOLERANCE
+        assert near or mine["prediction"] == its[0]["label"], (mine, its)
+    assert worst < TOLERANCE, f"probabilities differ by {worst:.1e}"
+    return worst
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--texts", type=int, default=10_000)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--sample", type=int, default=SAMPLE, help="texts that choose the batch size")
+    p.add_argument("--out", type=Path, default=HERE / "predict.jsonl", help="written anew")
+    p.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    args = p.parse_args()
+    config = get_config()
+    command_line.prepare_host(config)
+    from experiments.speed import minilm
+
+    texts = minilm.texts(args.texts)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = minilm.checkpoint(Path(scratch), "sequence")
+        fitted = {"labels": ["0", "1"], "names": minilm.LABELS}
+        ours, theirs = minilm.Ours(config, directory, fitted, "sequence"), pipeline(directory)
+        sample = texts[: args.sample]
+        tried = by_turns({str(b): lambda b=b: theirs(sample, b) for b in BATCHES}, 2, args.clock)
+        best = int(min(tried, key=lambda b: statistics.median(tried[b])))
+        worst = require_equal(ours.answers(texts), theirs(texts, best))
+        names = {"ours": "bert_ft", "theirs": f"pipeline, batches of {best}"}
+        cases = {"ours": lambda: ours.answers(texts), "theirs": lambda: theirs(texts, best)}
+        seconds = by_turns(cases, args.rounds, args.clock, warm=False)
+    rates = {names[k]: [len(texts) / s for s in v] for k, v in seconds.items()}
+    found = {
+        "texts": len(texts),
+        "clock": args.clock,
+        "seconds": seconds,
+        "pipeline_batch": best,
+        "pipeline_sample_s": tried,
+        "largest_difference": worst,
+        **about(),
+    }
+    write(args.out, [found])
+    faster = ratios(seconds["theirs"], seconds["ours"])
+    print("| | texts/s | ours is faster by | wanted |\n|---|---|---|---|")
+    print(f"| {names['ours']} | {spread(rates[names['ours']], 0)} | | |")
+    print(
+        f"| {names['theirs']} | {spread(rates[names['theirs']], 0)} | {spread(faster)} | {WANTED} |"
+    )
+    for batch, values in tried.items():
+        print(
+            f"pipeline, batches of {batch}: {len(sample) / statistics.median(values):.0f} texts/s"
+        )
+    args.out.with_suffix(".svg").write_text(dot_chart("Labels for short texts, texts/s", rates))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Cases measured by turns in one process, so that a change of the machine's load falls on all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "numpy", "tokenizers", "torch", "transformers")
+
+
+# A machine with other work tells nothing by the wall. On one core (`taskset -c 0`) the processor
+# seconds of a process are what the wall would be on a quiet one; on several, idle threads spin.
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def by_turns(
+    cases: Mapping[str, Callable[[], Any]], rounds: int, clock: str = "wall", warm: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each case in each round, behind one call of each that is not counted. No case
+    always follows the same other one."""
+    now = CLOCKS[clock]
+    names = list(cases)
+    for name in names if warm else ():
+        cases[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            began = now()
+            cases[name]()
+            seconds[name].append(now() - began)
+    return seconds
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """'78.1 (77.4 to 79.0)': median, least, most."""
+    return (
+        f"{statistics.median(values):.{digits}f} "
+        f"({min(values):.{digits}f} to {max(values):.{digits}f})"
+    )
+
+
+def about() -> dict[str, Any]:
+    """What a line of results says of the machine and the programs."""
+    versions = {"python": sys.version.split()[0]}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "versions": versions,
+        "commit": commit.stdout.strip(),
+    }
+
+
+def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
