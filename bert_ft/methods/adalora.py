@@ -105,7 +105,9 @@ class AdaLora(Method):
 
         return penalised
 
-    def update(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    def update(
+        self, inner: optax.GradientTransformation, steps: Any
+    ) -> optax.GradientTransformation:
         k = self.knobs
 
         def own_part(tree: Params) -> Scores:

@@ -58,7 +58,9 @@ class Unfreeze(Method):
         """The step from which a parameter is trained, by the first regex that finds it."""
         return next((step for pattern, step in self.rules if re.search(pattern, path)), 0)
 
-    def update(self, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    def update(
+        self, inner: optax.GradientTransformation, steps: Any
+    ) -> optax.GradientTransformation:
         def init(params: Params) -> Wrapped:
             return Wrapped(inner.init(params), jnp.int32(0))
 

@@ -200,7 +200,7 @@ class Attention(nn.Module):
             # Dropout's names of the keys: those behind every position are the prefix's.
             own = jnp.broadcast_to(c.positions + jnp.arange(seen), (len(segments), seen))
             positions = jnp.concatenate([own, positions], axis=1)
-        of_keys = noise and (lambda p: noise.attention(p, site, ids, positions))
+        of_keys = (lambda p: noise.attention(p, site, ids, positions)) if noise else None
         mixed = attention.attend(
             self.attend, q_RxNxQxD, k_RxNxSxD, v_RxNxSxD, ask_segments, segments, of_keys, seen
         ).transpose(0, 2, 1, 3)
