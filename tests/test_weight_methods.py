@@ -225,7 +225,7 @@ def test_unfreeze_trains_from_its_step_on_as_if_it_began_there():
     """The other parameter is a witness; the late one's first updates are those of a fresh Adam."""
     c = methods("unfreeze", unfreeze__schedule='[["late/", 30]]')
     inner = optax.chain(optax.scale_by_adam(0.9, 0.999, 1e-12), optax.scale(-1e-3))
-    optimizer, fresh = make_methods(c)[0].update(inner), inner
+    optimizer, fresh = make_methods(c)[0].update(inner, 0), inner
     params = {"late": {"kernel": jnp.ones(3)}, "other": {"kernel": jnp.ones(3)}}
     state, alone = optimizer.init(params), fresh.init(params["late"])
     rng, step, other = np.random.default_rng(0), jax.jit(optimizer.update), jax.jit(fresh.update)
@@ -275,7 +275,7 @@ def test_adalora_follows_the_papers_algorithm():
     knobs = {"rank": 4, "target_rank": 1, "begin": 3, "end": 9}
     c = methods("adalora", **{f"adalora__{k}": v for k, v in knobs.items()})
     inner = optax.sgd(0.1)
-    optimizer, rng = make_methods(c)[0].update(inner), np.random.default_rng(0)
+    optimizer, rng = make_methods(c)[0].update(inner, 0), np.random.default_rng(0)
     shapes = {"ada_a": (5, 4), "ada_e": (4,), "ada_b": (4, 6)}
     flat = {f"{x}/{k}": rng.normal(size=s) for x in "uv" for k, s in shapes.items()}
     gradients = [{k: rng.normal(size=v.shape) for k, v in flat.items()} for _ in range(12)]
