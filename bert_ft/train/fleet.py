@@ -8,6 +8,7 @@ one after the other a trial computes bit for bit what it computes alone.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.data.batches import Batch, Shape
 from bert_ft.errors import InputError
+from bert_ft.methods.method import Params
 from bert_ft.methods.registry import make_weights
 from bert_ft.train import optim
 from bert_ft.train.knobs import Knobs, as_arrays, with_knobs
@@ -32,7 +34,8 @@ from bert_ft.train.step import Programs, TrainState, train_step
 @flax.struct.dataclass
 class Trial:
     """A trial, or a wave of W with a leading axis (W, …) on every leaf. The knobs are a part of it,
-    so that a checkpoint holds them and a trial can be replaced by another one."""
+    so that a checkpoint holds them and a trial can be replaced by another one. What is frozen
+    stands beside it in a step: trials that share it have it once, and no step gives it away."""
 
     knobs: Knobs
     state: TrainState
@@ -41,6 +44,7 @@ class Trial:
 def trial_step(
     trial: Trial,
     batch: Mapping[str, Any],
+    frozen: Params,
     *,
     model: Any,
     task: Any,
@@ -51,7 +55,7 @@ def trial_step(
     `noisy`: whether any trial of the program has dropout."""
     knobs, state = trial.knobs, trial.state
     new, metrics = train_step(
-        state,
+        dataclasses.replace(state, frozen=frozen),
         batch,
         model=model,
         task=with_knobs(task, knobs),
@@ -63,6 +67,7 @@ def trial_step(
         weights=make_weights(config),
     )
     live = state.step < knobs.steps
+    new = dataclasses.replace(new, frozen={})
     kept = jax.tree.map(lambda a, b: jnp.where(live, a, b), new, state)
     return Trial(knobs, kept), metrics
 
@@ -83,8 +88,9 @@ def waves(trials: int, mesh: Mesh, width: int) -> list[range]:
     return [range(k, k + size) for k in range(0, trials, size)]
 
 
-def stack(trials: Sequence[Trial], mesh: Mesh) -> Trial:
-    """Trials -> a wave on the mesh, the leading axis over 'trial'; one alone stays as it is."""
+def stack(trials: Sequence[Any], mesh: Mesh) -> Any:
+    """Trials, or what each of them has, -> a wave on the mesh, the leading axis over 'trial'; one
+    alone stays as it is."""
     if len(trials) == 1:
         return trials[0]
 
@@ -103,17 +109,26 @@ def unstack(wave: Trial, size: int) -> list[Trial]:
 
 
 def wave_programs(
-    wave: Trial, size: int, step: Callable[[Trial, Any], Any], mesh: Mesh, shared: bool
+    wave: Trial,
+    size: int,
+    step: Callable[[Trial, Any, Any], Any],
+    mesh: Mesh,
+    shared: bool,
+    alike: bool = True,
 ) -> Programs:
     """The step of a wave of `size` trials, compiled when a shape of batch is first asked for.
-    `shared`: all trials see one batch, which has no leading axis."""
+    `shared`: all trials see one batch, which has no leading axis; `alike`: and stand beside the
+    same frozen parameters, which have none."""
     places = jax.tree.map(lambda x: x.sharding, wave)
     if size == 1:
         run, metrics = step, NamedSharding(mesh, P())
     else:
-        run = jax.vmap(step, in_axes=(0, None if shared else 0), spmd_axis_name="trial")
+        axes = (0, None if shared else 0, None if alike else 0)
+        run = jax.vmap(step, in_axes=axes, spmd_axis_name="trial")
         metrics = NamedSharding(mesh, P("trial"))
-    named = functools.wraps(step)(lambda state, batch: run(state, batch))
+    named = functools.wraps(step)(
+        lambda state, batch, *beside: run(state, batch, *(beside or ({},)))
+    )
     named.__name__ = "train_step"
     return Programs(named, (places, metrics), donate=True)
 

@@ -19,8 +19,15 @@ from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.knobs import knobs_of
 from bert_ft.train.loop import batch_plan, total_steps
 from bert_ft.train.sharding import place
-from bert_ft.train.start import abstract_state, fresh_state, frozen_again, meta, saved_part
-from bert_ft.train.step import Programs
+from bert_ft.train.start import (
+    abstract_state,
+    fresh_state,
+    frozen_again,
+    frozen_digest,
+    meta,
+    saved_part,
+)
+from bert_ft.train.step import Programs, TrainState
 from bert_ft.train.system import System
 
 # Trials that a device computes at once, by platform: on a CPU one after the other is as fast
@@ -94,8 +101,8 @@ def make_group(system: System, settings: list[trials.Settings], numbers: list[in
     return Group(systems, numbers, steps, waves, in_waves(plans, waves))
 
 
-def programs_of(group: Group, first: fleet.Trial) -> Programs:
-    """The step of a wave."""
+def programs_of(group: Group, first: fleet.Trial, alike: bool) -> Programs:
+    """The step of a wave; `alike`: its trials stand beside the same frozen parameters."""
     system = group.systems[0]
     step = functools.partial(
         fleet.trial_step,
@@ -105,13 +112,18 @@ def programs_of(group: Group, first: fleet.Trial) -> Programs:
         noisy=any(s.config.model.dropout > 0 for s in group.systems),
     )
     shared = system.config.trial.share_batches
-    return fleet.wave_programs(first, len(group.waves[0]), step, system.mesh, shared)
+    return fleet.wave_programs(first, len(group.waves[0]), step, system.mesh, shared, alike)
 
 
 def initial_trials(
     group: Group, saved: Checkpoints, say: Callable[[str], None]
 ) -> tuple[list[fleet.Trial], int]:
-    """(trials, the step to go on from)."""
+    """(trials, the step to go on from). Frozen parameters that are the same are there once."""
+    known: dict[str, Any] = {}
+
+    def sharing(state: TrainState) -> TrainState:
+        frozen = known.setdefault(frozen_digest(state.frozen), state.frozen)
+        return dataclasses.replace(state, frozen=frozen)
 
     def abstract(k: int) -> fleet.Trial:
         system = group.systems[k]
@@ -127,7 +139,9 @@ def initial_trials(
         system = group.systems[k]
         optimizer = optim.make_optimizer(system.config, 1)
         frozen = frozen_again(system, optimizer, digest, lambda _: None)
-        return dataclasses.replace(one, state=dataclasses.replace(one.state, frozen=frozen))
+        return dataclasses.replace(
+            one, state=sharing(dataclasses.replace(one.state, frozen=frozen))
+        )
 
     everyone = range(len(group))
     likes = [abstract(k) for k in everyone]
@@ -145,7 +159,7 @@ def initial_trials(
         optimizer = optim.make_optimizer(system.config, 1)
         state = fresh_state(system, optimizer, say if k == 0 else lambda _: None)
         knobs = knobs_of(system.config, group.steps[k], system.task)
-        return fleet.make_trial(state, knobs, system.mesh)
+        return fleet.make_trial(sharing(state), knobs, system.mesh)
 
     return [fresh(k) for k in everyone], 0
 

@@ -147,7 +147,8 @@ class Programs:
     other shape, so nothing can recompile behind one's back."""
 
     def __init__(self, step: Callable, out_shardings: Any, donate: bool):
-        """`step(state, batch)`; `donate` gives the state's memory to the result."""
+        """`step(state, batch, …)`; `donate` gives the state's memory to the result, and of what
+        else it takes nothing."""
         places = jax.tree.leaves(out_shardings)
         self._mesh = places[0].mesh if places else None
         self._jit = jax.jit(
@@ -163,19 +164,23 @@ class Programs:
         return "\n".join(c.as_text() for c in self._compiled.values())
 
     def compile(
-        self, state: Any, batch: Mapping[str, Any], options: Mapping[str, Any] | None = None
+        self,
+        state: Any,
+        batch: Mapping[str, Any],
+        options: Mapping[str, Any] | None = None,
+        beside: tuple = (),
     ) -> Any:
         """The program for arrays, or shapes with shardings, like these; compiled unless that has
         been done, with these `options` of XLA's compiler."""
         if _shapes(batch) not in self._compiled:
             # The model asks for the mesh (ops.by_rows).
             with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext():
-                lowered = self._jit.lower(state, dict(batch))
+                lowered = self._jit.lower(state, dict(batch), *beside)
             self._compiled[_shapes(batch)] = lowered.compile(dict(options or {}))
         return self._compiled[_shapes(batch)]
 
-    def __call__(self, state: Any, batch: Mapping[str, jax.Array]) -> Any:
-        return self._compiled[_shapes(batch)](state, dict(batch))
+    def __call__(self, state: Any, batch: Mapping[str, jax.Array], *beside: Any) -> Any:
+        return self._compiled[_shapes(batch)](state, dict(batch), *beside)
 
 
 def _shapes(batch: Mapping[str, Any]) -> tuple:

@@ -57,12 +57,19 @@ class Training:
         self.writer, self.folders, self.started = writer, folders, started
         self.system = group.systems[0]
         mesh = self.system.mesh
-        self.state = [fleet.stack([made[k] for k in wave], mesh) for wave in group.waves]
-        self.programs = programs_of(group, self.state[0])
+        self.frozen = [one.state.frozen for one in made]
+        alike = all(self.frozen[k] is self.frozen[w[0]] for w in group.waves for k in w)
+        self.beside = [
+            self.frozen[w[0]] if alike else fleet.stack([self.frozen[k] for k in w], mesh)
+            for w in group.waves
+        ]
+        trained = [dataclasses.replace(t, state=saved_part(t.state)) for t in made]
+        self.state = [fleet.stack([trained[k] for k in wave], mesh) for wave in group.waves]
+        self.programs = programs_of(group, self.state[0], alike)
         self.evaluators = eval_programs(self.system)
         self.like = abstract_state(self.system, optim.make_optimizer(self.system.config, 1))
-        self.frozen = [one.state.frozen for one in made]
-        self.digests = [frozen_digest(frozen) for frozen in self.frozen]
+        each = {id(frozen): frozen_digest(frozen) for frozen in self.frozen}
+        self.digests = [each[id(frozen)] for frozen in self.frozen]
         metric = self.system.config.eval.metric or self.system.task.metric
         self.metric, self.sign = metric, -1 if lower_is_better(metric) else 1
         self.keep_best = self.system.config.eval.keep_best
@@ -96,7 +103,7 @@ class Training:
                 with phases.within("compilation", "the compilation of the train step"):
                     for batch in group.fetch(self.first):
                         if batch is not None:
-                            self.programs.compile(self.state[0], batch)
+                            self.compile(batch)
                 self.writer.say(summary(self.system, group.plans[0]))
             phases.set_unsaved(True)
             for step in range(self.first, group.longest):
@@ -118,7 +125,7 @@ class Training:
                     self.clock.first_step_s = time.monotonic() - self.started
                     with phases.within("compilation", "the compilation of the other row counts"):
                         for batch in group.samples():
-                            self.programs.compile(self.state[0], batch)
+                            self.compile(batch)
                 else:
                     self.clock.tick()
             self.look(self.writer.flush(), group.longest)
@@ -132,12 +139,15 @@ class Training:
         self.conclude(scores, compiles.count)
         return EXIT_DONE
 
+    def compile(self, batch: dict[str, jax.Array]) -> None:
+        self.programs.compile(self.state[0], batch, beside=(self.beside[0],))
+
     def step(self, step: int, batches: list[dict[str, jax.Array] | None]) -> None:
         group, live, metrics = self.group, self.group.live(step), []
         with jax.transfer_guard("disallow"), phases.within("steps", f"step {step}"):
             for w, batch in enumerate(batches):
                 if batch is not None:
-                    self.state[w], of_wave = self.programs(self.state[w], batch)
+                    self.state[w], of_wave = self.programs(self.state[w], batch, self.beside[w])
                     metrics.append((group.waves[w], of_wave))
             done = self.writer.trials(
                 step + 1,
@@ -169,9 +179,8 @@ class Training:
     def save(self, step: int) -> None:
         self.look(self.writer.flush(), step)
         own = {"assessed": True, "seconds": phases.seconds(), "frozen": self.digests}
-        held = [dataclasses.replace(t, state=saved_part(t.state)) for t in self.trials()]
         with self.writer.paused(), phases.within("saving", f"the save of step {step}"):
-            self.saved.save(step, held, {**group_meta(self.group), **own})
+            self.saved.save(step, self.trials(), {**group_meta(self.group), **own})
 
     def preempted(self, step: int) -> int:
         self.save(step)
