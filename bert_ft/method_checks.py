@@ -14,7 +14,7 @@ from bert_ft.task_checks import require
 # Methods that wrap the loss or its gradient.
 ASCENTS = ("fgm", "pgd", "freelb")  # one of them: each looks for the shift that raises the loss
 SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
-LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup")
+LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil")
 _BY_EXAMPLE = ("classification", "multilabel", "regression", "ordinal")
 TASKS_OF = {  # those that have what a method asks of a task
     "smart": (*_BY_EXAMPLE, "tagging", "span"),
@@ -22,6 +22,7 @@ TASKS_OF = {  # those that have what a method asks of a task
     "focal": ("classification", "multilabel"),
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,
+    "distil": _BY_EXAMPLE,
 }
 
 
@@ -59,12 +60,21 @@ def check_methods(c: ConfigDict) -> None:
         *(("rdrop.alpha", 0), ("focal.gamma", 0), ("mixup.alpha", 0)),
     ):
         require(_at(m, key) >= low, f"methods.{key}", _at(m, key), f"{low} or more")
-    for key in ("smart.start", "contrastive.temperature"):
+    for key in ("smart.start", "contrastive.temperature", "distil.temperature"):
         require(_at(m, key) > 0, f"methods.{key}", _at(m, key), "more than 0")
-    weight = m.contrastive.weight
-    require(0 <= weight <= 1, "methods.contrastive.weight", weight, "0 to 1")
+    for key in ("contrastive.weight", "distil.weight"):
+        require(0 <= _at(m, key) <= 1, f"methods.{key}", _at(m, key), "0 to 1")
     for key in ("lora.dropout", "ema.decay"):
         require(0 <= _at(m, key) < 1, f"methods.{key}", _at(m, key), "0 or more and less than 1")
+    layers = c.model.layers_from
+    require(
+        not layers
+        or bool(c.model.pretrained)
+        and all(part.strip().isdecimal() for part in layers.split(",")),
+        "model.layers_from",
+        layers,
+        "numbers of layers of model.pretrained from 0, comma-separated, or ''",
+    )
     for name in used:
         require(
             name not in LOSSES or c.task.name != "multi",
@@ -91,9 +101,15 @@ def check_methods(c: ConfigDict) -> None:
 def _check_losses(c: ConfigDict, used: list[str]) -> None:
     """What methods that wrap the loss ask of the rest of the config, and of each other."""
     use = c.methods.use
-    for rivals in (ASCENTS, ("focal", "mixup"), ("contrastive", "mixup")):
+    for rivals in (ASCENTS, ("focal", "mixup"), ("contrastive", "mixup"), ("distil", "mixup")):
         both = [name for name in used if name in rivals]
         require(len(both) <= 1, "methods.use", use, f"one of {', '.join(rivals)}")
+    require(
+        "distil" not in used or bool(c.methods.distil.teacher),
+        "methods.distil.teacher",
+        "",
+        "the workdir of a finished run",
+    )
     require(
         "rdrop" not in used or c.model.dropout > 0,
         "model.dropout",

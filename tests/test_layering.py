@@ -11,7 +11,8 @@ LAYERS = """
 errors method_knobs
 paths
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-parts trials task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
+parts trials task_checks mesh_rules train.chips
+evals.plots evals.attack evals.entities evals.ranking evals.squad
 data.words data.texts data.windows
 method_checks
 checks
@@ -27,11 +28,11 @@ data.masking
 models.ops models.crf
 models.bert
 models.heads models.families models.lstm
-models.hf models.multi models.fusion
+models.hf models.multi models.fusion models.shallow
 methods.method
 methods.weights methods.lora methods.ema methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart
-methods.rdrop methods.focal methods.contrastive methods.mixup
+methods.rdrop methods.focal methods.contrastive methods.mixup methods.distil
 methods.registry
 evals.spans evals.paired evals.trials_page
 evals.judge
@@ -54,7 +55,7 @@ train.system train.evaluate train.fleet
 train.start train.record train.advice train.cost
 train.gather
 train.finish train.card train.guard
-train.export
+train.export train.teacher
 train.loop
 train.group
 train.ensemble

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.method_checks import names
 from bert_ft.methods.contrastive import Contrastive
+from bert_ft.methods.distil import Distil
 from bert_ft.methods.ema import Ema
 from bert_ft.methods.fgm import Fgm
 from bert_ft.methods.focal import Focal
@@ -20,7 +21,7 @@ from bert_ft.methods.weights import Weights
 
 ALL: tuple[type[Method], ...] = (
     *(Lora,),
-    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup),
+    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup, Distil),
     *(Ema,),
 )
 METHODS = {method.name: method for method in ALL}

@@ -19,6 +19,7 @@ from bert_ft.config import cache_dir, fixed
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.multi import kinds_of
+from bert_ft.models.shallow import chosen_layers, deepened, picked
 from bert_ft.train import phases
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.checksum import params_sha256
@@ -51,14 +52,17 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
     wanted = hf.flatten(system.abstract_params)
     found: dict[str, np.ndarray] = {}
     if system.pretrained and system.config.model.pretrained:
+        depth = hf.read_config(system.pretrained).num_hidden_layers
+        layers = chosen_layers(system.config.model.layers_from, depth)
         found, new = hf.load(
             system.pretrained,
-            system.abstract_params,
+            hf.unflatten(deepened(wanted, depth)),
             kinds_of(system.model.head),
             hf.label_names(system.fitted),
             system.config.model.head == "new",
             say,
         )
+        found = picked(found, layers)
         count = sum(v.size for v in found.values())
         say(
             f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; "
