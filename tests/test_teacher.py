@@ -34,6 +34,7 @@ def test_a_student_begins_with_them(world, cache):
     c = default()
     c.model.pretrained, c.model.layers_from = str(world.model), "1"
     c.data.train, c.data.cache_dir = f"files:{world.train}", str(cache)
+    c.data.max_length = 32
     found = hf.flatten(initial_params(assemble(c, print, sets=("train",)), print))
     tensors = load_file(world.model / "model.safetensors")
     expected = tensors["encoder.layer.1.intermediate.dense.weight"].T

@@ -20,7 +20,7 @@ from bert_ft.config import config_hash
 from bert_ft.evals.attack import attack, unbroken
 from bert_ft.train.record import git_commit, versions
 from configs.sentiment import get_config
-from experiments.methods.reading import measured, scorer, test_texts, train
+from experiments.methods.reading import attacked_texts, measured, scorer, train
 from experiments.sentiment.compare import spread
 from experiments.sentiment.dot_chart import dot_chart
 
@@ -55,7 +55,7 @@ def measure(method: str, seed: int, flags: Sequence[str], texts: int, edits: int
         workdir = Path(scratch, "run")
         own = [f"--config.train.seed={seed}", f"--config.methods.use={method}", *flags]
         result = train("configs/sentiment.py", workdir, own)
-        found = attack(*test_texts(workdir, texts), scorer(workdir), edits)
+        found = attack(*attacked_texts(workdir, texts), scorer(workdir), edits)
     test = result["eval"]["test/accuracy"]
     return {
         "accuracy": test["mean"],

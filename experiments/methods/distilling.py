@@ -3,7 +3,7 @@ LSTM, each with the teacher's word and without.
 
 python -m experiments.methods.distilling
 
-Trains what distilling.jsonl does not hold yet with the same settings and versions, one run at a
+Trains what distilling.jsonl does not hold yet with the same flags and versions, one run at a
 time: for each seed a teacher, kept under --workdirs, then its students. Prints the table and draws
 distilling.svg.
 """

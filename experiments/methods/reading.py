@@ -50,7 +50,7 @@ def scorer(workdir: Path) -> Score:
     return score
 
 
-def test_texts(workdir: Path, limit: int) -> tuple[list[str], list[int]]:
+def attacked_texts(workdir: Path, limit: int) -> tuple[list[str], list[int]]:
     """The first `limit` texts of a run's test set, and the columns of their labels."""
     c, labels = config_of(workdir), load_fitted(workdir)["labels"]
     rows = open_source(c.data.test, cache_dir=cache_dir(c), bad_rows=c.data.bad_rows).read()
