@@ -191,6 +191,15 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.model.attention,
         "'auto' or 'plain' where probabilities are dropped: set model.dropout_of_attention=False",
     )
+    layers = c.model.layers_from
+    require(
+        not layers
+        or bool(c.model.pretrained)
+        and all(part.strip().isdecimal() for part in layers.split(",")),
+        "model.layers_from",
+        layers,
+        "numbers of layers of model.pretrained from 0, comma-separated, or ''",
+    )
     check_methods(c)
     at_least("trial.width", 0)
     if c.trials:

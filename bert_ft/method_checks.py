@@ -16,7 +16,7 @@ from bert_ft.task_checks import require
 # By what a method wraps, as in README's table.
 ASCENTS = ("fgm", "pgd", "freelb")  # each looks for the shift that raises the loss
 SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
-LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup")
+LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil")
 BUILT_IN = ("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "layer_decay")
 BERT_ONLY = (*SHIFTING, *BUILT_IN)  # they know its modules
 ONE_LOSS = (*LOSSES, "adalora", "noise_scale")  # not with a task that weighs its parts' losses
@@ -25,6 +25,7 @@ RIVALS = (
     ASCENTS,
     ("focal", "mixup"),
     ("contrastive", "mixup"),
+    ("distil", "mixup"),
     ("lora", "adalora"),
     ("ema", "swa"),
 )
@@ -35,6 +36,7 @@ TASKS_OF = {  # those that have what a method asks of a task
     "focal": ("classification", "multilabel"),
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,
+    "distil": _BY_EXAMPLE,
 }
 LEAST = {
     1: (
@@ -48,8 +50,8 @@ LEAST = {
         *("rdrop.alpha", "focal.gamma", "mixup.alpha", "sam.rho"),
     ),
 }
-POSITIVE = ("smart.start", "contrastive.temperature")
-SHARES = ("contrastive.weight", "swa.start")
+POSITIVE = ("smart.start", "contrastive.temperature", "distil.temperature")
+SHARES = ("contrastive.weight", "distil.weight", "swa.start")
 BELOW_1 = ("lora.dropout", "adalora.beta1", "adalora.beta2", "ema.decay", "noise_scale.decay")
 
 
@@ -157,6 +159,10 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
         (
             *("adalora", not t.steps or a.end <= t.steps, "methods.adalora.end", a.end),
             f"train.steps ({t.steps}) or less",
+        ),
+        (
+            *("distil", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),
+            "the workdir of a finished run",
         ),
         (
             *("rdrop", c.model.dropout > 0, "model.dropout", c.model.dropout),

@@ -94,6 +94,11 @@ def defaults() -> ConfigDict:
     m.mixup = ConfigDict()
     m.mixup.alpha = 0.2  # of Beta(alpha, alpha); 0 mixes nothing, 1 is uniform
 
+    m.distil = ConfigDict()
+    m.distil.teacher = ""  # the workdir of a run with the same tokenizer and labels, of any size
+    m.distil.temperature = 2.0  # T; Hinton et al. 2015, section 4: lower for a small student
+    m.distil.weight = 0.5  # w of the teacher's word; 1 - w is that of the labels
+
     m.ema = ConfigDict()
     m.ema.decay = 0.999  # of the average a step; the average is what is scored and kept
 

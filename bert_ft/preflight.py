@@ -35,6 +35,7 @@ from bert_ft.command_line import quiet_libtpu
 from bert_ft.data.batches import Shape
 from bert_ft.data.encode import Encoded
 from bert_ft.errors import InputError
+from bert_ft.method_checks import names
 from bert_ft.models.attention import attend_on
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
@@ -129,6 +130,11 @@ def system_for(
     config: ConfigDict, devices: Sequence[Any], say: Callable[[str], None]
 ) -> tuple[System, list[str]]:
     """The config's system on these devices, and what in it is not the config's own."""
+    if "distil" in names(config):
+        raise InputError(
+            f"config.methods.use is {config.methods.use!r}; accepted in --mode=preflight: no "
+            "distil, whose teacher has to run first and adds next to nothing to a step"
+        )
     if not config.preflight.model:
         system = assemble(config, say, devices=devices)
         if "train" not in system.sets:

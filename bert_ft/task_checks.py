@@ -45,11 +45,12 @@ def check_task(c: ConfigDict) -> None:
             f"{type(t[key])()!r} where task.name is {t.name!r} (it is for {', '.join(tasks)})",
         )
     require(
-        t.class_weights in ("", "balanced") or numbers(t.class_weights, 0),
+        t.class_weights in ("", "balanced", "effective") or numbers(t.class_weights, 0),
         "task.class_weights",
         t.class_weights,
-        "'', 'balanced', or numbers of 0 or more, comma-separated",
+        "'', 'balanced', 'effective', or numbers of 0 or more, comma-separated",
     )
+    require(0 <= t.class_beta < 1, "task.class_beta", t.class_beta, "0 or more and less than 1")
     bounds = t.range.split(",")
     require(
         not t.range

@@ -11,7 +11,8 @@ LAYERS = """
 errors method_knobs
 paths data.defaults
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
-parts trials task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
+parts trials task_checks mesh_rules train.chips evals.plots
+evals.attack evals.entities evals.ranking evals.squad
 data.words data.texts data.windows data.rows data.pieces data.epochs data.word_lists
 data.noise data.shots evals.acquisition
 data.augment
@@ -30,11 +31,11 @@ models.ops models.crf models.positions
 models.attention
 models.bert
 models.heads models.families models.lstm
-models.hf models.multi models.fusion
+models.hf models.multi models.fusion models.shallow
 methods.method
 methods.weights methods.lora methods.ema methods.swa methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart
-methods.rdrop methods.focal methods.contrastive methods.mixup
+methods.rdrop methods.focal methods.contrastive methods.mixup methods.distil
 methods.rates methods.sam methods.noise_scale
 methods.freezing methods.modules
 methods.adalora
@@ -62,7 +63,7 @@ train.start train.record train.advice train.cost
 train.gather
 train.finish train.card train.guard
 train.selection
-train.export
+train.export train.teacher
 train.loop
 train.group
 train.ensemble

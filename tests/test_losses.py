@@ -185,6 +185,16 @@ def test_rdrop_is_its_formula():
     assert found.count == 6
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.8])
+def test_distillation_is_its_formula(weight):
+    given = {**BATCH, "teacher_logits": jnp.asarray(Q)}
+    (method,) = made("distil", distil__temperature=3.0, distil__weight=weight)
+    found = method.objective(fake(P), TASK, MODEL)(None, given, KEY).total
+    nll = -log_softmax(P, axis=1)[np.arange(6), LABEL].sum()
+    soft = 9 * entropy(softmax(Q / 3, axis=1), softmax(P / 3, axis=1), axis=1).sum()
+    np.testing.assert_allclose(found, (1 - weight) * nll + weight * soft, rtol=1e-5)
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 def test_focal_is_its_formula(gamma):
     p = softmax(P, axis=1)[np.arange(6), LABEL]
@@ -295,6 +305,8 @@ def test_shifts_are_measured_by_sequence():
         ("contrastive", {"train.accumulate": 2}, "config.train.accumulate is 2"),
         ("contrastive", {"task.name": "multilabel"}, "it is for classification"),
         ("smart", {"model.kind": "lstm", "model.pretrained": ""}, "no smart where model.kind"),
+        ("distil", {}, "config.methods.distil.teacher is ''; accepted: the workdir"),
+        ("", {"model.layers_from": "0,x"}, "config.model.layers_from is '0,x'"),
         ("pgd", {"methods.pgd.steps": 0}, "config.methods.pgd.steps is 0; accepted: 1 or more"),
         ("smart", {"methods.smart.start": 0.0}, "config.methods.smart.start is 0.0"),
     ],

@@ -120,6 +120,13 @@ def test_class_weights_of_a_config():
     rows = rows_of(text=["x"] * 6, label=["b", "a", "a", "a", "a", "a"])
     fit = Classification(config(task__class_weights="balanced")).fit(rows)
     np.testing.assert_allclose(fit["weights"], [6 / (2 * 5), 6 / (2 * 1)])
+    # Cui et al. 2019: in proportion to (1 - beta) / (1 - beta^n), their mean 1.
+    effective = {"task__class_weights": "effective", "task__class_beta": 0.5}
+    inverse = np.array([0.5 / (1 - 0.5**5), 0.5 / (1 - 0.5)])
+    fit = Classification(config(**effective)).fit(rows)
+    np.testing.assert_allclose(fit["weights"], inverse / inverse.mean())
+    effective["task__class_beta"] = 0.0
+    np.testing.assert_allclose(Classification(config(**effective)).fit(rows)["weights"], [1, 1])
     assert Classification(config(task__class_weights="1,3")).fit(rows)["weights"] == [1, 3]
     assert "weights" not in Classification(config()).fit(rows)
     with pytest.raises(InputError, match="class_weights gives 3 weights for 2 labels: a, b"):
@@ -153,6 +160,11 @@ def test_several_labels_from_lists_and_strings():
         task.fit(rows_of(text="v", label=[3]))
     weighed = MultiLabel(config(task__class_weights="balanced", task__label_delimiter=";"))
     np.testing.assert_allclose(weighed.fit(rows)["weights"], [3 / 2, 4, 4])
+    by_number = config(
+        task__class_weights="effective", task__class_beta=0.5, task__label_delimiter=";"
+    )
+    expected = [(1 - 0.5**3) / (1 - 0.5**2), *[(1 - 0.5**4) / (1 - 0.5)] * 2]
+    np.testing.assert_allclose(MultiLabel(by_number).fit(rows)["weights"], expected)
 
 
 @pytest.mark.parametrize("weights", [None, (0.5, 2.0, 3.0)])

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from bert_ft.method_checks import names
 from bert_ft.methods.adalora import AdaLora
 from bert_ft.methods.contrastive import Contrastive
+from bert_ft.methods.distil import Distil
 from bert_ft.methods.ema import Ema
 from bert_ft.methods.fgm import Fgm
 from bert_ft.methods.focal import Focal
@@ -27,7 +28,7 @@ from bert_ft.methods.weights import Weights
 
 ALL: tuple[type[Method], ...] = (
     *(Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix),
-    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup),
+    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup, Distil),
     *(Ema, Swa, LayerDecay, Rates, Sam, NoiseScale),
 )
 METHODS = {method.name: method for method in ALL}

@@ -34,12 +34,24 @@ def sorted_labels(values: set[str]) -> list[str]:
     return sorted(values, key=lambda v: (numbers[v], v))
 
 
-def class_weights(text: str, counts: np.ndarray, total: int, labels: list[str]) -> list[float]:
+def effective_number(counts: np.ndarray, beta: float) -> np.ndarray:
+    """(1 - beta^n) / (1 - beta): of n examples, as many as do not overlap (Cui et al. 2019, eq. 3);
+    between 1, for beta 0, and n, for beta near 1."""
+    return (1 - beta ** np.asarray(counts, np.float64)) / (1 - beta)
+
+
+def class_weights(
+    text: str, counts: np.ndarray, total: int, labels: list[str], beta: float
+) -> list[float]:
     """task.class_weights -> a weight a label; [] is none. 'balanced' is total / (labels x count)
-    (King & Zeng 2001; scikit-learn's rule), so that every label has the same share of the loss.
+    (King & Zeng 2001; scikit-learn's rule), so that every label has the same share of the loss;
+    'effective' is in proportion to 1 / effective_number, of the mean 1 (Cui et al. 2019, 3.3).
     Raises InputError where their number is not that of the labels."""
     if not text:
         return []
+    if text == "effective":
+        inverse = 1 / effective_number(counts, beta)
+        return [float(w) for w in inverse * len(labels) / inverse.sum()]
     if text == "balanced":
         return [float(total / (len(counts) * c)) for c in counts]
     weights = [float(part) for part in text.split(",")]
@@ -87,12 +99,13 @@ class Classification(SequenceTask):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.names = [n.strip() for n in config.task.label_names.split(",") if n.strip()]
-        self.weighting = config.task.class_weights
+        self.weighting, self.beta = config.task.class_weights, config.task.class_beta
         self.smoothing = config.task.label_smoothing
         self.positive = config.task.positive_label
 
     def signature(self) -> dict[str, Any]:
-        more = {"weights": self.weighting, "positive": self.positive}
+        more: dict[str, Any] = {"weights": self.weighting, "positive": self.positive}
+        more["beta"] = self.beta if self.weighting == "effective" else 0
         return {**super().signature(), "names": self.names, **{k: v for k, v in more.items() if v}}
 
     def fit(self, rows: Rows) -> dict[str, Any]:
@@ -115,7 +128,7 @@ class Classification(SequenceTask):
                 f"{', '.join(map(repr, names[:20]))}"
             )
         counts = np.asarray([values.count(label) for label in labels])
-        weights = class_weights(self.weighting, counts, len(values), labels)
+        weights = class_weights(self.weighting, counts, len(values), labels, self.beta)
         fitted = {"labels": labels, "names": names}
         return {**fitted, "weights": weights} if weights else fitted
 

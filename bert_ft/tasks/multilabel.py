@@ -18,7 +18,7 @@ from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
 from bert_ft.tasks import divergence
-from bert_ft.tasks.classification import class_weights, sorted_labels
+from bert_ft.tasks.classification import class_weights, effective_number, sorted_labels
 from bert_ft.tasks.sequence import SequenceTask
 
 
@@ -37,10 +37,12 @@ class MultiLabel(SequenceTask):
     def __init__(self, config: ConfigDict):
         super().__init__(config)
         self.delimiter = config.task.label_delimiter
-        self.weighting = config.task.class_weights
+        self.weighting, self.beta = config.task.class_weights, config.task.class_beta
 
     def signature(self) -> dict[str, Any]:
-        more = {"delimiter": self.delimiter, "weights": self.weighting}
+        more: dict[str, Any] = {"delimiter": self.delimiter, "weights": self.weighting}
+        if self.weighting == "effective":
+            more["beta"] = self.beta
         return {**super().signature(), **more}
 
     def label_sets(self, rows: Rows) -> list[set[str]]:
@@ -64,9 +66,16 @@ class MultiLabel(SequenceTask):
             raise InputError(f"{rows.origin}: column {self.label!r} has no label in any row")
         counts = np.asarray([sum(label in s for s in sets) for label in labels])
         # Of a label's own two classes: its positives weigh as much as its negatives.
-        balanced = ",".join(str((len(sets) - c) / c or 1.0) for c in counts)
-        text = balanced if self.weighting == "balanced" else self.weighting
-        return {"labels": labels, "weights": class_weights(text, counts, len(sets), labels)}
+        text, misses = self.weighting, len(sets) - counts
+        if text == "balanced":
+            text = ",".join(
+                str(miss / hit or 1.0) for miss, hit in zip(misses, counts, strict=True)
+            )
+        elif text == "effective":
+            ratio = effective_number(misses, self.beta) / effective_number(counts, self.beta)
+            text = ",".join(str(r or 1.0) for r in ratio)
+        weights = class_weights(text, counts, len(sets), labels, self.beta)
+        return {"labels": labels, "weights": weights}
 
     def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """label int8 (N, labels): 1 where a row has the label."""

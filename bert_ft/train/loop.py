@@ -36,6 +36,7 @@ from bert_ft.train.start import (
 )
 from bert_ft.train.step import CompileCount, Programs, TrainState, train_step
 from bert_ft.train.system import System, assemble, save_model_files
+from bert_ft.train.teacher import taught
 from bert_ft.train.writer import Writer
 
 
@@ -102,7 +103,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             print(line, file=sys.stderr, flush=True)
 
     with phases.within("input", "the preparation of data"):
-        system = assemble(config, say)
+        system = taught(assemble(config, say), say)
     if "train" not in system.sets:
         raise InputError("config.data.train is ''; give a data URI")
     steps = total_steps(config, system.sets["train"].of_an_epoch)

@@ -19,6 +19,7 @@ from bert_ft.config import cache_dir, fixed
 from bert_ft.errors import InputError
 from bert_ft.models import hf, positions
 from bert_ft.models.multi import kinds_of
+from bert_ft.models.shallow import chosen_layers, deepened, picked
 from bert_ft.train import phases
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.checksum import params_sha256
@@ -49,11 +50,14 @@ def meta(system: System) -> dict[str, Any]:
 def _pretrained(
     system: System, wanted: Mapping[str, Any], say: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`hf.load`, and where config.model.positions asks for it the table of positions stretched."""
+    """`hf.load`; of it the layers that config.model.layers_from takes, and the table of positions
+    stretched where config.model.positions asks for it."""
     assert system.pretrained is not None
-    stored, stretched = dict(wanted), system.config.model.positions > 0
+    own, stretched = hf.read_config(system.pretrained), system.config.model.positions > 0
+    layers = chosen_layers(system.config.model.layers_from, own.num_hidden_layers)
+    stored = deepened(wanted, own.num_hidden_layers)
     if stretched:
-        own, table = hf.read_config(system.pretrained), wanted[positions.TABLE]
+        table = wanted[positions.TABLE]
         shape = (own.max_position_embeddings, table.shape[1])
         stored[positions.TABLE] = jax.ShapeDtypeStruct(shape, table.dtype)
     found, new = hf.load(
@@ -64,6 +68,7 @@ def _pretrained(
         system.config.model.head == "new",
         say,
     )
+    found = picked(found, layers)
     if stretched:
         found[positions.TABLE] = positions.stretch(
             found[positions.TABLE], table.shape[0], own.position_offset

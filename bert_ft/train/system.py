@@ -29,6 +29,7 @@ from bert_ft.models.attention import attend_on
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
+from bert_ft.models.shallow import chosen_layers
 from bert_ft.tasks.registry import make_task
 from bert_ft.train.barriers import agree
 from bert_ft.train.sharding import abstract, check_sizes, make_mesh, row_shards, shardings
@@ -156,6 +157,9 @@ def assemble(
         tokenizer_path = pretrained
     tokenizer = hf.load_tokenizer(tokenizer_path)
     encoder = _encoder(config, pretrained, tokenizer)
+    if config.model.layers_from and not model_dir:
+        layers = chosen_layers(config.model.layers_from, encoder.num_hidden_layers)
+        encoder = dataclasses.replace(encoder, num_hidden_layers=len(layers))
     if len(tokenizer) > encoder.vocab_size:
         raise InputError(
             f"the tokenizer has {len(tokenizer)} tokens, the model's table {encoder.vocab_size}; "

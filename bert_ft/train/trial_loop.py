@@ -32,6 +32,7 @@ from bert_ft.train.loop import open_writer
 from bert_ft.train.record import write_json
 from bert_ft.train.start import checkpoints, scored
 from bert_ft.train.system import assemble, save_model_files
+from bert_ft.train.teacher import taught
 from bert_ft.train.trial_training import Training
 
 
@@ -59,7 +60,7 @@ def run_trials(config: ConfigDict, workdir: Path, started: float) -> int:
         with base.unlocked():
             base.train.seed = config.train.seed
         with phases.within("input", "the preparation of data"):
-            system = assemble(base, say)
+            system = taught(assemble(base, say), say)
         if "train" not in system.sets:
             raise InputError("config.data.train is ''; give a data URI")
         group = make_group(system, settings, numbers)

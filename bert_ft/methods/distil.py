@@ -1,0 +1,36 @@
+"""Knowledge distillation (Hinton, Vinyals & Dean 2015, section 2): (1 - w) L + w T^2 KL(p || q), p
+and q being what teacher and student say at temperature T, each by its logits / T.
+
+The teacher is another run; it reads each training example once, without dropout, before the first
+step (train/teacher.py), and its logits are the field TEACHER of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from bert_ft.methods.method import Method, Run, Sums
+from bert_ft.models.bert import Batch
+
+TEACHER = "teacher_logits"  # of a batch: float32 (B, …), shaped as the student's
+
+
+class Distil(Method):
+    """The divergence is the task's, which multiplies by T^2 where T means something."""
+
+    name = "distil"
+
+    def objective(self, run: Run, task: Any, model: Any) -> Run:
+        k = self.knobs
+
+        def taught(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
+            made = run(params, batch, rng)
+            teacher = {**made.outputs, "logits": batch[TEACHER]}
+            far = task.divergence(teacher, made.outputs, batch, k.temperature)
+            total = (1 - k.weight) * made.total + k.weight * far
+            extra = {**made.extra, "distil_divergence": far}
+            return dataclasses.replace(made, total=total, extra=extra)
+
+        return taught

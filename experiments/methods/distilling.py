@@ -1,0 +1,113 @@
+"""What a teacher buys a smaller student: the demo's 6 layers into 3 and 2 of them, and into the
+LSTM, each with the teacher's word and without.
+
+python -m experiments.methods.distilling
+
+Trains what distilling.jsonl does not hold yet with the same flags and versions, one run at a
+time: for each seed a teacher, kept under --workdirs, then its students. Prints the table and draws
+distilling.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_ft.train.record import git_commit, versions
+from experiments.methods.reading import measured, train
+from experiments.sentiment.compare import spread
+from experiments.sentiment.dot_chart import dot_chart
+
+HERE = Path(__file__).parent
+# Every second layer of six, and every third: the last ones of each stretch, so that the top stays.
+STUDENTS = {
+    "6 layers (the teacher)": ("configs/sentiment.py", ()),
+    "3 layers": ("configs/sentiment.py", ("--config.model.layers_from=1,3,5",)),
+    "2 layers": ("configs/sentiment.py", ("--config.model.layers_from=2,5",)),
+    "LSTM": ("configs/lstm.py", ()),
+}
+TEACHER = next(iter(STUDENTS))
+
+
+def line_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    test = result["eval"]["test/accuracy"]
+    return {
+        "accuracy": test["mean"],
+        "n": test["n_examples"],
+        "parameters": result["params"]["total"],
+        "examples_per_s": result["speed"]["examples_per_s"],
+        "git_commit": git_commit(),
+    }
+
+
+def teach(workdirs: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
+    """A teacher is a run like any other: it goes on, or is finished, where it is there."""
+    own = [f"--config.train.seed={seed}", *flags]
+    return line_of(train(STUDENTS[TEACHER][0], workdirs / f"teacher_{seed}", own))
+
+
+def learn(
+    student: str, taught: bool, seed: int, teacher: Path, flags: Sequence[str]
+) -> dict[str, Any]:
+    config, own = STUDENTS[student]
+    words = [*own, f"--config.train.seed={seed}", *flags]
+    if taught:
+        words += ["--config.methods.use=distil", f"--config.methods.distil.teacher={teacher}"]
+    with tempfile.TemporaryDirectory() as scratch:
+        return line_of(train(config, Path(scratch, "run"), words))
+
+
+def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    lines = [
+        "| | parameters | test accuracy, % | each seed | training, examples/s |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rows in runs.items():
+        each = ", ".join(f"{100 * row['accuracy']:.2f}" for row in rows)
+        pace = statistics.median(row["examples_per_s"] for row in rows)
+        scores = spread([row["accuracy"] for row in rows])
+        lines.append(f"| {name} | {rows[0]['parameters']:,} | {scores} | {each} | {pace:.0f} |")
+    seeds = ", ".join(str(row["seed"]) for row in next(iter(runs.values())))
+    n = next(iter(runs.values()))[0]["n"]
+    lines.append(f"\nMean ± standard deviation over seeds {seeds}; test n = {n}.")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--students", nargs="+", choices=list(STUDENTS)[1:], default=list(STUDENTS)[1:])
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--flags", type=str.split, default=[], help="of the main program, in quotes")
+    p.add_argument("--workdirs", type=Path, default=Path("runs/distilling"))
+    p.add_argument("--results", type=Path, default=HERE / "distilling.jsonl")
+    p.add_argument("--plot", type=Path, default=HERE / "distilling.svg")
+    args = p.parse_args()
+    named = versions()
+    named.pop("bert_ft")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for seed in args.seeds:
+        shared = {"seed": seed, "flags": args.flags, "versions": named}
+        teacher = args.workdirs / f"teacher_{seed}"
+        # The students need its workdir, whatever the results hold.
+        of_teacher = teach(args.workdirs, seed, args.flags)
+        what = {"student": TEACHER, "taught": False, **shared}
+        line = measured(args.results, what, lambda made=of_teacher: made)
+        runs.setdefault(TEACHER, []).append(line)
+        for student in args.students:
+            for taught in (False, True):
+                what = {"student": student, "taught": taught, **shared}
+                how = (student, taught, seed, teacher, args.flags)
+                line = measured(args.results, what, lambda how=how: learn(*how))
+                name = f"{student}, {'taught' if taught else 'alone'}"
+                runs.setdefault(name, []).append(line)
+    print(table(runs))
+    cases = {name: [100 * row["accuracy"] for row in rows] for name, rows in runs.items()}
+    args.plot.write_text(dot_chart("Test accuracy, %", cases, statistics.fmean, from_zero=False))
+
+
+if __name__ == "__main__":
+    main()

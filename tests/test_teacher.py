@@ -1,0 +1,65 @@
+"""A teacher's word joined to the training examples; a student of some of its layers."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import read_jsonl
+from safetensors.numpy import load_file
+from scipy.special import softmax
+
+from bert_ft.config import default
+from bert_ft.errors import InputError
+from bert_ft.models import hf
+from bert_ft.models.shallow import chosen_layers, deepened, picked
+from bert_ft.train.start import initial_params
+from bert_ft.train.system import assemble
+
+
+def test_layers_of_a_checkpoint_are_picked():
+    deep = {f"encoder/layer_{i}/up/kernel": i for i in range(11)} | {"encoder/word/embedding": "w"}
+    shallow = picked(deep, [1, 10])
+    assert shallow == {
+        "encoder/word/embedding": "w",
+        "encoder/layer_0/up/kernel": 1,
+        "encoder/layer_1/up/kernel": 10,
+    }
+    assert deepened(shallow, 11).keys() == deep.keys()
+    assert chosen_layers("", 2) == [0, 1] and chosen_layers("1, 3", 4) == [1, 3]
+    with pytest.raises(InputError, match="layers 0 to 3"):
+        chosen_layers("1,4", 4)
+
+
+def test_a_student_begins_with_them(world, cache):
+    c = default()
+    c.model.pretrained, c.model.layers_from = str(world.model), "1"
+    c.data.train, c.data.cache_dir = f"files:{world.train}", str(cache)
+    c.data.max_length = 32
+    found = hf.flatten(initial_params(assemble(c, print, sets=("train",)), print))
+    tensors = load_file(world.model / "model.safetensors")
+    expected = tensors["encoder.layer.1.intermediate.dense.weight"].T
+    np.testing.assert_array_equal(found["encoder/layer_0/up/kernel"], expected)
+    assert not any("layer_1" in path for path in found)
+
+
+def test_two_students_learn_from_a_teacher_that_reads_once(run_here, world, tmp_path, cache):
+    """As trials of one program, from one of the teacher's layers; with its word alone they come
+    near it. The teacher's own predictions of the training set are its test set's."""
+    short = "--config.train.steps=4"
+    teacher = run_here(tmp_path / "teacher", short, f"--config.data.test=files:{world.train}").ok()
+    said = read_jsonl(teacher.workdir / "predictions" / "test.jsonl")
+    probabilities = np.array([list(line["probabilities"].values()) for line in said])
+    words = (
+        "--config.methods.use=distil",
+        f"--config.methods.distil.teacher={teacher.workdir}",
+        "--config.methods.distil.weight=1.0",
+        "--config.model.layers_from=1",
+    )
+    trials = json.dumps({"seed": [0, 1]})
+    student = run_here(tmp_path / "student", short, *words, f"--config.trials={trials}").ok()
+    (kept,) = (cache / "bert_ft" / "taught").glob("*.npy")
+    np.testing.assert_allclose(softmax(np.load(kept), axis=1), probabilities, atol=2e-6)
+    far = [line["value"] for line in student.metrics if "distil_divergence" in line["name"]]
+    assert len(far) and np.isfinite(far).all()
+    other = run_here(tmp_path / "other", short, *words, "--config.task.name=ordinal")
+    other.refused("config.methods.distil.teacher", "its task is 'classification'", "'ordinal'")
