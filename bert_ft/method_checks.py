@@ -99,6 +99,12 @@ def _check_weights(c: ConfigDict, used: list[str]) -> None:
         m.use,
         "no adalora where task.name is 'multi', whose parts' losses are weighed",
     )
+    require(
+        not c.model.adapter or bool({"lora", "adalora", "prefix"} & {*used}),
+        "model.adapter",
+        c.model.adapter,
+        "'' without lora, adalora or prefix in methods.use",
+    )
     unfreeze_rules(m.unfreeze.schedule)
 
 

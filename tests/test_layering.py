@@ -25,11 +25,12 @@ data.prefetch
 data.batches
 data.masking
 models.ops models.crf
+models.noise
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
 methods.method methods.shifts
-methods.weights methods.lora methods.fgm methods.ema methods.freezing methods.modules
+models.peft methods.weights methods.lora methods.fgm methods.ema methods.freezing methods.modules
 methods.adalora
 methods.registry
 evals.spans evals.paired evals.trials_page
@@ -50,8 +51,8 @@ train.store train.writer train.footprint
 train.checkpoint
 train.step
 train.system train.evaluate train.fleet
-train.start train.record train.advice train.cost
-train.gather
+train.start train.record train.advice train.cost train.agreement
+train.gather train.adapters
 train.finish train.card train.guard
 train.export
 train.loop
