@@ -1,5 +1,5 @@
-"""Dropout whose mask is a function of the seed, the place in the model, the example and the position
-(models/ops.py has the hash)."""
+"""Dropout whose mask is a function of the seed, the site in the model, the example and the
+position; models/ops.py has the hash."""
 
 from __future__ import annotations
 

@@ -110,7 +110,8 @@ def read(path: Path, model: Mapping[str, Any], encoder: EncoderConfig, kind: str
     if use == "lora" and about.get("rank_pattern"):
         raise InputError(f"{path / CONFIG}: rank_pattern is not empty; accepted: one rank for all")
     back = {name: ours for ours, name in _table(use, model, encoder, kind).items()}
-    found, strange = {}, []
+    found: dict[str, np.ndarray] = {}
+    strange = []
     for name, array in tensors.items():
         if name == "prompt_embeddings" and use == "prefix":
             parts = np.split(array, 2 * encoder.num_hidden_layers, axis=1)
