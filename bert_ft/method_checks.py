@@ -12,12 +12,19 @@ from bert_ft.config import nearest
 from bert_ft.errors import InputError
 from bert_ft.task_checks import require
 
+# Tasks whose head reads the first token alone, so that a prompt's own tokens have no label.
+PROMPTED = ("classification", "multilabel", "regression", "ordinal")
 LOSSES = ("fgm",)  # methods of the third line of README's table: they wrap the loss or its gradient
 
 
 def names(config: ConfigDict) -> list[str]:
     """The methods that config.methods.use lists."""
     return [name.strip() for name in config.methods.use.split(",") if name.strip()]
+
+
+def prompt_length(config: ConfigDict) -> int:
+    """Soft tokens in every sequence."""
+    return config.methods.prompt.length if "prompt" in names(config) else 0
 
 
 def require_regex(key: str, pattern: str) -> None:
@@ -45,6 +52,7 @@ def check_methods(c: ConfigDict) -> None:
         *(("lora.rank", 1), ("fgm.epsilon", 0), ("fgm.weight", 0)),
         *(("adalora.target_rank", 1), ("adalora.begin", 0), ("adalora.orthogonality", 0)),
         *(("houlsby.width", 1), ("pfeiffer.width", 1), ("prefix.length", 1), ("prefix.std", 0)),
+        ("prompt.length", 1),
     ):
         require(_at(m, key) >= low, f"methods.{key}", _at(m, key), f"{low} or more")
     for key in ("lora.dropout", "adalora.beta1", "adalora.beta2", "ema.decay"):
@@ -104,6 +112,18 @@ def _check_weights(c: ConfigDict, used: list[str]) -> None:
         "model.adapter",
         c.model.adapter,
         "'' without lora, adalora or prefix in methods.use",
+    )
+    require(
+        "prompt" not in used or c.task.name in PROMPTED,
+        "methods.use",
+        m.use,
+        f"no prompt where task.name is {c.task.name!r}; it may be {', '.join(PROMPTED)}",
+    )
+    require(
+        not c.data.row_length or c.data.row_length >= c.data.max_length + prompt_length(c),
+        "data.row_length",
+        c.data.row_length,
+        f"0, or data.max_length and the prompt's length ({c.data.max_length + prompt_length(c)})",
     )
     unfreeze_rules(m.unfreeze.schedule)
 

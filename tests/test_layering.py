@@ -21,7 +21,7 @@ data.formats
 data.joins
 data.sources
 data.encode
-data.prefetch
+data.prefetch data.prompts
 data.batches
 data.masking
 models.ops models.crf

@@ -11,10 +11,10 @@ from bert_ft.methods.fgm import Fgm
 from bert_ft.methods.freezing import BitFit, Freeze, Unfreeze
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
-from bert_ft.methods.modules import Houlsby, Pfeiffer, Prefix
+from bert_ft.methods.modules import Houlsby, Pfeiffer, Prefix, Prompt
 from bert_ft.methods.weights import Weights
 
-WEIGHTS = (Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix)
+WEIGHTS = (Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix, Prompt)
 METHODS: dict[str, type[Method]] = {method.name: method for method in (*WEIGHTS, Fgm, Ema)}
 
 

@@ -234,6 +234,10 @@ class Encoder(nn.Module):
         # with its data index; then each has its rows. Otherwise the table's gradient needs those
         # of all devices.
         x = ops.by_rows(ops.by_rows(x, ("data",)))
+        if self.has_variable("params", "prompt"):  # methods/modules.py
+            prompt, at = self.variables["params"]["prompt"], batch["positions"] - 1
+            soft = (at >= 0) & (at < len(prompt)) & (batch["segments"] > 0)
+            x = jnp.where(soft[..., None], prompt[jnp.clip(at, 0, len(prompt) - 1)], x)
         if "word_shift" in batch:  # of an adversary (methods/shifts.py)
             x += batch["word_shift"]
         x += Embed(c.max_position_embeddings, width, std, name="position")(

@@ -17,9 +17,11 @@ from bert_ft import paths
 from bert_ft.config import cache_dir, flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
+from bert_ft.data.prompts import with_places
 from bert_ft.data.sources import Rows, open_source
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
+from bert_ft.method_checks import prompt_length
 from bert_ft.train import adapters, optim, phases, record
 from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
@@ -233,6 +235,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     # A task to which such rows are others than those of a set with labels says so.
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
+    data = with_places(data, prompt_length(config))
     if config.predict.adapters:
         for name, its, params, step in adapters.each(system, _tell):
             at = out.with_name(f"{out.stem}.{name}.jsonl")
