@@ -95,6 +95,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     one_of("model.kind", ("bert", "lstm"))
     one_of("model.pool", ("last", "mean"))
     one_of("task.label_scaling", ("standard", "none"))
+    one_of("export.format", ("transformers", "peft"))
     one_of("mesh.backend", ("", "cpu", "gpu", "tpu"))
     for key in (
         *("train.batch_size", "train.accumulate", "eval.batch_size", "log.every_steps"),

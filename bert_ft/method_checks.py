@@ -17,7 +17,10 @@ from bert_ft.task_checks import require
 ASCENTS = ("fgm", "pgd", "freelb")  # each looks for the shift that raises the loss
 SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
 LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil")
-BUILT_IN = ("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "layer_decay")
+BUILT_IN = (
+    *("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt"),
+    "layer_decay",
+)
 BERT_ONLY = (*SHIFTING, *BUILT_IN)  # they know its modules
 ONE_LOSS = (*LOSSES, "adalora", "noise_scale")  # not with a task that weighs its parts' losses
 # At most one of each.
@@ -37,10 +40,12 @@ TASKS_OF = {  # those that have what a method asks of a task
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,
     "distil": _BY_EXAMPLE,
+    "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label
 }
 LEAST = {
     1: (
         *("lora.rank", "adalora.target_rank", "houlsby.width", "pfeiffer.width", "prefix.length"),
+        "prompt.length",
         *("pgd.steps", "freelb.steps", "smart.steps", "swa.every"),
     ),
     0: (
@@ -85,6 +90,11 @@ def _rules(key: str, given: str, types: tuple, accepted: str) -> list[tuple[str,
         require(good, key, given, accepted)
         require_regex(key, pair[0])
     return [(pattern, number) for pattern, number in pairs]
+
+
+def prompt_length(config: ConfigDict) -> int:
+    """Soft tokens in every sequence."""
+    return config.methods.prompt.length if "prompt" in names(config) else 0
 
 
 def require_regex(key: str, pattern: str) -> None:
@@ -194,3 +204,16 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
         ),
     ):
         require(name not in used or ok, key, value, accepted)
+    require(
+        not c.model.adapter or bool({"lora", "adalora", "prefix"} & {*used}),
+        "model.adapter",
+        c.model.adapter,
+        "'' without lora, adalora or prefix in methods.use",
+    )
+    length = c.data.max_length + prompt_length(c)
+    require(
+        not c.data.row_length or c.data.row_length >= length,
+        "data.row_length",
+        c.data.row_length,
+        f"0, or data.max_length and the prompt's length ({length}) or more",
+    )

@@ -56,6 +56,9 @@ def defaults() -> ConfigDict:
     m.prefix.length = 16  # keys and values a layer; so many positions fewer are left for tokens
     m.prefix.std = 0.02  # of their first values; BERT's own
 
+    m.prompt = ConfigDict()
+    m.prompt.length = 20  # soft tokens a sequence (Lester et al. 2021, 3.2: more gain little)
+
     m.fgm = ConfigDict()
     m.fgm.epsilon = 1.0  # L2 norm of the step on each example's word vectors
     m.fgm.weight = 1.0  # of the adversarial loss beside the clean one's 1

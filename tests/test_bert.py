@@ -11,7 +11,8 @@ from small import SIZES, encoded, init, model, varied
 
 from bert_ft.data.batches import BatchPlan, EvalPlan
 from bert_ft.models import ops
-from bert_ft.models.bert import Encoder, make_noise
+from bert_ft.models.bert import Encoder
+from bert_ft.models.noise import make_noise
 
 MODEL = model()
 ROW = 16

@@ -9,7 +9,7 @@ from conftest import read_jsonl
 from safetensors.numpy import load_file, save_file
 
 from bert_ft.models import hf
-from bert_ft.train import card, export
+from bert_ft.train import agreement, card, export
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +154,12 @@ def test_a_wrong_directory_is_not_left_behind(what, trained, run_here, tmp_path,
 def test_what_transformers_reads_otherwise_is_refused(trained, run_here, tmp_path, monkeypatch):
     """Our own loader agrees with itself here; only the other library can tell."""
     pytest.importorskip("torch")
-    true = export.transformers_outputs
+    true = agreement.transformers_outputs
 
     def off(*args):
         return {k: v + 2e-4 for k, v in true(*args).items()}
 
-    monkeypatch.setattr(export, "transformers_outputs", off)
+    monkeypatch.setattr(agreement, "transformers_outputs", off)
     with pytest.raises(AssertionError, match="as transformers reads"):
         run_here(trained, "--mode=export", to(tmp_path / "out"))
     assert left_in(tmp_path) == []
@@ -169,11 +169,11 @@ def test_a_difference_that_is_nan_is_one(exported):
     batch = {"segments": np.ones((2, 4), np.int32)}
     right = {"logits": np.zeros((2, 3), np.float32)}
     with pytest.raises(AssertionError, match="logits"):
-        export._difference("x", right, {"logits": np.full((2, 3), np.nan)}, batch)
+        agreement._difference("x", right, {"logits": np.full((2, 3), np.nan)}, batch)
     with pytest.raises(AssertionError, match="shape"):
-        export._difference("x", right, {"logits": np.zeros((2, 4))}, batch)
+        agreement._difference("x", right, {"logits": np.zeros((2, 4))}, batch)
     of_tokens = {"logits": np.zeros((2, 4, 3), np.float32)}
     off = {"logits": of_tokens["logits"].copy()}
     off["logits"][1, 3] = 9  # a padding's
     batch["segments"][1, 3] = 0
-    assert export._difference("x", of_tokens, off, batch) == 0
+    assert agreement._difference("x", of_tokens, off, batch) == 0

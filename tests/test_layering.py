@@ -24,16 +24,16 @@ data.formats
 data.joins
 data.sources
 data.encode
-data.prefetch
+data.prefetch data.prompts
 data.batches
 data.masking
 models.ops models.crf models.positions
-models.attention
+models.attention models.noise
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion models.shallow
 methods.method
-methods.weights methods.lora methods.ema methods.swa methods.shifts
+models.peft methods.weights methods.lora methods.ema methods.swa methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart
 methods.rdrop methods.focal methods.contrastive methods.mixup methods.distil
 methods.rates methods.sam methods.noise_scale
@@ -59,8 +59,8 @@ train.checkpoint
 train.step train.proposals
 train.training_set
 train.system train.evaluate train.fleet
-train.start train.record train.advice train.cost
-train.gather
+train.start train.record train.advice train.cost train.agreement
+train.gather train.adapters
 train.finish train.card train.guard
 train.selection
 train.export train.teacher

@@ -20,9 +20,9 @@ from bert_ft.data.sources import Rows, open_source
 from bert_ft.errors import InputError
 from bert_ft.evals.ranking_by_user import by_user
 from bert_ft.models import hf
-from bert_ft.models.bert import make_noise
 from bert_ft.models.fusion import unknown_ids
 from bert_ft.models.heads import Model
+from bert_ft.models.noise import make_noise
 from bert_ft.tasks import features
 from bert_ft.tasks.recommend import Recommend
 from bert_ft.train import optim

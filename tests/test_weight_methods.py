@@ -12,6 +12,7 @@ from small import SIZES, config, init, model, varied
 
 from bert_ft.checks import check
 from bert_ft.data.batches import EvalPlan
+from bert_ft.data.prompts import with_places
 from bert_ft.errors import InputError
 from bert_ft.methods import adalora
 from bert_ft.methods.method import Sums, Wrapped
@@ -22,7 +23,7 @@ from bert_ft.models.hf import flatten, unflatten
 
 MODEL = model()
 LINEAR = r"(query|value|up)$"  # of two sizes
-MODULES = ("houlsby", "pfeiffer", "prefix")
+MODULES = ("houlsby", "pfeiffer", "prefix", "prompt")
 
 
 def methods(use, **knobs):
@@ -34,8 +35,8 @@ def methods(use, **knobs):
     return c
 
 
-def plan(packed=True):
-    return EvalPlan(varied(12), 12, 32, packed=packed)
+def plan(packed=True, prompt=0):
+    return EvalPlan(with_places(varied(12), prompt), 12, 32, packed=packed)
 
 
 def logits(params, batch, made=MODEL):
@@ -146,10 +147,12 @@ def test_adapters_begin_as_the_model_is(name, params, plain):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_packed_padded_and_in_every_loop(name, params, plain):
-    weights = make_weights(methods(name))
+    weights = make_weights(methods(name, prompt__length=5))
     trained, frozen = weights.begin(params, 0)
     formed = weights.form(frozen, stirred(trained), 0)
-    first, padded = plan(), plan(packed=False)
+    soft = 5 if name == "prompt" else 0
+    first, padded = plan(prompt=soft), plan(packed=False, prompt=soft)
+    assert first.shape.rows < 12, "nothing was packed"
     made = logits(formed, first.batch(0))
     assert np.abs(made - plain).max() > 0.05, "the module does nothing"
     back = np.argsort(padded.order[0])[first.order[0]]
@@ -157,6 +160,28 @@ def test_modules_packed_padded_and_in_every_loop(name, params, plain):
     np.testing.assert_allclose(made, apart, atol=1e-5, rtol=0)
     other = Model(SIZES, MODEL.head, jnp.dtype("float32"), "layer", "scan")
     np.testing.assert_allclose(logits(formed, first.batch(0), other), made, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_of_words_is_those_words_in_the_text(params):
+    """Behind the first token, at its positions, of its type."""
+    data, words = varied(12), np.array([3, 70, 8])
+    places = with_places(data, 3)
+    first = places.offsets[:-1]
+    tokens = places.tokens.copy()
+    for k, word in enumerate(words):
+        tokens[first + 1 + k] = word
+    plain = EvalPlan(dataclasses.replace(places, tokens=tokens), 12, 32)
+    soft = {**params["encoder"], "prompt": params["encoder"]["word"]["embedding"][words]}
+    np.testing.assert_allclose(
+        logits({**params, "encoder": soft}, EvalPlan(places, 12, 32).batch(0)),
+        logits(params, plain.batch(0)),
+        atol=1e-6,
+    )
+    lengths = np.diff(places.offsets) - 3
+    np.testing.assert_array_equal(lengths, np.diff(data.offsets))
+    rest = np.ones(len(places.tokens), bool)
+    rest[(first[:, None] + [1, 2, 3]).reshape(-1)] = False
+    np.testing.assert_array_equal(places.tokens[rest], data.tokens)
 
 
 def test_houlsby_and_pfeiffer_stand_where_their_papers_say():
@@ -346,6 +371,7 @@ def test_budget_agrees_with_peft_step_by_step():
         ("unfreeze", {"unfreeze__schedule": '{"a": 1}'}, r"\[\[\"REGEX\", STEP\]"),
         ("unfreeze", {"unfreeze__schedule": '[["a", -1]]'}, r"\[\[\"REGEX\", STEP\]"),
         ("prefix", {"prefix__length": 0}, "1 or more"),
+        ("prompt", {"prompt__length": 0}, "1 or more"),
     ],
 )
 def test_refused(use, knobs, words):

@@ -78,7 +78,7 @@ def attack(
     order = _by_importance(texts, label, right, score)
     for turn in range(edits):
         tries = {
-            i: _candidates(texts[i], now[i], order[i], turn)
+            int(i): _candidates(texts[int(i)], now[i], order[i], turn)
             for i in np.flatnonzero(right & ~broken)
             if turn < len(order[i])
         }

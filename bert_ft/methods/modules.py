@@ -88,3 +88,20 @@ class Prefix(Module):
                 drawn = jax.random.normal(own, (self.knobs.length, hidden))
                 made[f"{layer}/attention/prefix_{name}"] = self.knobs.std * drawn
         return made
+
+
+class Prompt(Module):
+    """Soft tokens: word vectors (length, width of the table) behind the first token of a sequence,
+    which the head reads, trained themselves (Lester et al. 2021, section 2); they begin as those of
+    words drawn from the table (section 3.2). Their places are in the data (data/prompts.py)."""
+
+    name = "prompt"
+    advice = (
+        "transformers has no place for it, peft only before the first token; --mode=predict "
+        "answers with it"
+    )
+
+    def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
+        table = model["encoder/word/embedding"]
+        words = jax.random.randint(rng, (self.knobs.length,), 0, table.shape[0])
+        return {"encoder/prompt": jnp.asarray(table)[words]}

@@ -16,7 +16,7 @@ from bert_ft.methods.freezing import BitFit, Freeze, Unfreeze
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
 from bert_ft.methods.mixup import Mixup
-from bert_ft.methods.modules import Houlsby, Pfeiffer, Prefix
+from bert_ft.methods.modules import Houlsby, Pfeiffer, Prefix, Prompt
 from bert_ft.methods.noise_scale import NoiseScale
 from bert_ft.methods.pgd import Pgd
 from bert_ft.methods.rates import LayerDecay, Rates
@@ -27,7 +27,7 @@ from bert_ft.methods.swa import Swa
 from bert_ft.methods.weights import Weights
 
 ALL: tuple[type[Method], ...] = (
-    *(Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix),
+    *(Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix, Prompt),
     *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup, Distil),
     *(Ema, Swa, LayerDecay, Rates, Sam, NoiseScale),
 )

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from bert_ft.models import ops
-from bert_ft.models.bert import Batch, Dense, Embed, Noise
+from bert_ft.models.bert import Batch, Dense, Embed
 from bert_ft.models.heads import Outputs, pooled_first, sequence_ids
+from bert_ft.models.noise import Noise
 
 TABLE_STD = 0.1  # of the embeddings at the start, beside pooled values of about 1
 SITE = -2  # of this head's noise; -1 is the pooler's

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_ft.models import attention, ops
-from bert_ft.models.bert import Batch, Dense, LayerNorm, Noise, make_noise
+from bert_ft.models.bert import Batch, Dense, LayerNorm
+from bert_ft.models.noise import Noise, make_noise
 
 Outputs = dict[str, jax.Array]
 MASKED = -1e30  # a logit of what is no choice; the sum of two is still finite

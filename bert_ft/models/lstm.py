@@ -16,7 +16,8 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from bert_ft.models import ops
-from bert_ft.models.bert import Batch, Embed, Noise
+from bert_ft.models.bert import Batch, Embed
+from bert_ft.models.noise import Noise
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from bert_ft.models import ops
-from bert_ft.models.bert import Batch, Noise
+from bert_ft.models.bert import Batch
 from bert_ft.models.heads import kind_of
+from bert_ft.models.noise import Noise
 
 
 def kinds_of(head: Any) -> str | Mapping[str, str]:

@@ -17,10 +17,12 @@ from bert_ft import paths
 from bert_ft.config import cache_dir, flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
-from bert_ft.data.sources import open_source
+from bert_ft.data.prompts import with_places
+from bert_ft.data.sources import Rows, open_source
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
-from bert_ft.train import optim, phases, record
+from bert_ft.method_checks import prompt_length
+from bert_ft.train import adapters, optim, phases, record
 from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
@@ -212,7 +214,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
     """--mode=predict: a JSON line a row of config.predict.input, in its order; returns the file.
-    A task with a method `lists(lines)` also writes those, to <name of the file>.ranked.jsonl."""
+    A task with a method `lists(lines)` also writes those, to <name of the file>.ranked.jsonl. With
+    config.predict.adapters a file an adapter, <name of the file>.<name of the adapter>.jsonl, whose
+    lines name it; returns their directory."""
     of_all, workdir = workdir, chosen(workdir, config.predict.trial, "predict.trial")
     fitted = load_fitted(workdir)
     given, out = _predict_paths(config, of_all)
@@ -231,21 +235,41 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     # A task to which such rows are others than those of a set with labels says so.
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
+    data = with_places(data, prompt_length(config))
+    if config.predict.adapters:
+        for name, its, params, step in adapters.each(system, _tell):
+            at = out.with_name(f"{out.stem}.{name}.jsonl")
+            said = f"adapter {name}" + (f" of step {step:,}" if step is not None else "")
+            _label(its, params, data, rows, at, said, {"adapter": name})
+        return out.parent
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
+    _label(system, params, data, rows, out, f"step {step:,}", {})
+    return out
+
+
+def _label(
+    system: System,
+    params: Any,
+    data: Encoded,
+    rows: Rows,
+    out: Path,
+    by: str,
+    more: Mapping[str, Any],
+) -> None:
+    """Writes what `params` answer to the rows, with what `more` says of each."""
     answers = system.task.answers(
         predict_set(system, eval_programs(system), params, data), data, rows
     )
-    lines = [{"label": answer.pop("prediction"), **answer} for answer in answers]
-    if "id" in columns:
-        lines = [{"id": i, **line} for i, line in zip(columns["id"], lines, strict=True)]
+    lines = [{"label": answer.pop("prediction"), **answer, **more} for answer in answers]
+    if "id" in rows.columns:
+        lines = [{"id": i, **line} for i, line in zip(rows.columns["id"], lines, strict=True)]
     if jax.process_index() == 0:
         record.write_lines(out, lines)
         lists = getattr(system.task, "lists", None)  # what a task makes of the lines together
         if lists is not None:
             record.write_lines(out.with_name(f"{out.stem}.ranked.jsonl"), lists(lines))
         cut = sum(line["truncated"] for line in lines)
-        print(f"{len(lines):,} rows labelled by step {step:,}, {cut:,} truncated: {out}")
-    return out
+        print(f"{len(lines):,} rows labelled by {by}, {cut:,} truncated: {out}")
 
 
 def _tell(line: str) -> None:

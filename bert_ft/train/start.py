@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir, fixed
 from bert_ft.errors import InputError
-from bert_ft.models import hf, positions
+from bert_ft.method_checks import names
+from bert_ft.models import hf, peft, positions
+from bert_ft.models.heads import kind_of
 from bert_ft.models.multi import kinds_of
 from bert_ft.models.shallow import chosen_layers, deepened, picked
 from bert_ft.train import phases
@@ -142,6 +144,8 @@ def fresh_state(
     """The state of step 0."""
     like = abstract_state(system, optimizer)
     params, frozen = _begun(system, base_params(system, optimizer, say), like)
+    if system.config.model.adapter:
+        params = _adapted(system, params, say)
     places = jax.tree.map(lambda s: s.sharding, like.opt_state)
     opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
     step = jax.device_put(jnp.int32(0), like.step.sharding)
@@ -155,6 +159,39 @@ def _begun(system: System, model: Any, like: TrainState) -> tuple[Any, Any]:
     places = jax.tree.map(lambda s: s.sharding, (like.params, like.frozen))
     begin = functools.partial(system.weights.begin, seed=system.config.train.seed)
     return jax.jit(begin, out_shardings=places, donate_argnums=0)(model)
+
+
+def _adapted(system: System, trained: Any, say: Callable[[str], None]) -> Any:
+    """What is trained, with config.model.adapter's values. Raises InputError where that adapter is
+    of another method, or form, than the config's."""
+    at, m = system.config.model.adapter, system.config.methods
+    model = hf.flatten(system.abstract_params)
+    adapter = peft.read(paths.at(at), model, system.encoder, kind_of(system.model.head))
+    wrong = [f"methods.use={adapter.use}"] if adapter.use not in names(system.config) else []
+    for knob, value in adapter.knobs.items():
+        if not wrong and m[adapter.use][knob] != value:
+            wrong.append(f"methods.{adapter.use}.{knob}={value}")
+    if wrong:
+        flags = " ".join(f"--config.{flag}" for flag in wrong)
+        raise InputError(f"config.model.adapter: {at} is of another form; give {flags}")
+    flat = hf.flatten(trained)
+    other = sorted(adapter.tensors.keys() - flat.keys())
+    other += [p for p in flat if p not in adapter.tensors and p.startswith("encoder/")]
+    if other:
+        raise InputError(
+            f"config.model.adapter: {at} and this run do not both have {', '.join(other[:3])}; "
+            f"give the methods.{adapter.use}.targets and methods.also_train that it was made with"
+        )
+    for path, array in adapter.tensors.items():
+        if array.shape != flat[path].shape:
+            raise InputError(
+                f"config.model.adapter: {at}: {path} has shape {array.shape}, "
+                f"the model's {flat[path].shape}"
+            )
+        flat[path] = jax.device_put(array, flat[path].sharding)
+    new = sorted(flat.keys() - adapter.tensors.keys())
+    say(f"start: adapter {at}, a {adapter.use}; new: {', '.join(new) or '-'}")
+    return hf.unflatten(flat)
 
 
 def frozen_digest(frozen: Any) -> str:
@@ -220,14 +257,15 @@ def initial_state(
     return dataclasses.replace(restored[0], frozen=frozen), restored[2].get("assessed", True)
 
 
-def trained_params(
+def trained_at(
     system: System,
     workdir: Path,
     optimizer: optax.GradientTransformation,
     say: Callable[[str], None],
-) -> tuple[Any, int]:
-    """(the parameters that a run reported, their step), or those of its latest checkpoint where it
-    has not finished. Raises InputError where there are none."""
+) -> tuple[Any, int, str]:
+    """(what a run reported of what it trains, its step, the digest of what stands beside it), or
+    those of its latest checkpoint where it has not finished. Raises InputError where there are
+    none."""
     like = abstract_state(system, optimizer)
     with checkpoints(system.config, workdir, say, read_only=True) as saved:
         found = saved.restore_best(like.params, {})
@@ -236,5 +274,26 @@ def trained_params(
             if latest is None:
                 raise InputError(f"{workdir}: no checkpoint there; run with --mode=train first")
             found = (reported(system, latest[0]), *latest[1:])
-    frozen = frozen_again(system, optimizer, found[2].get("frozen", ""), say)
-    return full(system, found[0], frozen, found[1]), found[1]
+    return found[0], found[1], found[2].get("frozen", "")
+
+
+def trained_parts(
+    system: System,
+    workdir: Path,
+    optimizer: optax.GradientTransformation,
+    say: Callable[[str], None],
+) -> tuple[Any, Any, int]:
+    """(what is trained, what is not, the step) of `trained_at`."""
+    trained, step, digest = trained_at(system, workdir, optimizer, say)
+    return trained, frozen_again(system, optimizer, digest, say), step
+
+
+def trained_params(
+    system: System,
+    workdir: Path,
+    optimizer: optax.GradientTransformation,
+    say: Callable[[str], None],
+) -> tuple[Any, int]:
+    """(the parameters that the model is given, their step) of `trained_at`."""
+    trained, frozen, step = trained_parts(system, workdir, optimizer, say)
+    return full(system, trained, frozen, step), step

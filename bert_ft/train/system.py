@@ -18,10 +18,11 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
+from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Readable
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
-from bert_ft.method_checks import names
+from bert_ft.method_checks import names, prompt_length
 from bert_ft.methods.registry import make_weights
 from bert_ft.methods.weights import Weights
 from bert_ft.models import families, hf
@@ -165,11 +166,12 @@ def assemble(
             f"the tokenizer has {len(tokenizer)} tokens, the model's table {encoder.vocab_size}; "
             "set config.model.tokenizer to the checkpoint's own"
         )
-    prefix = config.methods.prefix.length if "prefix" in names(config) else 0
-    if config.data.max_length > encoder.positions - prefix:
+    prompt = prompt_length(config)
+    taken = prompt + (config.methods.prefix.length if "prefix" in names(config) else 0)
+    if config.data.max_length > encoder.positions - taken:
         raise InputError(
             f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
-            f"{encoder.positions} positions" + (f", less the prefix's {prefix}" if prefix else "")
+            f"{encoder.positions} positions" + (f", less {taken} of a method" if taken else "")
         )
     if isinstance(encoder, EncoderConfig):
         check_sizes(
@@ -180,11 +182,12 @@ def assemble(
         data = _read_set(config, task, name, tokenizer, fitted, say)
         if data is None:
             continue
-        made[name] = data
+        made[name] = with_places(data, prompt)
         fitted = fitted or data.fitted
         _tell(name, made[name], say)
     assert fitted is not None
-    longest = max((int(d.lengths.max()) for d in made.values()), default=config.data.max_length)
+    longest = max((int(d.lengths.max()) for d in made.values()), default=0)
+    longest = longest or config.data.max_length + prompt
     dtype = compute_dtype(config, mesh)
     m = config.model
     device = mesh.devices.flat[0]

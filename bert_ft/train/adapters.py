@@ -1,0 +1,118 @@
+"""Adapters apart from their base: directories of peft's read and written, several of them on one
+base."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bert_ft import paths
+from bert_ft.config import cache_dir
+from bert_ft.data.sources import Rows
+from bert_ft.errors import InputError
+from bert_ft.method_checks import names
+from bert_ft.models import hf, peft
+from bert_ft.models.heads import kind_of
+from bert_ft.train import agreement, optim
+from bert_ft.train.start import base_params, frozen_digest, full, trained_at
+from bert_ft.train.system import System, load_fitted
+
+Say = Callable[[str], None]
+
+
+def write(
+    path: Path, system: System, parts: tuple[Any, Any, Any], params: Any, rows: Rows
+) -> dict[str, float]:
+    """The adapter of a run as a directory of peft's, compared with what was trained. `parts`: what
+    is trained, what is not, the step. Raises InputError where peft has no such adapter."""
+    config, (trained, frozen, step) = system.config, parts
+    used = [u for u in names(config) if u in peft.TYPES]
+    if len(used) != 1 or config.export.part:
+        raise InputError(
+            f"config.export.format is 'peft', methods.use {config.methods.use!r}; accepted: one of "
+            f"{', '.join(peft.TYPES)} among the methods of a run of one task"
+        )
+    if config.resume or not config.model.pretrained:
+        raise InputError(
+            "config.export.format is 'peft', which leaves the base where it is, but this run did "
+            "not start from config.model.pretrained alone; accepted: 'transformers'"
+        )
+    uri, kind = config.model.pretrained, kind_of(system.model.head)
+    base = hf.directory(uri, cache_dir(config))
+    model, own = hf.flatten(system.abstract_params), jax.device_get(hf.flatten(trained))
+    name = uri.removeprefix("hf:").partition("@")[0] if uri.startswith("hf:") else str(base)
+    adapter = peft.Adapter(used[0], config.methods[used[0]].to_dict(), own)
+    peft.save(path, adapter, model, system.encoder, kind, name)
+    read = peft.read(path, model, system.encoder, kind)
+    again = full(system, hf.unflatten({**own, **read.tensors}), frozen, step)
+    return agreement.compare_adapter(system, params, again, rows, path, base)
+
+
+def each(system: System, say: Say) -> Iterator[tuple[str, System, Any, int | None]]:
+    """(name, system with its methods, parameters, step) of each of config.predict.adapters, on one
+    base, which is loaded once: workdirs of runs, or directories of peft's, which have no step.
+    Raises InputError on one that is of another base or of other labels."""
+    places = [p.strip() for p in system.config.predict.adapters.split(",")]
+    known = [paths.at(p).name for p in places]
+    if len(set(known)) < len(known):
+        raise InputError(
+            f"config.predict.adapters: {', '.join(known)} are no names to tell them apart by; "
+            "accepted: directories with names of their own"
+        )
+    base = base_params(system, optim.make_optimizer(system.config, 1), say)
+    for name, place in zip(known, places, strict=True):
+        read = _of_run if (paths.at(place) / "model" / "task.json").is_file() else _of_peft
+        yield (name, *read(system, base, paths.at(place), say))
+
+
+def _of_run(system: System, base: Any, workdir: Path, say: Say) -> tuple[System, Any, int]:
+    if load_fitted(workdir) != system.fitted:
+        raise InputError(f"config.predict.adapters: {workdir} has other labels than this run")
+    own = json.loads((workdir / "config.json").read_text())
+    its = {k: v for k, v in own.items() if k.startswith("methods.")}
+    own_system = _with_methods(system, its)
+    optimizer = optim.make_optimizer(own_system.config, 1)
+    trained, step, digest = trained_at(own_system, workdir, optimizer, say)
+    frozen = own_system.weights.begin(base, 0)[1]
+    if frozen_digest(frozen) != digest:
+        raise InputError(
+            f"config.predict.adapters: {workdir} was trained on another base than this run; "
+            "accepted: runs that start from the same model and train no other part of it"
+        )
+    return own_system, full(own_system, trained, frozen, step), step
+
+
+def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, Any, None]:
+    model = hf.flatten(system.abstract_params)
+    adapter = peft.read(path, model, system.encoder, kind_of(system.model.head))
+    its = {f"methods.{adapter.use}.{k}": v for k, v in adapter.knobs.items()}
+    if adapter.use != "prefix":
+        ends = ("/lora_a", "/ada_a")
+        layers = [p.rpartition("/")[0] for p in adapter.tensors if p.endswith(ends)]
+        its[f"methods.{adapter.use}.targets"] = f"^({'|'.join(map(re.escape, layers))})$"
+    own_system = _with_methods(system, {"methods.use": adapter.use, **its})
+    trained, frozen = own_system.weights.begin(base, 0)
+    lacking = hf.flatten(trained).keys() - adapter.tensors.keys()
+    if lacking:
+        raise InputError(
+            f"config.predict.adapters: {path} lacks {', '.join(sorted(lacking)[:3])}, which this "
+            "model needs; accepted: an adapter with its head (modules_to_save)"
+        )
+    whole = hf.unflatten({p: jnp.asarray(a) for p, a in adapter.tensors.items()})
+    say(f"adapter: {path}, a {adapter.use}")
+    return own_system, full(own_system, whole, frozen, 0), None
+
+
+def _with_methods(system: System, its: Mapping[str, Any]) -> System:
+    """The system with other values of config.methods, by their keys."""
+    config = system.config.copy_and_resolve_references()
+    for key, value in its.items():
+        config.update_from_flattened_dict({key: value})
+    return dataclasses.replace(system, config=config)

@@ -1,0 +1,154 @@
+"""What training less of a model costs and saves: score, share that is trained, step time, bytes.
+
+python -m experiments.methods.tuning
+
+Full tuning, LoRA, AdaLoRA, adapters, a prefix and biases alone, each with three seeds, on the
+demo's reviews, Banking77 and the NCBI diseases. Runs what results.jsonl does not hold yet with the
+same settings and versions, one run at a time, then prints the tables and draws tuning.svg. Learning
+rates are those below for all tasks; none was tuned on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bert_ft.config import config_hash
+from bert_ft.train.record import versions as our_versions
+from experiments.parity.tasks import Task
+from experiments.sentiment.compare import found, read, spread
+from experiments.sentiment.dot_chart import dot_chart
+
+HERE = Path(__file__).parent
+TASKS = {
+    "reviews": ("configs/sentiment.py", "test/accuracy"),
+    "Banking77": ("configs/customer_service.py:banking77", "test/accuracy"),
+    "NCBI diseases": ("configs/medical.py", "test/f1"),
+}
+# What is new begins from nothing, or from zeros, and needs a larger rate than what is pretrained.
+METHODS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "all": (),
+    "LoRA, r = 8": (("methods.use", "lora"), ("train.learning_rate", 1e-3)),
+    "AdaLoRA, r = 12 to 8": (("methods.use", "adalora"), ("train.learning_rate", 1e-3)),
+    "Houlsby, width 24": (
+        *(("methods.use", "houlsby"), ("methods.houlsby.width", 24)),
+        ("train.learning_rate", 1e-3),
+    ),
+    "Pfeiffer, width 24": (("methods.use", "pfeiffer"), ("train.learning_rate", 1e-3)),
+    "prefix of 16": (("methods.use", "prefix"), ("train.learning_rate", 5e-3)),
+    "BitFit": (("methods.use", "bitfit"), ("train.learning_rate", 1e-3)),
+}
+
+
+def case(task: str, method: str, steps: int) -> Task:
+    config, score = TASKS[task]
+    few: tuple[tuple[str, Any], ...] = (("eval.report", False),)
+    if steps:
+        few += (("train.steps", steps), ("methods.adalora.begin", 0))
+        few += (("methods.adalora.end", max(steps // 2, 1)),)
+    return Task(config, score, (*METHODS[method], *few))
+
+
+def expected(task: str, method: str, seed: int, steps: int) -> dict[str, Any]:
+    """The part of a result's line that says what was run; equal parts need not run again."""
+    config = case(task, method, steps).read_config()
+    config.train.seed = seed
+    versions = our_versions()
+    versions.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
+    return {
+        **{"task": task, "method": method, "seed": seed},
+        **{"config_hash": config_hash(config), "versions": versions},
+    }
+
+
+def bytes_below(path: Path) -> int:
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The line of a run, from the results or made and added to them."""
+    what = expected(task, method, seed, args.steps)
+    line = found(read(args.results), what)
+    if line is not None:
+        return line
+    wanted = case(task, method, args.steps)
+    short = "".join(c if c.isalnum() else "_" for c in f"{task}-{method}")
+    workdir = args.workdirs / short / f"{seed}-{args.steps}"
+    if not (workdir / "result.json").exists():
+        command = [sys.executable, "-m", "bert_ft.main", *wanted.command]
+        command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
+        subprocess.run(command, check=True)
+    result = json.loads((workdir / "result.json").read_text())
+    if result["config_hash"] != what["config_hash"]:
+        raise RuntimeError(f"{workdir} holds another run; remove it")
+    score = result["eval"][wanted.score]
+    last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    line = {
+        **what,
+        "score": score["mean"],
+        "n": score["n_examples"],
+        "steps": result["steps"],
+        "params": result["params"],
+        "step_ms_p50": result["speed"]["step_ms_p50"],
+        "checkpoint_bytes": bytes_below(workdir / "checkpoints" / str(last)),
+        "reported_bytes": bytes_below(workdir / "best"),
+        "params_sha256": result["params_sha256"],
+        "git_commit": result["git_commit"],
+        "cores": len(os.sched_getaffinity(0)),
+    }
+    with args.results.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    return line
+
+
+def row(method: str, runs: list[dict[str, Any]], whole: list[dict[str, Any]]) -> str:
+    """A method's line of a task's table; times and bytes as shares of those of full tuning."""
+
+    def ratio(key: str) -> str:
+        ours, all_of = ([r[key] for r in rows if r[key]] for rows in (runs, whole))
+        if not (ours and all_of):
+            return "-"
+        return f"{statistics.median(ours) / statistics.median(all_of):.2f}"
+
+    params = runs[0]["params"]
+    cells = [method, spread([r["score"] for r in runs])]
+    cells.append(f"{100 * params['trainable'] / params['total']:.2f}")
+    cells += [ratio("step_ms_p50"), f"{runs[0]['checkpoint_bytes'] / 1e6:.1f}"]
+    cells.append(f"{runs[0]['reported_bytes'] / 1e6:.1f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--steps", type=int, default=0, help="a trial of so few; 0 is the config's own")
+    p.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    p.add_argument("--plot", type=Path, default=HERE / "tuning.svg")
+    p.add_argument("--workdirs", type=Path, default=Path("runs/tuning"))
+    args = p.parse_args()
+    cases = {}
+    for task in args.tasks:
+        runs = {m: [one(task, m, seed, args) for seed in args.seeds] for m in args.methods}
+        first = next(iter(runs.values()))
+        print(
+            f"\n{task}: {TASKS[task][1]}, n = {first[0]['n']}\n\n"
+            "| what is trained | score, % | % of the parameters | step time, of "
+            f"{args.methods[0]!r} | checkpoint, MB | reported parameters, MB |\n"
+            "|---|---|---|---|---|---|"
+        )
+        for method, rows in runs.items():
+            print(row(method, rows, first))
+            cases[f"{task}, {method}"] = [100 * r["score"] for r in rows]
+    args.plot.write_text(dot_chart("Score, %", cases, statistics.fmean, from_zero=False))
+
+
+if __name__ == "__main__":
+    main()

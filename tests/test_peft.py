@@ -1,0 +1,166 @@
+"""Adapters of the peft library: what it made answers here as there, what is written here it reads.
+
+tests/parity/peft_* are made by experiments/parity/make_adapters.py, logits included; their base is
+that of tests/parity/two_layers.npz. 1e-4 as in test_parity.py.
+"""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small import config
+from test_parity import padded_batch
+
+from bert_ft.errors import InputError
+from bert_ft.methods.registry import make_weights
+from bert_ft.models import hf, peft
+from bert_ft.models.heads import Model, SequenceHead
+from bert_ft.train.system import example_batch
+
+HERE = Path(__file__).parent / "parity"
+NAMES = ("lora", "dora", "adalora", "prefix")
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(directory, model, its parameters by path, the texts' arrays)."""
+    stored = dict(np.load(HERE / "two_layers.npz"))
+    path = tmp_path_factory.mktemp("base")
+    weights = {k[7:]: v.astype(np.float32) for k, v in stored.items() if k.startswith("weight.")}
+    sizes = {k[7:]: v.item() for k, v in stored.items() if k.startswith("config.")}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    about = {"model_type": "bert", "id2label": {str(i): f"LABEL_{i}" for i in range(3)}}
+    (path / "config.json").write_text(json.dumps({**about, **sizes}))
+    model = Model(hf.read_config(path), functools.partial(SequenceHead, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch())["params"]
+    flat = {k: jnp.asarray(v) for k, v in hf.load(path, shapes)[0].items()}
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    return path, model, flat, [stored[n].astype(np.int32) for n in names]
+
+
+def config_of(adapter):
+    c = config(methods__use=adapter.use)
+    c.methods[adapter.use].update(adapter.knobs)
+    if adapter.use != "prefix":
+        c.methods[adapter.use].targets = r"attention/(query|value|output)$"
+    return c
+
+
+def answers(name, adapter, base):
+    """Logits of the stored texts, and the right ones."""
+    _, model, flat, given = base
+    right = np.load(HERE / f"peft_{name}" / "logits.npy")
+    if name == "prefix":  # so many positions less
+        given = [x[:, :-5] for x in given]
+    weights = make_weights(config_of(adapter))
+    trained, frozen = weights.begin(hf.unflatten(flat), 0)
+    whole = {**hf.flatten(trained), **adapter.tensors}
+    assert whole.keys() == hf.flatten(trained).keys()
+    params = weights.form(frozen, hf.unflatten(whole), 0)
+    return np.asarray(model.apply({"params": params}, padded_batch(*given))["logits"]), right
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_theirs_answers_as_there_and_is_written_as_it_was_read(name, base, tmp_path):
+    path, model, flat, _ = base
+    adapter = peft.read(HERE / f"peft_{name}", flat, model.config, "sequence")
+    ours, right = answers(name, adapter, base)
+    np.testing.assert_allclose(ours, right, atol=TOLERANCE, rtol=0)
+    assert np.abs(right - np.load(HERE / "two_layers.npz")["logits"]).max() > 0.1
+
+    c = config_of(adapter)
+    full = peft.Adapter(adapter.use, c.methods[adapter.use].to_dict(), adapter.tensors)
+    peft.save(tmp_path, full, flat, model.config, "sequence", str(path))
+    theirs = load_file(HERE / f"peft_{name}" / peft.TENSORS)
+    written = load_file(tmp_path / peft.TENSORS)
+    assert written.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(written[key], value, err_msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_peft_reads_what_is_written(name, base, tmp_path):
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")
+    from transformers import BertForSequenceClassification
+    from transformers.cache_utils import DynamicCache
+
+    path, model, flat, given = base
+    adapter = peft.read(HERE / f"peft_{name}", flat, model.config, "sequence")
+    # Other numbers than it has itself, so that none can be left where it was.
+    moved = {k: v + 0.1 for k, v in adapter.tensors.items()}
+    c = config_of(adapter)
+    adapter = peft.Adapter(adapter.use, c.methods[adapter.use].to_dict(), moved)
+    peft.save(tmp_path, adapter, flat, model.config, "sequence", str(path))
+    ours, _ = answers(name, peft.read(tmp_path, flat, model.config, "sequence"), base)
+    below = BertForSequenceClassification.from_pretrained(path, attn_implementation="eager")
+    theirs = library.PeftModel.from_pretrained(below, tmp_path).eval()
+    ids, mask, types = (torch.tensor(x.astype(np.int64)) for x in given)
+    with torch.no_grad():
+        if name != "prefix":
+            right = theirs(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+        else:  # peft 0.21 finds no past_key_values in transformers 5.24, which calls it cache
+            ids, mask, types = (x[:, :-5] for x in (ids, mask, types))
+            found = theirs.get_prompt(len(ids))
+            cache = found if hasattr(found, "get_seq_length") else DynamicCache(found)
+            hidden = theirs.base_model.bert(
+                input_ids=ids,
+                attention_mask=torch.cat([mask.new_ones(len(mask), 5), mask], dim=1),
+                token_type_ids=types,
+                past_key_values=cache,
+            )
+            right = theirs.base_model.classifier(hidden.pooler_output)
+    np.testing.assert_allclose(ours, right.numpy(), atol=TOLERANCE, rtol=0)
+
+
+def test_triplets_that_peft_has_left_out(base, tmp_path):
+    """peft divides by the number of those that are there."""
+    _, model, flat, _ = base
+    shutil.copytree(HERE / "peft_adalora", tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / peft.TENSORS)
+    whole = peft.read(tmp_path, flat, model.config, "sequence").tensors
+    layer = "base_model.model.bert.encoder.layer.0.attention.self.query"
+    for end, cut in (("A", np.s_[:3]), ("E", np.s_[:3]), ("B", np.s_[:, :3])):
+        tensors[f"{layer}.lora_{end}"] = np.ascontiguousarray(tensors[f"{layer}.lora_{end}"][cut])
+    save_file(tensors, tmp_path / peft.TENSORS)
+    read = peft.read(tmp_path, flat, model.config, "sequence").tensors
+    at = "encoder/layer_0/attention/query"
+    assert read[f"{at}/ada_a"].shape == (24, 4) and read[f"{at}/ada_e"][3] == 0
+    np.testing.assert_allclose(read[f"{at}/ada_e"][:3] / 4, whole[f"{at}/ada_e"][:3] / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("peft_type", "IA3", "accepted: LORA, ADALORA, PREFIX_TUNING"),
+        ("rank_pattern", {"query": 2}, "one rank"),
+        ("alpha_pattern", {"query": 2}, "alpha_pattern"),
+    ],
+)
+def test_refused(key, value, words, base, tmp_path):
+    _, model, flat, _ = base
+    shutil.copytree(HERE / "peft_lora", tmp_path, dirs_exist_ok=True)
+    about = json.loads((tmp_path / peft.CONFIG).read_text())
+    (tmp_path / peft.CONFIG).write_text(json.dumps({**about, key: value}))
+    with pytest.raises(InputError, match=words):
+        peft.read(tmp_path, flat, model.config, "sequence")
+
+
+def test_no_place_for_it(base, tmp_path):
+    _, model, flat, _ = base
+    with pytest.raises(InputError, match="no adapter of peft"):
+        peft.read(tmp_path, flat, model.config, "sequence")
+    shutil.copytree(HERE / "peft_lora", tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / peft.TENSORS)
+    save_file({**tensors, "base_model.model.gpt.bias": np.zeros(2)}, tmp_path / peft.TENSORS)
+    with pytest.raises(InputError, match="base_model.model.gpt.bias"):
+        peft.read(tmp_path, flat, model.config, "sequence")
+    bias = peft.Adapter("lora", {}, {"encoder/norm/bias": np.zeros(24)})
+    with pytest.raises(InputError, match="encoder/norm/bias"):
+        peft.save(tmp_path, bias, flat, model.config, "sequence", "x")

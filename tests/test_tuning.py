@@ -1,0 +1,122 @@
+"""Runs that train little of a model, from the command line: what is kept of them, how they go on,
+what they export."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import read_jsonl, write_jsonl
+from safetensors.numpy import load_file
+
+FLAGS = (
+    "--config.methods.use=lora,fgm,ema",
+    "--config.methods.lora.rank=2",
+    "--config.methods.lora.dora=True",
+    "--config.methods.ema.decay=0.5",
+    "--config.train.steps=6",
+    "--config.checkpoint.every_steps=3",
+    "--config.checkpoint.keep=9",
+    "--config.model.dropout=0.1",
+    "--config.eval.report=False",
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, run_cli):
+    """LoRA, FGM and EMA at once."""
+    return run_cli(tmp_path_factory.mktemp("tuning") / "run", *FLAGS).ok()
+
+
+def size(path):
+    return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+
+
+def test_only_what_is_trained_is_counted_and_kept(trained, world):
+    counts, whole = trained.result["params"], load_file(world.model / "model.safetensors")
+    base = sum(v.size for k, v in whole.items())
+    lora = 4 * (2 * 32 + 32 * 2 + 32)
+    head = 32 * 32 + 32 + 2 * 32 + 2
+    assert counts["trainable"] == lora + head
+    assert counts["total"] == base + 2 * 32 + 2 + lora
+    # Its average alone; and what is trained, two moments, the average, each with its metadata.
+    assert size(trained.workdir / "best") < 4 * base / 2
+    values = trained.values("train/loss")
+    assert len(values) == 6 and np.isfinite(list(values.values())).all()
+
+
+def test_goes_on_bit_for_bit_and_under_fsdp_to_rounding(trained, run_here, run_cli, tmp_path):
+    for name in ("same", "fsdp"):
+        shutil.copytree(trained.workdir, tmp_path / name)
+        for left in ("checkpoints/6", "best", "result.json"):
+            path = tmp_path / name / left
+            assert path.exists(), left
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = run_here(tmp_path / "same", *FLAGS).ok()
+    assert "own checkpoint of step 3" in again.err
+    assert again.result["params_sha256"] == trained.result["params_sha256"]
+    wide = run_cli(tmp_path / "fsdp", *FLAGS, "--config.mesh.preset=fsdp", devices=8).ok()
+    right = trained.values("train/loss")
+    for step, loss in wide.values("train/loss").items():
+        assert loss == pytest.approx(right[step], abs=1e-4)
+
+
+def test_scored_predicted_and_exported_as_it_was_trained(trained, run_here, world, tmp_path):
+    before = trained.result
+    after = run_here(trained.workdir, "--mode=eval", *FLAGS).ok().result
+    assert after["params_sha256"] == before["params_sha256"]
+    assert after["eval"] == before["eval"]
+
+    merged, alone = tmp_path / "merged", tmp_path / "alone"
+    to = "--config.export.to"
+    said = run_here(trained.workdir, "--mode=export", *FLAGS, f"{to}={merged}").ok().out
+    assert "exported: BertForSequenceClassification of step 6" in said
+    whole = load_file(merged / "model.safetensors")
+    assert not [k for k in whole if "lora" in k]
+    peft = (f"{to}={alone}", "--config.export.format=peft")
+    said = run_here(trained.workdir, "--mode=export", *FLAGS, *peft).ok().out
+    assert "exported: adapter of a BertForSequenceClassification" in said
+    assert json.loads((alone / "adapter_config.json").read_text())["use_dora"] is True
+    assert (alone / "adapter_model.safetensors").stat().st_size < 16_000
+
+    rows = read_jsonl(world.test)[:6]
+    given = write_jsonl(tmp_path / "rows.jsonl", rows)
+    ask = ("--mode=predict", f"--config.predict.input={given}")
+    run_here(trained.workdir, *ask, *FLAGS, f"--config.predict.output={tmp_path / 'a.jsonl'}").ok()
+    places = f"--config.predict.adapters={trained.workdir},{alone}"
+    run_here(
+        trained.workdir, *ask, *FLAGS, places, f"--config.predict.output={tmp_path / 'b.jsonl'}"
+    ).ok()
+    one = read_jsonl(tmp_path / "a.jsonl")
+    for name in ("run", "alone"):
+        lines = read_jsonl(tmp_path / f"b.{name}.jsonl")
+        assert [line["adapter"] for line in lines] == [name] * 6
+        for ours, right in zip(lines, one, strict=True):
+            assert ours["id"] == right["id"] and ours["label"] == right["label"]
+            p, q = (list(x["probabilities"].values()) for x in (ours, right))
+            np.testing.assert_allclose(p, q, atol=1e-5)
+
+
+def test_starts_from_an_adapter_and_from_a_run(trained, run_here, tmp_path):
+    alone = tmp_path / "alone"
+    peft = (f"--config.export.to={alone}", "--config.export.format=peft")
+    run_here(trained.workdir, "--mode=export", *FLAGS, *peft).ok()
+    few = (*FLAGS, "--config.train.steps=1")
+    begun = run_here(tmp_path / "begun", *few, f"--config.model.adapter={alone}").ok()
+    assert f"start: adapter {alone}, a lora; new: -" in begun.err
+    wrong = run_here(
+        tmp_path / "wrong", *few, f"--config.model.adapter={alone}", "--config.methods.lora.rank=3"
+    )
+    wrong.refused("--config.methods.lora.rank=2")
+
+
+def test_what_cannot_be_merged_says_so(run_here, tmp_path):
+    few = ("--config.train.steps=1", "--config.eval.report=False")
+    use = "--config.methods.use=prefix"
+    done = run_here(tmp_path / "run", *few, use).ok()
+    to = f"--config.export.to={tmp_path / 'out'}"
+    run_here(done.workdir, "--mode=export", use, *few, to).refused(
+        "'prefix'", "can't be merged", "config.export.format=peft"
+    )
+    run_here(done.workdir, "--mode=export", use, *few, to, "--config.export.format=peft").ok()
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
