@@ -56,6 +56,7 @@ def require_close(best, expected, last, tolerance):
     assert apart > 1e-3, "the last step's parameters were kept"
 
 
+@pytest.mark.long
 def test_the_equal_average_is_kept(after):
     _, params, best = after("swa")
     expected = {k: np.mean([p[k] for p in params[1:]], axis=0) for k in best}
@@ -80,27 +81,36 @@ def test_the_average_is_kept_and_goes_on_exactly(after, run_here, tmp_path):
     assert again.result["eval"] == done.result["eval"]
 
 
-def test_trials_with_rates_and_an_average_share_what_is_frozen(run_here, tmp_path, monkeypatch):
-    """One after the other each is bit for bit the run alone; stacked they learn the same, and what
-    is frozen is there once."""
-    flags = (*FLAGS, "--config.methods.use=lora,layer_decay,ema")
-    listed = [{"seed": 1}, {"seed": 2, "learning_rate": 1e-3}]
-    trials = f"--config.trials={json.dumps(listed)}"
-    both = run_here(tmp_path / "both", *flags, trials).ok()
-    one = run_here(tmp_path / "one", *flags, f"--config.trials={json.dumps(listed[1:])}").ok()
+LISTED = [{"seed": 1}, {"seed": 2, "learning_rate": 1e-3}]
+OF_TRIALS = (*FLAGS, "--config.methods.use=lora,layer_decay,ema", "--config.train.steps=2",
+             "--config.data.dev=", "--config.data.test=")  # fmt: skip
+
+
+def test_a_trial_with_rates_and_an_average_is_the_run_alone(run_here, tmp_path):
+    """Bit for bit, with frozen weights beside what is trained, which no step may give away."""
+    both = run_here(tmp_path / "both", *OF_TRIALS, f"--config.trials={json.dumps(LISTED)}").ok()
+    alone = f"--config.trials={json.dumps(LISTED[1:])}"
+    one = run_here(tmp_path / "one", *OF_TRIALS, alone).ok()
     digests = [t["params_sha256"] for t in both.result["trials"]]
     assert digests[1] == one.result["trials"][0]["params_sha256"] != digests[0]
     assert "learning rate x 0.64, 0.00192 at the peak: encoder/layer_0" in both.err
+
+
+@pytest.mark.long
+def test_stacked_trials_have_what_is_frozen_once(run_here, tmp_path, monkeypatch):
+    trials = f"--config.trials={json.dumps(LISTED)}"
+    both = run_here(tmp_path / "both", *OF_TRIALS, trials).ok()
     seen, call = [], Programs.__call__
 
     def spied(self, state, batch, *beside):
         if beside:
-            seen.append((state.state.params, *beside))
+            seen.append([{k: v.shape for k, v in flatten(t).items()}
+                         for t in (state.state.params, *beside)])  # fmt: skip
         return call(self, state, batch, *beside)
 
     monkeypatch.setattr(Programs, "__call__", spied)
-    wide = run_here(tmp_path / "wide", *flags, trials, "--config.trial.width=2").ok()
-    trained, frozen = ({k: v.shape for k, v in flatten(t).items()} for t in seen[0])
+    wide = run_here(tmp_path / "wide", *OF_TRIALS, trials, "--config.trial.width=2").ok()
+    trained, frozen = seen[0]
     assert all(shape[0] == 2 for shape in trained.values())
     assert frozen["encoder/layer_0/up/kernel"] == (32, 64)
     losses = [
