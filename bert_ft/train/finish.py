@@ -32,6 +32,7 @@ from bert_ft.train.step import Programs, eval_step
 from bert_ft.train.system import (
     System,
     assemble,
+    in_rows_for,
     load_fitted,
     save_model_files,
     trained_on,
@@ -231,6 +232,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     # A task to which such rows are others than those of a set with labels says so.
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
+    system = in_rows_for(system, data)
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
     answers = system.task.answers(
         predict_set(system, eval_programs(system), params, data), data, rows
