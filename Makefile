@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python
 
-.PHONY: demo test test-long lint install clean
+.PHONY: demo test test-long bench lint install clean
 
 $(BIN)/.installed: setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ test: $(BIN)/.installed-test
 
 test-long: $(BIN)/.installed-test  # what is left out of `make test` for its time
 	$(RUN) -m pytest -n 2 --dist loadfile -m long
+
+bench: $(BIN)/.installed  # ratios with wide limits: exit code 1 on a regression
+	$(RUN) -m experiments.speed.guard
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ from bert_ft.train.step import Programs, eval_step
 from bert_ft.train.system import (
     System,
     assemble,
+    in_rows_for,
     load_fitted,
     save_model_files,
     trained_on,
@@ -236,6 +237,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
     data = with_places(data, prompt_length(config))
+    system = in_rows_for(system, data)
     if config.predict.adapters:
         for name, its, params, step in adapters.each(system, _tell):
             at = out.with_name(f"{out.stem}.{name}.jsonl")

@@ -201,6 +201,13 @@ def assemble(
     return system
 
 
+def in_rows_for(system: System, data: Encoded) -> System:
+    """The system with rows as short as this set lets them be, where the config doesn't say."""
+    platform = system.mesh.devices.flat[0].platform
+    length = _row_length(system.config, int(data.lengths.max()), platform)
+    return dataclasses.replace(system, row_length=length)
+
+
 def uris(config: ConfigDict, task: Any, name: str) -> list[str]:
     """Where the rows of a set are: one URI, or one for each group of a task that has several."""
     groups = getattr(task, "groups", None)

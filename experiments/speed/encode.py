@@ -32,11 +32,12 @@ WANTED, TOLERANCE = 1.5, 1e-4
 
 
 def sentence_transformer(directory: Path) -> Callable[[list[str], int], np.ndarray]:
-    from sentence_transformers import SentenceTransformer, models
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
 
-    words = models.Transformer(str(directory), max_seq_length=LONGEST)
-    mean = models.Pooling(words.get_word_embedding_dimension(), "mean")
-    made = SentenceTransformer(modules=[words, mean, models.Normalize()], device="cpu")
+    words = modules.Transformer(str(directory), max_seq_length=LONGEST)
+    mean = modules.Pooling(words.get_embedding_dimension(), "mean")
+    made = SentenceTransformer(modules=[words, mean, modules.Normalize()], device="cpu")
 
     def run(texts: list[str], batch: int) -> np.ndarray:
         return made.encode(texts, batch_size=batch, show_progress_bar=False)

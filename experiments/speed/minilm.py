@@ -15,7 +15,7 @@ from bert_ft.data.rows import Rows
 from bert_ft.data.sources import open_source
 from bert_ft.models import hf
 from bert_ft.train.finish import eval_programs, predict_set
-from bert_ft.train.system import System, assemble
+from bert_ft.train.system import System, assemble, in_rows_for
 from configs.sentiment import get_config
 
 LABELS = ["negative", "positive"]
@@ -80,7 +80,7 @@ class Ours:
         return Rows({"text": given}, None, "texts")
 
     def predict(self, data: Encoded) -> dict[str, np.ndarray]:
-        return predict_set(self.system, self.programs, self.params, data)
+        return predict_set(in_rows_for(self.system, data), self.programs, self.params, data)
 
     def answers(self, given: list[str]) -> list[dict[str, Any]]:
         rows, c = self.rows(given), self.system.config

@@ -16,8 +16,8 @@ from typing import Any
 PACKAGES = ("jax", "jaxlib", "numpy", "tokenizers", "torch", "transformers")
 
 
-# A machine with other work tells nothing by the wall. On one core (`taskset -c 0`) the processor
-# seconds of a process are what the wall would be on a quiet one; on several, idle threads spin.
+# A machine with other work tells nothing by the wall. On one core (`taskset -c 0`) a process's
+# processor seconds are what the wall would be on a quiet one; on several, spinning threads count.
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
