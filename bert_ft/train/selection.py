@@ -67,8 +67,8 @@ def select(
     fresh = sorted(i for key, i in first.items() if key not in known)
     trained = sum(key in known for key in own)
     say(
-        f"{asked.pool}: {len(pool):,} rows, {trained:,} of them in the training set and "
-        f"{len(pool) - trained - len(fresh):,} there before, left out"
+        f"{asked.pool}: {len(pool):,} rows; left out: {trained:,} of the training set and "
+        f"{len(pool) - trained - len(fresh):,} that the pool has earlier"
     )
     if len(fresh) < asked.n:
         raise InputError(

@@ -60,7 +60,8 @@ def common(seed: int, steps: int) -> list[str]:
     return [
         f"--config.train.seed={seed}",
         f"--config.train.steps={steps}",
-        *("--config.train.batch_size=16", "--config.checkpoint.every_seconds=0.0"),
+        *("--config.train.batch_size=16", "--config.data.row_counts=1"),
+        "--config.checkpoint.every_seconds=0.0",
         *("--config.data.dev=", "--config.eval.report=False", "--config.log.progress=False"),
     ]
 
