@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.merit import merit
 from bert_ft.train.finish import conclude, predict_set, score_set
 from bert_ft.train.group import Group
 from bert_ft.train.record import SPEED
@@ -67,11 +67,9 @@ def soups(
     system, places, params = group.systems[0], list(members), list(members.values())
     found = {UNIFORM: places}
     if "dev" in system.sets:
-        sign = -1 if lower_is_better(metric) else 1
 
         def dev(one: Any) -> float:
-            value = sign * score_set(system, programs, one, "dev")[metric]
-            return -np.inf if np.isnan(value) else value
+            return merit(metric, score_set(system, programs, one, "dev")[metric])
 
         found[GREEDY] = [places[i] for i in greedy(params, [dev(one) for one in params], dev)]
     for name, chosen in found.items():

@@ -103,6 +103,14 @@ def initial_state(
         say(f"start: own checkpoint of step {restored[1]}")
         phases.add(restored[2].get("seconds", {}))
         return restored[0], restored[2].get("assessed", True)
+    return fresh_state(system, optimizer, say), True
+
+
+def fresh_state(
+    system: System, optimizer: optax.GradientTransformation, say: Callable[[str], None]
+) -> TrainState:
+    """The state before the first step: parameters of config.resume, else as `initial_params`."""
+    abstract = abstract_state(system, optimizer)
     if system.config.resume:
         params, step = trained_params(system, paths.at(system.config.resume), optimizer, say)
         say(f"start: parameters of {system.config.resume}, step {step}")
@@ -111,7 +119,7 @@ def initial_state(
     places = jax.tree.map(lambda s: s.sharding, abstract.opt_state)
     opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
     step = jax.device_put(jnp.int32(0), abstract.step.sharding)
-    return TrainState(step, params, opt_state), True
+    return TrainState(step, params, opt_state)
 
 
 def trained_params(
