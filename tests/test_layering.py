@@ -9,8 +9,10 @@ from conftest import ROOT
 # One line a layer: its modules may not import each other, only what stands above.
 LAYERS = """
 errors
-paths
+paths evals.merit
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
+varying
+space
 parts trials task_checks mesh_rules train.chips evals.plots evals.entities evals.ranking evals.squad
 data.words data.texts data.windows
 checks
@@ -50,6 +52,7 @@ train.gather
 train.finish train.card train.guard
 train.export
 train.loop
+train.halving
 train.group
 train.ensemble
 train.trial_training
@@ -68,6 +71,9 @@ WITHOUT_JAX = (
     "mesh_rules",
     "command_line",
     "compare",
+    "space",
+    "trials",
+    "varying",
     "data.",
     "evals.",
     "main",
