@@ -29,7 +29,8 @@ models.ops models.crf
 models.bert
 models.heads models.families models.lstm
 models.hf models.multi models.fusion
-evals.spans evals.paired evals.trials_page
+evals.spans evals.paired evals.trials_page search
+evals.search_page
 evals.judge
 evals.answers
 evals.report
@@ -59,6 +60,7 @@ train.trial_training
 train.trial_loop
 preflight
 main
+sweep
 """
 RANK = {name: i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 # The input pipeline and the record of a run work where JAX does not.
@@ -71,6 +73,7 @@ WITHOUT_JAX = (
     "mesh_rules",
     "command_line",
     "compare",
+    "search",
     "space",
     "trials",
     "varying",
