@@ -10,6 +10,7 @@ TENSORBOARD = ["tensorboard>=2.16,<3"]
 WANDB = ["wandb>=0.18,<1"]
 TPU = ["jax[tpu]>=0.10.2,<0.13"]  # with the libtpu that this JAX was released with
 TORCH = ["torch>=2.4,<3"]
+SWEEP = ["optuna>=5.0,<6", "cmaes>=0.13,<1"]
 GCS = ["gcsfs>=2026.2,<2027"]
 
 setup(
@@ -44,12 +45,14 @@ setup(
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
         "gcs": GCS,
+        "sweep": SWEEP,
         "torch": TORCH,  # parity only
         "test": [
             *HF,
             *PARQUET,
             *TENSORBOARD,
             *GCS,
+            *SWEEP,
             "gcp-storage-emulator>=2026.7.19,<2027",
             "nbclient>=0.10,<1",
             "ipykernel>=6.29,<8",

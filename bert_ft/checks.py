@@ -12,7 +12,9 @@ from bert_ft.errors import InputError
 from bert_ft.mesh_rules import PRESETS, user_rules
 from bert_ft.method_checks import check_methods
 from bert_ft.parts import part_configs
+from bert_ft.space import Dimension, ends, parsed
 from bert_ft.task_checks import check_ranking, check_task, numbers, require
+from bert_ft.varying import Settings, said
 
 REMATS = ("none", "layer", "dots")
 OPTIMIZERS = ("adamw", "lion", "lamb", "adafactor")
@@ -62,6 +64,42 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
             check(own, mode)
         except InputError as e:
             raise InputError(f"config.task.parts: {part!r}: {e}") from None
+
+
+def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:
+    t = c.trial
+    require(t.halving == 0 or t.halving >= 2, "trial.halving", t.halving, "2 or more, or 0 (off)")
+    require(t.samples >= 0, "trial.samples", t.samples, "0 or more")
+    if not c.trials:
+        for key in ("halving", "space", "samples"):
+            require(not t[key], f"trial.{key}", t[key], "nothing where config.trials is ''")
+        return
+    if t.halving:
+        without = "0 where there is no data.dev, or eval.every_steps is 0: it goes by scores on dev"
+        require(has_dev and c.eval.every_steps > 0, "trial.halving", t.halving, without)
+    if t.space or t.samples:
+        both = "both or neither: so many trials are drawn from the space"
+        require(bool(t.space) == bool(t.samples), "trial.samples", t.samples, both)
+        freed = "0 where trial.halving is 0: no place becomes free"
+        require(t.halving > 0, "trial.samples", t.samples, freed)
+        shared = "False with trial.samples, whose trials begin later"
+        require(not t.share_batches, "trial.share_batches", True, shared)
+        check_space(c, parsed(t.space, "config.trial.space"), "config.trial.space", mode)
+    for number, one in enumerate(trials.settings(c)):
+        _check_trial(c, one, f"config.trials: trial {number}", mode)
+
+
+def check_space(c: ConfigDict, space: list[Dimension], where: str, mode: str) -> None:
+    """Raises InputError where a value at an end of the space can't work."""
+    for one in ends(space):
+        _check_trial(c, one, where, mode)
+
+
+def _check_trial(c: ConfigDict, one: Settings, where: str, mode: str) -> None:
+    try:
+        check(trials.config_of(c, one), mode)
+    except InputError as e:
+        raise InputError(f"{where} ({said(one)}): {e}") from None
 
 
 def check(config: ConfigDict, mode: str = "train") -> None:
@@ -125,7 +163,8 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.mesh.data,
         "1 or more, or -1 (what is left)",
     )
-    require(c.mesh.trial == 1, "mesh.trial", c.mesh.trial, "1 (one trial a run)")
+    alone = "1 where config.trials is '': a run alone is one trial"
+    require(c.mesh.trial == 1 or bool(c.trials), "mesh.trial", c.mesh.trial, alone)
     require(
         c.train.batch_size % c.train.accumulate == 0,
         "train.accumulate",
@@ -203,14 +242,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     )
     check_methods(c)
     at_least("trial.width", 0)
-    if c.trials:
-        for number, one in enumerate(trials.settings(c)):
-            try:
-                check(trials.config_of(c, one), mode)
-            except InputError as e:
-                raise InputError(
-                    f"config.trials: trial {number} ({trials.said(one)}): {e}"
-                ) from None
+    _check_trials(c, mode, has_dev)
     check_training_rows(c)
     if c.task.name != "multi":
         check_task(c)

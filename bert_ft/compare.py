@@ -15,7 +15,7 @@ from typing import Any
 from bert_ft import paths
 from bert_ft.errors import EXIT_DONE, EXIT_INPUT, InputError
 from bert_ft.evals.judge import judge
-from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.merit import lower_is_better
 from bert_ft.evals.paired import Difference, Judged, difference
 from bert_ft.evals.report import read_object, read_rows
 

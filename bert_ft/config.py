@@ -234,6 +234,13 @@ def default() -> ConfigDict:
     c.trial.width = 0  # how many a device computes at once; 0 is 1 on a CPU, else all it has
     c.trial.ensembles = True  # the mean of their predictions and of their weights, scored beside
     c.trial.share_batches = False  # True: all see the same batches, those of train.seed
+    # Successive halving by 2 or more, 0 is off: after 1, n, n^2, … times eval.every_steps of its
+    # own steps a trial goes on where it is among the best 1/n on dev.
+    c.trial.halving = 0
+    # With it, so many trials more, drawn from the space, take the places of those that stop or end:
+    # {"learning_rate": {"log": [1e-5, 1e-3]}, "dropout": {"uniform": [0, 0.3]}} (space.py).
+    c.trial.space = ""
+    c.trial.samples = 0
     c.resume = ""  # the workdir of another run whose parameters this one starts from
     return c
 

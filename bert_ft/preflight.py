@@ -3,6 +3,8 @@
 WORKDIR/preflight.json holds an object a topology; bytes are those of a device:
 
     topology, devices, mesh, batch {examples, rows, row_length}, assumed [what was not the config's]
+    trials, at_once     of the config, and of them in one step of the program: batch, operations and
+                        bound are those of all that are at once
     effort              that XLA's compiler made, config.preflight.effort
     compiled, compile_s, eval_compile_s     of the training step and of the evaluation's
     bytes {arguments, outputs, temporaries, total}      total counts an output that takes an
@@ -31,8 +33,8 @@ import numpy as np
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from bert_ft import trials
 from bert_ft.command_line import quiet_libtpu
-from bert_ft.data.batches import Shape
 from bert_ft.data.encode import Encoded
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names
@@ -46,6 +48,7 @@ from bert_ft.train.chips import CHIPS, Chip, slice_of
 from bert_ft.train.collectives import collectives
 from bert_ft.train.cost import bound, step_flops
 from bert_ft.train.finish import eval_plan, eval_programs
+from bert_ft.train.group import Group, abstract_step, make_group, programs_of_trials
 from bert_ft.train.loop import batch_plan, total_steps, train_programs
 from bert_ft.train.record import write_json
 from bert_ft.train.sharding import abstract_batch, check_sizes, make_mesh
@@ -78,14 +81,24 @@ def preflight(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    system, assumed = system_for(config, found[0], say)
+    settings, numbers = trials.settings(config), [0]
+    base, others = config, 0
+    if config.trials:
+        programs = programs_of_trials(config, settings)
+        numbers, others = max(programs, key=len), len(programs) - 1
+        base = trials.program_config(config, settings[numbers[0]])
+    system, assumed = system_for(base, found[0], say)
+    if others:
+        assumed.append(f"the program of {len(numbers)} trials; {others} more are not compiled")
     reports = []
     for (kind, shape), devices in zip(named, found, strict=True):
         say(f"preflight: compiling for {kind}:{shape}, {len(devices)} devices; may take minutes")
         here = on_devices(system, devices)
         report = {"topology": f"{kind}:{shape}", "slices": config.preflight.slices}
+        group = make_group(here, settings, numbers) if config.trials else None
         with _no_cache():
-            reports.append({**report, **examine(here, CHIPS[kind]), "assumed": assumed})
+            found_here = examine(here, CHIPS[kind], group=group)
+        reports.append({**report, **found_here, "assumed": assumed})
         print(table(reports[-1]), flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "preflight.json", reports)
@@ -183,23 +196,35 @@ def on_devices(system: System, devices: Sequence[Any]) -> System:
     return dataclasses.replace(system, mesh=mesh)
 
 
-def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, Any]:
-    """Compiles the training step of the most rows, and the evaluation's; all of a report but its
-    topology."""
+def examine(
+    system: System, chip: Chip, evaluation: bool = True, group: Group | None = None
+) -> dict[str, Any]:
+    """Compiles the training step of the most rows, of a wave of the `group` where there is one, and
+    the evaluation's; all of a report but its topology."""
     config, mesh, accumulate = system.config, system.mesh, system.config.train.accumulate
-    programs, state, batch, shape = real_step(system)
+    state: Any
+    if group:
+        programs, state, batch, one, beside = abstract_step(group)
+    else:
+        programs, state, batch = real_step(system)
+        one, beside = batch, ()
+    at_once = len(group.waves[0]) if group else 1
+    rows, row_length = one["tokens"].shape[-2:]
+    examples = at_once * config.train.batch_size
     devices, effort = list(mesh.devices.flat), config.preflight.effort
-    params = jax.eval_shape(system.weights.form, state.frozen, state.params, state.step)
-    flops = step_flops(system.model, system.task, params, batch, accumulate)
+    params = system.abstract_params
+    flops = at_once * step_flops(system.model, system.task, params, one, accumulate)
     report: dict[str, Any] = {
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "preset": config.mesh.preset,
         "effort": effort,
+        "trials": group.waves[-1].stop if group else 1,
+        "at_once": at_once,
         "batch": {
-            "examples": config.train.batch_size,
-            "rows": shape.rows * accumulate,
-            "row_length": shape.row_length,
+            "examples": examples,
+            "rows": at_once * rows * accumulate,
+            "row_length": row_length,
         },
         "compiled": False,
         "hbm_bytes": chip.hbm,
@@ -209,14 +234,18 @@ def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, An
     }
     begun = time.monotonic()
     try:
-        compiled = programs.compile(state, batch, EFFORTS[effort])
+        compiled = programs.compile(state, batch, EFFORTS[effort], beside)
     except jax.errors.JaxRuntimeError as e:
         used = _needed(str(e))
         if used is None:
             raise
         report |= {"compile_s": time.monotonic() - begun, "fits": False}
         unknown = {"outputs": None, "temporaries": None}
-        report["bytes"] = {"arguments": held_bytes((state, batch)), **unknown, "total": used}
+        report["bytes"] = {
+            "arguments": held_bytes((state, batch, beside)),
+            **unknown,
+            "total": used,
+        }
         return {**report, "advice": advice(system, report)}
     report |= {"compiled": True, "compile_s": time.monotonic() - begun}
     stats = compiled.memory_analysis()
@@ -238,13 +267,13 @@ def examine(system: System, chip: Chip, evaluation: bool = True) -> dict[str, An
     # peak was written and is read again.
     sizes = report["bytes"]
     moved = sizes["arguments"] + sizes["outputs"] + 2 * sizes["temporaries"]
-    report["bound"] = bound(chip, len(devices), flops, moved, sent, config.train.batch_size)
+    report["bound"] = bound(chip, len(devices), flops, moved, sent, examples)
     if evaluation:
-        report["eval_compile_s"] = _evaluation(system, system.abstract_params, EFFORTS[effort])
+        report["eval_compile_s"] = _evaluation(system, params, EFFORTS[effort])
     return {**report, "advice": advice(system, report)}
 
 
-def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any], Shape]:
+def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any]]:
     """The training step as the loop has it, and its arguments as shapes with shardings, with the
     most rows that a batch of the run has."""
     config = system.config
@@ -254,7 +283,7 @@ def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any], Sha
     state = abstract_state(system, optim.make_optimizer(config, steps))
     made, shape = plan.batch(step, range(1)), plan.shape(step)
     batch = abstract_batch(made, shape, system.mesh, config.train.accumulate)
-    return train_programs(system, steps, state), state, batch, shape
+    return train_programs(system, steps, state), state, batch
 
 
 def _evaluation(system: System, params: Any, options: Mapping[str, Any]) -> float:

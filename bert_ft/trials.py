@@ -2,7 +2,7 @@
 
 {"seed": [0, 1, 2], "learning_rate": [2e-5, 5e-5]} is a product, six trials, the last name varying
 fastest; [{"seed": 0}, {"seed": 1, "warmup": 0.2}] lists them. A name is a key of the config, or its
-last part where that is clear (NAMES).
+last part where that is clear (varying.NAMES).
 """
 
 from __future__ import annotations
@@ -13,28 +13,46 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.config import default, fixed, flat, nearest, typed
+from bert_ft import space
+from bert_ft.config import fixed, flat
 from bert_ft.errors import InputError
+from bert_ft.varying import VARYING, Settings, known, said
 
-# What a compiled step takes as an argument. A task adds its own, such as task.label_smoothing.
-VARYING = (
-    *("train.seed", "train.learning_rate", "train.warmup", "train.weight_decay"),
-    *("train.clip_norm", "train.steps", "train.epochs", "model.dropout"),
-)
-ALSO = ("task.label_smoothing", "task.weights", "task.alpha")  # of the tasks that have them
-NAMES = {key.rpartition(".")[2]: key for key in (*VARYING, *ALSO)}
 SHAPE = '{"seed": [0, 1, 2], "learning_rate": [2e-5, 5e-5]}, or a list of objects'
 MOST = 10_000  # more are a mistake in the product
 
-Settings = dict[str, Any]  # {config key: value} of a trial
+REDRAWN = 100  # draws that give a trial that is there already, before that is an error
 
 
 def settings(config: ConfigDict) -> list[Settings]:
     """What each trial sets; [{}] where config.trials is ''. Raises InputError on what is no list of
     trials."""
-    return parsed(config.trials)
+    return made(flat(config))
+
+
+def made(values: Mapping[str, Any]) -> list[Settings]:
+    """Of a flat config: the trials that are listed, then those drawn from trial.space. Draw n is
+    f(train.seed, n): all are known before the first step."""
+    found = parsed(values["trials"])
+    if not values.get("trial.space"):
+        return found
+    dimensions = space.parsed(values["trial.space"], "config.trial.space")
+    for number in range(values["trial.samples"]):
+        for attempt in range(REDRAWN):
+            rng = np.random.default_rng((values["train.seed"], number, attempt))
+            one = space.draw(dimensions, rng)
+            if one not in found:
+                break
+        else:
+            raise InputError(
+                f"config.trial.samples is {values['trial.samples']}, but trial.space holds hardly "
+                "more than the trials there are; accepted: fewer, or a larger space"
+            )
+        found.append(one)
+    return found
 
 
 def parsed(text: str) -> list[Settings]:
@@ -51,7 +69,7 @@ def parsed(text: str) -> list[Settings]:
         listed = given
     else:
         raise InputError(f"config.trials is {text!r}; accepted: {SHAPE}")
-    trials = [_known(one) for one in listed]
+    trials = [known(one, "config.trials") for one in listed]
     if len(trials) > MOST:
         raise InputError(f"config.trials makes {len(trials):,} trials; accepted: at most {MOST:,}")
     for number, one in enumerate(trials):
@@ -70,33 +88,23 @@ def _product(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(given, values, strict=True)) for values in itertools.product(*given.values())]
 
 
-def _known(one: Mapping[str, Any]) -> Settings:
-    """The keys and types of a trial's settings, as the config has them."""
-    usual, out = flat(default()), dict[str, Any]()
-    for name, value in one.items():
-        key = NAMES.get(name, name)
-        if key not in usual or key == "trials":
-            accepted = [*NAMES, *usual]
-            raise InputError(
-                f"config.trials: {name!r} is no key; accepted: {', '.join(NAMES)}, or another key "
-                f"of the config in full{nearest(name, accepted)}"
-            )
-        if key in out:
-            raise InputError(f"config.trials: {name!r} is given twice")
-        try:
-            out[key] = typed(key, value, usual[key])
-        except ValueError as e:
-            raise InputError(f"config.trials: {e}") from None
-    return out
-
-
 def config_of(config: ConfigDict, one: Settings) -> ConfigDict:
     """The config of a trial as a run of its own has it."""
     c = copy.deepcopy(config)
     with c.unlocked():
-        c.trials = ""
+        c.trials, c.mesh.trial = "", 1
+        c.trial.halving, c.trial.space, c.trial.samples = 0, "", 0
         for key, value in one.items():
             c.update_from_flattened_dict({key: value})
+    return c
+
+
+def program_config(config: ConfigDict, one: Settings) -> ConfigDict:
+    """What the trials of a program share, from the settings of one of them."""
+    c = config_of(config, one)
+    with c.unlocked():
+        c.train.seed, c.mesh.trial = config.train.seed, config.mesh.trial
+        c.trial = copy.deepcopy(config.trial)
     return c
 
 
@@ -109,11 +117,3 @@ def groups(config: ConfigDict, trials: list[Settings], of_task: Iterable[str]) -
         lasting = {k: v for k, v in fixed(config_of(config, one)).items() if k not in free}
         found.setdefault(json.dumps(lasting, sort_keys=True), []).append(number)
     return list(found.values())
-
-
-def said(one: Settings) -> str:
-    """'seed 1, learning_rate 5e-05'; for the log and the report."""
-    short = {key: name for name, key in NAMES.items()}
-    parts = [f"{short.get(k, k)} {v:g}" if isinstance(v, float) else f"{short.get(k, k)} {v}"
-             for k, v in one.items()]  # fmt: skip
-    return ", ".join(parts) or "the config as it is"

@@ -9,8 +9,10 @@ from conftest import ROOT
 # One line a layer: its modules may not import each other, only what stands above.
 LAYERS = """
 errors method_knobs
-paths data.defaults
+paths data.defaults evals.merit
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
+varying
+space
 parts trials task_checks mesh_rules train.chips evals.plots
 evals.attack evals.entities evals.ranking evals.squad
 data.words data.texts data.windows data.rows data.pieces data.epochs data.word_lists
@@ -40,7 +42,8 @@ methods.rates methods.sam methods.noise_scale
 methods.freezing methods.modules
 methods.adalora
 methods.registry
-evals.spans evals.paired evals.trials_page
+evals.spans evals.paired evals.trials_page search
+evals.search_page
 evals.judge
 evals.answers
 evals.report
@@ -65,13 +68,15 @@ train.finish train.card train.guard
 train.selection
 train.export train.teacher
 train.loop
+train.halving
 train.group
+train.beside
 train.ensemble
 train.trial_training
 train.trial_loop
 preflight
 main
-select
+select sweep
 """
 RANK = {name: i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 # The input pipeline and the record of a run work where JAX does not.
@@ -87,6 +92,10 @@ WITHOUT_JAX = (
     "mesh_rules",
     "command_line",
     "compare",
+    "search",
+    "space",
+    "trials",
+    "varying",
     "data.",
     "evals.",
     "main",

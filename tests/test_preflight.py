@@ -173,7 +173,7 @@ def test_between_slices():
 def counted(monkeypatch):
     small_base(monkeypatch)
     made = system()
-    _, state, batch, _ = preflight.real_step(made)
+    _, state, batch = preflight.real_step(made)
     bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, batch))
     return made, *bare
 
@@ -223,7 +223,7 @@ def test_accumulation_changes_no_count(monkeypatch):
     counts = []
     for accumulate in (1, 4):
         made = system(train__accumulate=accumulate)
-        _, state, batch, _ = preflight.real_step(made)
+        _, state, batch = preflight.real_step(made)
         counts.append(step_flops(made.model, made.task, state.params, batch, accumulate))
     assert counts[0] == counts[1]
 
@@ -299,7 +299,7 @@ def test_shapes_are_those_that_are_placed(monkeypatch):
 def read(made):
     """The collectives of the training step, [kind, [dtype, elements] of its arrays]; elements of
     each parameter, and of the encoder without its word table."""
-    programs, state, batch, _ = preflight.real_step(made)
+    programs, state, batch = preflight.real_step(made)
     text = programs.compile(state, batch).as_text()
     encoder = {path: math.prod(x.shape) for path, x in flatten(state.params["encoder"]).items()}
     return {
@@ -421,3 +421,26 @@ def test_what_does_not_fit_is_said_with_what_to_change(monkeypatch):
     assert "--config.train.batch_size=16" in line and "--config.train.accumulate=2" in line
     shown = preflight.table({"topology": "v5e:2x2", "slices": 1, "assumed": [], **report})
     assert "DOES NOT FIT" in shown and "25.50 GiB of 16.00 GiB" in shown
+
+
+@needs_libtpu
+def test_trials_are_compiled_together_and_share_only_their_losses(monkeypatch, tmp_path):
+    small_base(monkeypatch)
+    c = config(
+        **{"preflight__model": "base", "preflight__topology": "v5e-4"},
+        **{"preflight__effort": "quick", "data__max_length": LENGTH, "train__batch_size": BATCH},
+        mesh__trial=2,
+    )
+    c.trials = '{"seed": [0, 1, 2, 3]}'
+    [report] = preflight.preflight(c, tmp_path)
+    assert (report["trials"], report["at_once"], report["mesh"]["trial"]) == (4, 4, 2)
+    assert report["batch"]["examples"] == 4 * BATCH
+    made = system(preflight.topology_devices("v5e", "2x2"))
+    _, state, batch = preflight.real_step(made)
+    alone = step_flops(made.model, made.task, state.params, batch, 1)
+    assert report["flops_per_step"] == 4 * alone
+    bound = report["bound"]
+    assert bound["examples_per_s"] == pytest.approx(4 * BATCH / bound["ms"] * 1e3)
+    between = [c for c in report["collectives"] if c["axis"] != "data"]
+    assert all(c["axis"] == "trial" and c["bytes"] < 1024 for c in between), between
+    assert "trials at once on a chip" in report["advice"][0]

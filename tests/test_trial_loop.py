@@ -166,3 +166,22 @@ def test_the_ensembles_are_runs_too(done, run_here, tmp_path):
 )
 def test_refused(run_here, tmp_path, given, words):
     run_here(tmp_path / "run", of(given)).refused(words)
+
+
+def test_trials_start_from_the_run_that_is_named(done, run_here, tmp_path):
+    run, _ = done
+    given = run.workdir / "trials" / "0"
+    after = run_here(
+        tmp_path / "run", "--config.train.steps=1", of([{"seed": 7}]), f"--config.resume={given}",
+        "--config.train.learning_rate=0.0", "--config.model.dropout=0.1",
+    ).ok()  # fmt: skip
+    assert f"start: parameters of {given}, step 6" in after.err
+    assert after.result["trials"][0]["params_sha256"] == run.result["trials"][0]["params_sha256"]
+
+
+def test_trials_that_do_not_fill_the_mesh_are_refused_before_data_is_read(run_here, tmp_path):
+    flags = ("--config.mesh.trial=3", "--config.data.train=files:nowhere.csv")
+    run_here(tmp_path / "run", *flags, of({"seed": [1, 2, 3, 4]})).refused(
+        "config.mesh.trial is 3 for 4 trials; accepted: a divisor"
+    )
+    run_here(tmp_path / "run", *flags).refused("config.mesh.trial is 3; accepted: 1 where")

@@ -7,6 +7,7 @@ from small import config
 
 from bert_ft import trials
 from bert_ft.errors import InputError
+from bert_ft.varying import said
 
 
 def with_trials(given):
@@ -59,10 +60,8 @@ def test_groups_are_what_cannot_share_a_program():
 
 
 def test_a_trial_is_said_in_short_names():
-    assert trials.said({"train.seed": 1, "train.learning_rate": 5e-5}) == (
-        "seed 1, learning_rate 5e-05"
-    )
-    assert trials.said({"train.batch_size": 8}) == "train.batch_size 8"
+    assert said({"train.seed": 1, "train.learning_rate": 5e-5}) == ("seed 1, learning_rate 5e-05")
+    assert said({"train.batch_size": 8}) == "train.batch_size 8"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +80,8 @@ def test_a_trial_is_said_in_short_names():
         ({"trials": ["x"]}, "'trials' is no key"),
         ([{"seed": 1}, {"seed": 2}, {"seed": 1}], "trials 0 and 2 are the same: seed 1"),
         ([{"seed": 1, "train.seed": 2}], "'train.seed' is given twice"),
+        ({"mesh.data": [1, 2]}, "'mesh.data' can't vary, for it is the whole command's"),
+        ({"trial.width": [1, 2]}, "'trial.width' can't vary"),
         ({"seed": list(range(101)), "steps": list(range(1, 101))}, "makes 10,100 trials"),
     ],
 )

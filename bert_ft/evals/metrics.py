@@ -9,13 +9,6 @@ import dataclasses
 
 import numpy as np
 
-_LOWER = frozenset({"loss", "ece", "rmse", "mae", "perplexity"})
-
-
-def lower_is_better(metric: str) -> bool:
-    """Of a score's name, which may have the part it is of behind or before a '/'."""
-    return not _LOWER.isdisjoint(metric.split("/"))
-
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
     """The fraction of the N examples whose prediction equals the label."""

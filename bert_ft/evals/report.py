@@ -82,7 +82,7 @@ def _head(workdir: Path, model: str, flat: dict[str, Any], result: dict[str, Any
     own = str(result.get("metric", ""))
     for name in sorted(scores, key=lambda name: _prominence(name, own)):
         entry = scores[name] if isinstance(scores[name], dict) else {"mean": scores[name]}
-        trials = len(entry.get("per_trial") or [])
+        trials = sum(v is not None for v in entry.get("per_trial") or [])
         spread = f"± {_number(name, entry.get('std'))}" if trials > 1 else ""
         basis = f"{entry['n_examples']:,} examples" if entry.get("n_examples") else ""
         if trials > 1:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.merit import merit
 from bert_ft.train.finish import conclude, predict_set, score_set
 from bert_ft.train.group import Group
 from bert_ft.train.record import SPEED
@@ -73,11 +73,9 @@ def soups(
     system, places, params = group.systems[0], list(members), list(members.values())
     found = {UNIFORM: places}
     if "dev" in system.sets:
-        sign = -1 if lower_is_better(metric) else 1
 
         def dev(one: Any) -> float:
-            value = sign * score_set(system, programs, formed(one), "dev")[metric]
-            return -np.inf if np.isnan(value) else value
+            return merit(metric, score_set(system, programs, formed(one), "dev")[metric])
 
         found[GREEDY] = [places[i] for i in greedy(params, [dev(one) for one in params], dev)]
     for name, chosen in found.items():
@@ -94,3 +92,29 @@ def soups(
         costs = {"speed": dict.fromkeys(SPEED)}
         conclude(system, soup, steps, own, costs, programs, folder, quiet)
     return {name: [group.numbers[k] for k in chosen] for name, chosen in found.items()}
+
+
+def together(
+    group: Group,
+    members: Mapping[int, Any],
+    full: Callable[[int, Any, int], Any],
+    digests: set[str],
+    metric: str,
+    programs: Programs,
+    workdir: Path,
+) -> dict[str, Any]:
+    """What `gather` reads: scores of the mean prediction, members of the soups. `full` makes what
+    the model is given of a trial, of what is kept of it, at a step. Soups are cooked of what is
+    trained: frozen weights that differ (`digests`), those of models begun anew, have no mean that
+    anything was trained beside."""
+    each = [full(k, kept, group.steps[k]) for k, kept in members.items()]
+    found = averaged(group, each, programs)
+    of: dict[str, list[int]] = {}
+    if len(digests) == 1:
+        first, (digest,) = next(iter(members)), digests
+
+        def formed(kept: Any) -> Any:
+            return full(first, kept, group.steps[first])
+
+        of = soups(group, members, formed, {"frozen": digest}, metric, programs, workdir)
+    return {"mean_prediction": found, "soups": of}

@@ -78,14 +78,19 @@ def waves(trials: int, mesh: Mesh, width: int) -> list[range]:
     Raises InputError where the trials don't fill the mesh's axis.
     """
     axis = mesh.shape["trial"]
-    if trials % axis:
-        raise InputError(
-            f"config.mesh.trial is {axis} for {trials} trials; accepted: a divisor of their number"
-        )
+    require_full(trials, axis)
     most = trials // axis
     width = max(w for w in range(1, min(width, most) + 1) if most % w == 0)
     size = axis * width
     return [range(k, k + size) for k in range(0, trials, size)]
+
+
+def require_full(trials: int, axis: int) -> None:
+    """Raises InputError where trials don't fill the mesh's axis."""
+    if trials % axis:
+        raise InputError(
+            f"config.mesh.trial is {axis} for {trials} trials; accepted: a divisor of their number"
+        )
 
 
 def stack(trials: Sequence[Any], mesh: Mesh) -> Any:
@@ -94,18 +99,38 @@ def stack(trials: Sequence[Any], mesh: Mesh) -> Any:
     if len(trials) == 1:
         return trials[0]
 
-    def one(*leaves: jax.Array) -> jax.Array:
-        spec = getattr(leaves[0].sharding, "spec", P())
-        return jax.device_put(jnp.stack(leaves), NamedSharding(mesh, P("trial", *spec)))
+    def place(x: Any) -> NamedSharding:
+        return NamedSharding(mesh, P("trial", *getattr(x.sharding, "spec", P())))
 
-    return jax.tree.map(one, *trials)
+    def together(*trials: Any) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trials)
+
+    return jax.jit(together, out_shardings=jax.tree.map(place, trials[0]))(*trials)
+
+
+def abstract_wave(tree: Any, size: int, mesh: Mesh) -> Any:
+    """What `stack`, or `place_wave`, makes of `size` trials, or batches, of these shapes."""
+
+    def one(x: Any) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(mesh, P("trial", *x.sharding.spec))
+        return jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=place)
+
+    return tree if size == 1 else jax.tree.map(one, tree)
 
 
 def unstack(wave: Trial, size: int) -> list[Trial]:
     """A wave -> its trials."""
     if size == 1:
         return [wave]
-    return [jax.tree.map(lambda x, k=k: x[k], wave) for k in range(size)]
+
+    def place(x: Any) -> NamedSharding:
+        return NamedSharding(x.sharding.mesh, P(*x.sharding.spec[1:]))
+
+    def one(wave: Trial, k: jax.Array) -> Trial:
+        return jax.tree.map(lambda x: x[k], wave)
+
+    take = jax.jit(one, out_shardings=jax.tree.map(place, wave))
+    return [take(wave, k) for k in range(size)]
 
 
 def wave_programs(
@@ -120,12 +145,11 @@ def wave_programs(
     `shared`: all trials see one batch, which has no leading axis; `alike`: and stand beside the
     same frozen parameters, which have none."""
     places = jax.tree.map(lambda x: x.sharding, wave)
-    if size == 1:
-        run, metrics = step, NamedSharding(mesh, P())
-    else:
+    metrics = NamedSharding(mesh, P())  # a process reads those of other processes' trials, too
+    run = step
+    if size > 1:
         axes = (0, None if shared else 0, None if alike else 0)
         run = jax.vmap(step, in_axes=axes, spmd_axis_name="trial")
-        metrics = NamedSharding(mesh, P("trial"))
     named = functools.wraps(step)(
         lambda state, batch, *beside: run(state, batch, *(beside or ({},)))
     )
@@ -140,15 +164,21 @@ def make_trial(state: TrainState, knobs: Knobs, mesh: Mesh) -> Trial:
 def place_wave(
     makes: Sequence[Callable[[range | None], Batch]], shape: Shape, mesh: Mesh, accumulate: int = 1
 ) -> dict[str, jax.Array]:
-    """The batches of a wave's trials, stacked along a leading axis over 'trial'. Each process asks
-    for the rows of its own devices, of its own trials."""
+    """The batches of a wave's trials, stacked along a leading axis over 'trial'. Each process makes
+    those of the trials on its own devices."""
     lead = (None,) if accumulate > 1 else ()
-    parts = [make(None) for make in makes]
-    out: dict[str, jax.Array] = {}
-    for name in parts[0]:
-        value = np.stack([part[name] for part in parts])
+    count = len(makes)
+    spans = NamedSharding(mesh, P("trial")).addressable_devices_indices_map((count,)).values()
+    mine = {k for index in spans if index for k in range(*index[0].indices(count))}
+    parts = {k: makes[k](None) for k in sorted(mine)}
+
+    def array(name: str, like: np.ndarray) -> jax.Array:
+        def values(index: Any) -> np.ndarray:
+            which = range(*index[0].indices(count))
+            return np.stack([parts[k][name][index[1:]] for k in which])
+
         spec = P("trial", *lead, ROWS) if name in shape.row_arrays else P("trial")
-        out[name] = jax.make_array_from_callback(
-            value.shape, NamedSharding(mesh, spec), value.__getitem__
-        )
-    return out
+        place = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback((count, *like.shape), place, values)
+
+    return {name: array(name, like) for name, like in parts[min(mine)].items()}

@@ -13,19 +13,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
-from bert_ft import trials
 from bert_ft.config import config_hash
 from bert_ft.errors import InputError
-from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.merit import merit
 from bert_ft.evals.report import write_report
 from bert_ft.train import record
 from bert_ft.train.sinks import read_metrics
+from bert_ft.varying import Settings, said
 
+STOPPED = "stopped.json"  # in the place of result.json, of a trial that was stopped early
 STUCK = 0.05  # a train loss that has not fallen by this share has learnt nothing
 
 
 def trial_dir(workdir: Path, number: int) -> Path:
     return workdir / "trials" / str(number)
+
+
+def is_done(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("result.json", STOPPED))
 
 
 def chosen(workdir: Path, which: str, key: str) -> Path:
@@ -50,6 +55,11 @@ def chosen(workdir: Path, which: str, key: str) -> Path:
     number = found["best_trial"] if which == "best" else which
     if not str(number).isdigit() or int(number) >= count:
         raise InputError(f"config.{key} is {which!r}; accepted: {_names(found)}")
+    if stop := found["trials"][int(number)].get("stopped"):
+        raise InputError(
+            f"config.{key} is {which!r}, which was stopped after {stop['step']} steps; accepted: a "
+            "trial that went to its end"
+        )
     return trial_dir(workdir, int(number))
 
 
@@ -58,12 +68,13 @@ def _names(found: dict[str, Any]) -> str:
     return ", ".join(["'best'", *soups, f"or 0 to {len(found['trials']) - 1}"])
 
 
-def gather(config: ConfigDict, workdir: Path, settings: Sequence[trials.Settings]) -> list[str]:
+def gather(config: ConfigDict, workdir: Path, settings: Sequence[Settings]) -> list[str]:
     """Writes result.json, metrics.jsonl where there were several groups, predictions/test.jsonl (of
     the best trial) and report.html; returns what to say."""
     folders = [trial_dir(workdir, k) for k in range(len(settings))]
-    results = [json.loads((f / "result.json").read_text()) for f in folders]
-    result = combined(config, settings, results, [_collapsed(f) for f in folders])
+    stops = [_read(f / STOPPED) for f in folders]
+    results = [_read(f / "result.json") for f in folders]
+    result = combined(config, settings, results, stops, [_collapsed(f) for f in folders])
     result["ensembles"] = _ensembles(workdir)
     record.write_json(workdir / "result.json", result)
     best = folders[result["best_trial"] or 0] / "predictions" / "test.jsonl"
@@ -76,19 +87,26 @@ def gather(config: ConfigDict, workdir: Path, settings: Sequence[trials.Settings
     return _said(result, settings, workdir)
 
 
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def combined(
     config: ConfigDict,
-    settings: Sequence[trials.Settings],
-    results: Sequence[dict[str, Any]],
+    settings: Sequence[Settings],
+    results: Sequence[dict[str, Any] | None],
+    stops: Sequence[dict[str, Any] | None],
     collapsed: Sequence[str],
 ) -> dict[str, Any]:
-    """result.json of all trials: mean and sample standard deviation over those whose score is
-    defined."""
-    first = results[0]
+    """result.json of all trials: mean and sample standard deviation over those that went to their
+    end and whose score is defined. Of a trial that did not, `stops` says where it was stopped."""
+    ended = [r for r in results if r is not None]
+    # All may have been stopped, by a sweep.
+    first = ended[0] if ended else {"metric": next(filter(None, stops))["metric"], "speed": {}}
     scores = {}
-    for name in dict.fromkeys(n for r in results for n in r["eval"]):
-        entries = [r["eval"].get(name) for r in results]
-        values = [e and e["mean"] for e in entries]
+    for name in dict.fromkeys(n for r in ended for n in r["eval"]):
+        entries = [r and r["eval"].get(name) for r in results]
+        values = [e["mean"] if e else None for e in entries]
         there = [v for v in values if v is not None]
         scores[name] = {
             "mean": float(np.mean(there)) if there else None,
@@ -96,24 +114,30 @@ def combined(
             "per_trial": values,
             "n_examples": next(e["n_examples"] for e in entries if e),
         }
-    digests = [r["params_sha256"] for r in results]
+    digests = [r["params_sha256"] if r else None for r in results]
     dev = scores.get(f"dev/{first['metric']}", {}).get("per_trial", [])
-    sign = -1 if lower_is_better(first["metric"]) else 1
     known = [k for k, v in enumerate(dev) if v is not None]
-    rates = [r["speed"]["examples_per_s"] for r in results]
+    # The rate of a step while all trials are in it; with some stopped there is none for all.
+    rates = [None if any(stops) else r["speed"]["examples_per_s"] for r in ended]
     return {
         **first,
         "config_hash": config_hash(config),
-        "seeds": [s for r in results for s in r["seeds"]],
-        "steps": max(r["steps"] for r in results),
-        "best_trial": max(known, key=lambda k: sign * dev[k]) if known else None,
+        "seeds": [s for r in ended for s in r["seeds"]],
+        "steps": max((r["steps"] for r in ended), default=0),
+        "best_trial": max(known, key=lambda k: merit(first["metric"], dev[k])) if known else None,
         "trials": [
-            {"settings": one, "params_sha256": digest, "steps": r["steps"], "collapsed": fell}
-            for one, digest, r, fell in zip(settings, digests, results, collapsed, strict=True)
+            {
+                "settings": one,
+                "params_sha256": r["params_sha256"] if r else None,
+                "steps": r["steps"] if r else stop["step"] if stop else None,
+                "collapsed": fell,
+                "stopped": stop,
+            }
+            for one, r, stop, fell in zip(settings, results, stops, collapsed, strict=True)
         ],
         "eval": scores,
-        "params_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
-        "speed": {**first["speed"], "examples_per_s": sum(rates) if all(rates) else None},
+        "params_sha256": hashlib.sha256("".join(d or "-" for d in digests).encode()).hexdigest(),
+        "speed": {**first["speed"], "examples_per_s": sum(rates) if rates and all(rates) else None},
     }
 
 
@@ -156,9 +180,14 @@ def _collapsed(folder: Path) -> str:
     return ""
 
 
-def own_metrics(path: Path, trial: int, to: Path) -> None:
-    """The lines of one trial, as a run alone writes them."""
-    lines = [line for line in read_metrics(path) if line.get("trial") == trial]
+def own_metrics(path: Path, trial: int, to: Path, begun: int) -> None:
+    """The lines of one trial, as a run alone writes them: its steps are counted from where it
+    begun, after so many of the program's."""
+    lines = [
+        {**line, "step": line["step"] - begun}
+        for line in read_metrics(path)
+        if line.get("trial") == trial
+    ]
     record.write_lines(to, ({k: v for k, v in line.items() if k != "trial"} for line in lines))
 
 
@@ -172,24 +201,27 @@ def merged_metrics(parts: Sequence[tuple[Path, Sequence[int]]], to: Path) -> Non
     record.write_lines(to, sorted(lines, key=lambda line: line["step"]))
 
 
-def _said(result: dict[str, Any], settings: Sequence[trials.Settings], workdir: Path) -> list[str]:
+def _said(result: dict[str, Any], settings: Sequence[Settings], workdir: Path) -> list[str]:
     lines = []
     for name, score in result["eval"].items():
         if name.endswith(f"/{result['metric']}") and score["mean"] is not None:
+            count = sum(v is not None for v in score["per_trial"])
             lines.append(
-                f"{name}: {score['mean']:.4f} ± {score['std']:.4f} over {len(settings)} trials "
+                f"{name}: {score['mean']:.4f} ± {score['std']:.4f} over {count} trials "
                 f"(n = {score['n_examples']:,})"
             )
+    if early := sum(bool(one["stopped"]) for one in result["trials"]):
+        lines.append(f"{early} of {len(settings)} trials were stopped early")
     if result["best_trial"] is not None:
         best = result["best_trial"]
-        lines.append(f"best on dev: trial {best} ({trials.said(settings[best])})")
+        lines.append(f"best on dev: trial {best} ({said(settings[best])})")
     for name, scores in result["ensembles"].items():
         value = scores.get(f"test/{result['metric']}", scores.get(f"dev/{result['metric']}"))
         if value is not None:
             lines.append(f"{name}: {value:.4f}")
     for k, one in enumerate(result["trials"]):
         if one["collapsed"]:
-            lines.append(f"trial {k} ({trials.said(settings[k])}) collapsed: {one['collapsed']}")
+            lines.append(f"trial {k} ({said(settings[k])}) collapsed: {one['collapsed']}")
     return [
         *lines,
         f"results: {workdir / 'result.json'}, and of each trial in {workdir / 'trials'}",

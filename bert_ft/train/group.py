@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+from ml_collections import ConfigDict
 
 from bert_ft import trials
 from bert_ft.data.batches import BatchPlan, in_waves
+from bert_ft.errors import InputError
 from bert_ft.tasks.registry import make_task
 from bert_ft.train import fleet, optim, phases
 from bert_ft.train.checkpoint import Checkpoints
+from bert_ft.train.halving import Places, Seat
 from bert_ft.train.knobs import knobs_of
 from bert_ft.train.loop import batch_plan, total_steps
-from bert_ft.train.sharding import place
+from bert_ft.train.sharding import abstract_batch, place
 from bert_ft.train.start import (
     abstract_state,
     fresh_state,
@@ -27,25 +29,32 @@ from bert_ft.train.start import (
     meta,
     saved_part,
 )
-from bert_ft.train.step import Programs, TrainState
+from bert_ft.train.step import Programs
 from bert_ft.train.system import System
+from bert_ft.varying import NAMES, VARYING, Settings
 
 # Trials that a device computes at once, by platform: on a CPU one after the other is as fast
 # (experiments/trials), on the others a small batch leaves most of the chip idle.
 WIDTHS = {"cpu": 1}
 WIDEST = 64
 
+# Of a trial's number, steps and score on dev (None: undefined): whether it stops there. Asked again
+# after a restart it must answer the same.
+Prune = Callable[[int, int, float | None], bool]
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Trials of one program. `systems`: all share everything but their config and task; `numbers`:
-    theirs among all trials; `steps` of each."""
+    theirs among all trials; `steps` of each. `waves`: of the places that trials are computed in,
+    the first ones' at the start; `halving`: config.trial.halving."""
 
     systems: list[System]
     numbers: list[int]
     steps: list[int]
     waves: list[range]
     plans: list[BatchPlan]
+    halving: int
 
     def __len__(self) -> int:
         return len(self.systems)
@@ -54,39 +63,76 @@ class Group:
     def longest(self) -> int:
         return max(self.steps)
 
-    def live(self, step: int) -> np.ndarray:
-        """bool (K,): the trials that have a step `step` to do."""
-        return np.asarray([step < own for own in self.steps])
+    def places(self, metric: str) -> Places:
+        """Who is where before the first step."""
+        first = range(self.waves[-1].stop)
+        begun = [0 if k in first else None for k in range(len(self))]
+        every = self.systems[0].config.eval.every_steps
+        return Places(self.steps, every, self.halving, metric, list(first), begun)
 
-    def fetch(self, step: int) -> list[dict[str, jax.Array] | None]:
+    def fetch(self, seats: Sequence[Seat], step: int) -> list[dict[str, jax.Array] | None]:
         """A batch for each wave, None where all of it has done its steps."""
-        live = self.live(step)
-        return [self._batch(w, step) if live[w].any() else None for w in self.waves]
+        return [
+            self._batch([(k, min(step - begun, self.longest - 1)) for k, begun, _ in here])
+            if any(step < end for _, _, end in here)
+            else None
+            for here in ([seats[place] for place in wave] for wave in self.waves)
+        ]
 
-    def _batch(self, wave: range, step: int) -> dict[str, jax.Array]:
+    def _batch(self, wanted: Sequence[tuple[int, int]]) -> dict[str, jax.Array]:
+        """Of a wave: (the trial, its own step) for each."""
         mesh, accumulate = self.systems[0].mesh, self.systems[0].config.train.accumulate
-        plan = self.plans[wave[0]]
-        shape = plan.shape(step)
-        if len(wave) == 1 or self.systems[0].config.trial.share_batches:
-            return place(functools.partial(plan.batch, step), shape, mesh, accumulate)
-        makes = [functools.partial(self.plans[k].batch, step) for k in wave]
+        makes = [functools.partial(self.plans[k].batch, step) for k, step in wanted]
+        first, step = wanted[0]
+        shape = self.plans[first].shape(step)
+        if len(wanted) == 1 or self.systems[0].config.trial.share_batches:
+            return place(makes[0], shape, mesh, accumulate)
         return fleet.place_wave(makes, shape, mesh, accumulate)
 
     def samples(self) -> list[dict[str, jax.Array]]:
         """A batch of each row count, the first step's first."""
         found: dict[int, dict[str, jax.Array]] = {}
-        firsts = (self.plans[wave[0]] for wave in self.waves)
-        for wave, plan in zip(self.waves, firsts, strict=True):
+        waiting = range(self.waves[-1].stop, len(self))
+        waves = [*self.waves, *([k] * len(self.waves[0]) for k in waiting)]
+        for wave in waves:
             for step in range(self.longest):
-                rows = plan.shape(step).rows
+                rows = self.plans[wave[0]].shape(step).rows
                 if rows not in found:
-                    found[rows] = self._batch(wave, step)
-                if len(found) == len(plan.counts):
+                    found[rows] = self._batch([(k, step) for k in wave])
+                if len(found) == len(self.plans[0].counts):
                     return list(found.values())
         return list(found.values())
 
 
-def make_group(system: System, settings: list[trials.Settings], numbers: list[int]) -> Group:
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """From what the loop goes on: the trial of each place, at a step of the program, and whether
+    the evaluation that may be due there was made."""
+
+    trials: list[fleet.Trial]
+    places: Places
+    step: int
+    assessed: bool
+
+
+def programs_of_trials(config: ConfigDict, settings: list[Settings]) -> list[list[int]]:
+    """The numbers of the trials of each program. Raises InputError, before any data is read, where
+    they don't fill the mesh's axis."""
+    task = make_task(config)
+    free = list(getattr(task, "knobs", {}))
+    found = trials.groups(config, settings, free + ["task.alpha"] * ("task.weights" in free))
+    if config.trial.samples and len(found) > 1:
+        names = [name for name, key in NAMES.items() if key in (*VARYING, *free)]
+        raise InputError(
+            f"config.trial.space: the trials and the draws need {len(found)} programs; accepted: "
+            f"those of one, which differ in {', '.join(names)}"
+        )
+    for numbers in found:
+        fleet.require_full(len(numbers) - config.trial.samples, config.mesh.trial)
+    return found
+
+
+def make_group(system: System, settings: list[Settings], numbers: list[int]) -> Group:
     """The trials `numbers`, whose configs differ only in what a program takes as arguments."""
     config, data = system.config, system.sets["train"]
     configs = [trials.config_of(config, settings[k]) for k in numbers]
@@ -94,11 +140,18 @@ def make_group(system: System, settings: list[trials.Settings], numbers: list[in
     steps = [total_steps(c, data.of_an_epoch) for c in configs]
     platform = system.mesh.devices.flat[0].platform
     width = config.trial.width or WIDTHS.get(platform, WIDEST)
-    waves = fleet.waves(len(numbers), system.mesh, width)
+    waves = fleet.waves(len(numbers) - config.trial.samples, system.mesh, width)
     plans = [batch_plan(s, max(steps)) for s in systems]
     if config.trial.share_batches:
         plans = [dataclasses.replace(plan, seed=config.train.seed) for plan in plans]
-    return Group(systems, numbers, steps, waves, in_waves(plans, waves))
+    alike = waves
+    if config.trial.samples:  # a wave's trials may be at any steps, so its batches have one shape
+        alike = [range(k, k + 1) for k in range(len(plans))]
+        if len(waves[0]) > 1:
+            alike = [range(len(plans))]
+            plans = [dataclasses.replace(plan, at_most=1) for plan in plans]
+    plans = in_waves(plans, alike)
+    return Group(systems, numbers, steps, waves, plans, config.trial.halving)
 
 
 def programs_of(group: Group, first: fleet.Trial, alike: bool) -> Programs:
@@ -115,53 +168,96 @@ def programs_of(group: Group, first: fleet.Trial, alike: bool) -> Programs:
     return fleet.wave_programs(first, len(group.waves[0]), step, system.mesh, shared, alike)
 
 
+def abstract_trial(group: Group, k: int) -> fleet.Trial:
+    """A trial's shapes with their shardings."""
+    system = group.systems[k]
+    state = abstract_state(system, optim.make_optimizer(system.config, 1))
+    knobs = knobs_of(system.config, group.steps[k], system.task)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.step.sharding),
+        fleet.as_arrays(knobs),
+    )
+    return fleet.Trial(shapes, state)
+
+
+def abstract_step(
+    group: Group,
+) -> tuple[Programs, fleet.Trial, dict[str, Any], dict[str, Any], tuple]:
+    """(the step of a wave, its trials and its batch of the most rows, the batch of one of its
+    trials, and the frozen parameters beside all), as shapes with their shardings."""
+    system, plan, size = group.systems[0], group.plans[0], len(group.waves[0])
+    mesh, accumulate = system.mesh, system.config.train.accumulate
+    shape = plan.shape(plan.first_step_of(max(plan.counts)))
+    trial = abstract_trial(group, 0)
+    wave = fleet.abstract_wave(alone(trial), size, mesh)
+    one = abstract_batch(plan.batch(0, range(1)), shape, mesh, accumulate)
+    shared = system.config.trial.share_batches
+    batch = one if shared else fleet.abstract_wave(one, size, mesh)
+    return programs_of(group, wave, alike=True), wave, batch, one, (trial.state.frozen,)
+
+
+def alone(trial: fleet.Trial) -> fleet.Trial:
+    """A trial without the frozen parameters that it stands beside."""
+    return dataclasses.replace(trial, state=saved_part(trial.state))
+
+
 def initial_trials(
-    group: Group, saved: Checkpoints, say: Callable[[str], None]
-) -> tuple[list[fleet.Trial], int]:
-    """(trials, the step to go on from). Frozen parameters that are the same are there once."""
-    known: dict[str, Any] = {}
-
-    def sharing(state: TrainState) -> TrainState:
-        frozen = known.setdefault(frozen_digest(state.frozen), state.frozen)
-        return dataclasses.replace(state, frozen=frozen)
-
-    def abstract(k: int) -> fleet.Trial:
-        system = group.systems[k]
-        state = abstract_state(system, optim.make_optimizer(system.config, 1))
-        knobs = knobs_of(system.config, group.steps[k], system.task)
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=state.step.sharding),
-            fleet.as_arrays(knobs),
-        )
-        return fleet.Trial(shapes, state)
-
-    def with_frozen(k: int, one: fleet.Trial, digest: str) -> fleet.Trial:
-        system = group.systems[k]
-        optimizer = optim.make_optimizer(system.config, 1)
-        frozen = frozen_again(system, optimizer, digest, lambda _: None)
-        return dataclasses.replace(
-            one, state=sharing(dataclasses.replace(one.state, frozen=frozen))
-        )
-
-    everyone = range(len(group))
-    likes = [abstract(k) for k in everyone]
-    held = [dataclasses.replace(one, state=saved_part(one.state)) for one in likes]
+    group: Group, places: Places, saved: Checkpoints, say: Callable[[str], None]
+) -> tuple[list[fleet.Trial], int, bool]:
+    """(the trial of each place, the step to go on from, whether the evaluation that may be due
+    there was made). `places` is then as it was. Frozen parameters that are the same are there
+    once."""
+    count = group.waves[-1].stop
+    held = [alone(abstract_trial(group, k)) for k in range(count)]
     restored = saved.restore(held, group_meta(group))
-    if restored is not None:
-        say(f"start: own checkpoint of step {restored[1]}, {len(group)} trials")
-        phases.add(restored[2].get("seconds", {}))
-        digests = restored[2].get("frozen", [""] * len(group))
-        made = [with_frozen(k, one, digests[k]) for k, one in enumerate(restored[0])]
-        return made, restored[1]
+    if restored is None:
+        return (
+            shared([fresh_trial(group, k, say if k == 0 else quiet) for k in range(count)]),
+            0,
+            True,
+        )
+    found, step, about = restored
+    say(f"start: own checkpoint of step {step}, {count} trials")
+    phases.add(about.get("seconds", {}))
+    places.restore(about["places"])
+    digests = about.get("frozen", [""] * count)
+    made = [
+        beside(one, frozen_of(group, k, digest))
+        for k, one, digest in zip(places.trial, found, digests, strict=True)
+    ]
+    return shared(made), step, about["assessed"]
 
-    def fresh(k: int) -> fleet.Trial:
-        system = group.systems[k]
-        optimizer = optim.make_optimizer(system.config, 1)
-        state = fresh_state(system, optimizer, say if k == 0 else lambda _: None)
-        knobs = knobs_of(system.config, group.steps[k], system.task)
-        return fleet.make_trial(sharing(state), knobs, system.mesh)
 
-    return [fresh(k) for k in everyone], 0
+def frozen_of(group: Group, k: int, digest: str) -> Any:
+    """What a trial's parameters stand beside, made anew; its digest must be this."""
+    system = group.systems[k]
+    return frozen_again(system, optim.make_optimizer(system.config, 1), digest, quiet)
+
+
+def beside(trial: fleet.Trial, frozen: Any) -> fleet.Trial:
+    """A trial with the frozen parameters that it stands beside."""
+    return dataclasses.replace(trial, state=dataclasses.replace(trial.state, frozen=frozen))
+
+
+def shared(trials: Sequence[fleet.Trial]) -> list[fleet.Trial]:
+    """The same trials; frozen parameters of one digest are one tree in all of them."""
+    known: dict[str, Any] = {}
+    return [
+        beside(one, known.setdefault(frozen_digest(one.state.frozen), one.state.frozen))
+        for one in trials
+    ]
+
+
+def fresh_trial(group: Group, k: int, say: Callable[[str], None]) -> fleet.Trial:
+    """A trial before its first step."""
+    system = group.systems[k]
+    state = fresh_state(system, optim.make_optimizer(system.config, 1), say)
+    knobs = knobs_of(system.config, group.steps[k], system.task)
+    return fleet.make_trial(state, knobs, system.mesh)
+
+
+def quiet(line: str) -> None:
+    """In the place of `say`."""
 
 
 def group_meta(group: Group) -> dict[str, Any]:
@@ -169,9 +265,13 @@ def group_meta(group: Group) -> dict[str, Any]:
     own = [meta(system) for system in group.systems]
     shared = {k: v for k, v in own[0]["config"].items() if all(o["config"][k] == v for o in own)}
     own_keys = [{k: v for k, v in o["config"].items() if k not in shared} for o in own]
-    return {"config": shared, "data": own[0]["data"], "trials": own_keys, "numbers": group.numbers}
+    about = {"config": shared, "data": own[0]["data"], "trials": own_keys, "numbers": group.numbers}
+    if group.halving:  # the number of evaluations bears on who goes on
+        every = group.systems[0].config.eval.every_steps
+        about["halving"] = {"trial.halving": group.halving, "eval.every_steps": every}
+    return about
 
 
-def varied(group: Group, k: int) -> trials.Settings:
+def varied(group: Group, k: int) -> Settings:
     """What distinguishes a trial of a group."""
     return group_meta(group)["trials"][k]

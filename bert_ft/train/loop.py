@@ -17,7 +17,7 @@ from bert_ft.config import flat
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.prefetch import prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError, Preempted
-from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.merit import merit
 from bert_ft.train import footprint, optim, phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
@@ -157,7 +157,6 @@ def _train(
     programs, evaluators = train_programs(system, steps, state), eval_programs(system)
     has_dev = "dev" in system.sets
     metric = config.eval.metric or system.task.metric
-    sign = -1 if lower_is_better(metric) else 1
     best = (saved.best() if config.eval.keep_best else None) or (-1, -math.inf)
     clock, frozen = StepClock(), frozen_digest(state.frozen)
 
@@ -195,8 +194,7 @@ def _train(
         with writer.paused():
             scores = score_set(system, evaluators, scored(system, state), "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})
-        # An undefined score, such as the correlation of a constant, is worse than any other.
-        value = -math.inf if math.isnan(scores[metric]) else sign * scores[metric]
+        value = merit(metric, scores[metric])
         if config.eval.keep_best and (best[0] < 0 or value > best[1]):
             best = step, value
             with phases.within("saving", f"the save of the best, step {step}"):

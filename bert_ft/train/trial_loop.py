@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -19,14 +18,16 @@ from ml_collections import ConfigDict
 from bert_ft import trials
 from bert_ft.config import flat
 from bert_ft.errors import EXIT_DONE, InputError
-from bert_ft.tasks.registry import make_task
 from bert_ft.train import phases
 from bert_ft.train.finish import evaluate, require_metric
-from bert_ft.train.gather import gather, merged_metrics, trial_dir
+from bert_ft.train.gather import STOPPED, gather, is_done, merged_metrics, trial_dir
 from bert_ft.train.group import (
     Group,
+    Prune,
+    Start,
     initial_trials,
     make_group,
+    programs_of_trials,
 )
 from bert_ft.train.loop import open_writer
 from bert_ft.train.record import write_json
@@ -34,12 +35,18 @@ from bert_ft.train.start import checkpoints, scored
 from bert_ft.train.system import assemble, save_model_files
 from bert_ft.train.teacher import taught
 from bert_ft.train.trial_training import Training
+from bert_ft.varying import said
+
+DRAWN = ("trial.space", "trial.samples", "train.seed")
 
 
-def run_trials(config: ConfigDict, workdir: Path, started: float) -> int:
-    """Trains, evaluates and reports all trials; returns the exit code."""
+def run_trials(
+    config: ConfigDict, workdir: Path, started: float, prune: Prune | None = None
+) -> int:
+    """Trains, evaluates and reports all trials; returns the exit code. `prune` is asked at each
+    evaluation on dev whether a trial stops there."""
     settings = trials.settings(config)
-    numbers_of = trials.groups(config, settings, _of_task(make_task(config)))
+    numbers_of = programs_of_trials(config, settings)
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -49,22 +56,25 @@ def run_trials(config: ConfigDict, workdir: Path, started: float) -> int:
 
     _require_same(settings, workdir)
     several = len(numbers_of) > 1
-    say(f"trials: {len(settings)}" + (f" in {len(numbers_of)} programs" if several else ""))
+    drawn = config.trial.samples
+    say(
+        f"trials: {len(settings)}"
+        + (f", {drawn} of them drawn from trial.space" if drawn else "")
+        + (f" in {len(numbers_of)} programs" if several else "")
+    )
     for number, numbers in enumerate(numbers_of):
         folder = workdir / f"group_{number}" if several else workdir
-        if all((trial_dir(workdir, k) / "result.json").exists() for k in numbers):
+        if all(is_done(trial_dir(workdir, k)) for k in numbers):
             continue
         if several:
-            say(f"group {number}: {'; '.join(trials.said(settings[k]) for k in numbers)}")
-        base = trials.config_of(config, settings[numbers[0]])
-        with base.unlocked():
-            base.train.seed = config.train.seed
+            say(f"group {number}: {'; '.join(said(settings[k]) for k in numbers)}")
+        base = trials.program_config(config, settings[numbers[0]])
         with phases.within("input", "the preparation of data"):
             system = taught(assemble(base, say), say)
         if "train" not in system.sets:
             raise InputError("config.data.train is ''; give a data URI")
         group = make_group(system, settings, numbers)
-        code = _run_group(group, config, folder, workdir, lines, say, started)
+        code = _run_group(group, config, folder, workdir, lines, say, started, prune)
         if code != EXIT_DONE:
             return code
     if jax.process_index() == 0:
@@ -83,6 +93,8 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
     settings = trials.settings(config)
     _require_same(settings, workdir)
     for number, one in enumerate(settings):
+        if (trial_dir(workdir, number) / STOPPED).exists():
+            continue
         evaluate(trials.config_of(config, one), trial_dir(workdir, number))
     for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
         print(line, file=sys.stderr, flush=True)
@@ -92,17 +104,14 @@ def _require_same(settings: list[trials.Settings], workdir: Path) -> None:
     """Raises InputError where the workdir is of other trials."""
     path = workdir / "config.json"
     if path.exists():
-        before = json.loads(path.read_text()).get("trials", "")
-        if trials.parsed(before) != settings:
+        before = {"trials": "", **json.loads(path.read_text())}
+        if trials.made(before) != settings:
+            keys = DRAWN if before.get("trial.samples") else ()
+            drawn = "".join(f" and {key}={before[key]!r}" for key in keys)
             raise InputError(
-                f"config.trials has changed since {workdir} was begun, with {before!r}; accepted: "
-                "the same trials, or another --workdir"
+                f"config.trials has changed since {workdir} was begun, with {before['trials']!r}"
+                f"{drawn}; accepted: the same trials, or another --workdir"
             )
-
-
-def _of_task(task: Any) -> list[str]:
-    named = list(getattr(task, "knobs", {}))
-    return [*named, "task.alpha"] if "task.weights" in named else named
 
 
 def _run_group(
@@ -113,23 +122,27 @@ def _run_group(
     lines: list[str],
     say: Callable[[str], None],
     started: float,
+    prune: Prune | None,
 ) -> int:
     with checkpoints(config, folder, say) as saved, ExitStack() as opened:
         with phases.within("restoring", "the start from a checkpoint or a model"):
-            made, first = initial_trials(group, saved, say)
-        if first < group.longest:
             system = group.systems[0]
+            places = group.places(system.config.eval.metric or system.task.metric)
+            made, first, assessed = initial_trials(group, places, saved, say)
+        if first < places.last():
             require_metric(system, scored(system, made[0].state))
         folders = [trial_dir(workdir, k) for k in group.numbers]
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))
-            for system, own in zip(group.systems, folders, strict=True):
-                write_json(own / "config.json", flat(system.config))
-                save_model_files(system, own)
-        writer = open_writer(config, folder, group.longest, first, lines)
+            for one, own in zip(group.systems, folders, strict=True):
+                write_json(own / "config.json", flat(one.config))
+                save_model_files(one, own)
+        turns = -(-len(group) // len(made))  # at most, of a place
+        writer = open_writer(config, folder, group.longest * turns, first, lines)
         opened.callback(writer.close)
         bests = [
             opened.enter_context(checkpoints(s.config, own, say))
             for s, own in zip(group.systems, folders, strict=True)
         ]
-        return Training(group, made, first, saved, bests, writer, folders, started).run()
+        start = Start(made, places, first, assessed)
+        return Training(group, start, saved, bests, writer, folders, started, prune).run()

@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from contextlib import closing
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bert_ft import trials
 from bert_ft.data.prefetch import prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, NotFinite, Preempted
-from bert_ft.evals.metrics import lower_is_better
+from bert_ft.evals.merit import merit
 from bert_ft.train import ensemble, fleet, optim, phases, preemption
+from bert_ft.train.beside import Beside
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, score_set, tune
-from bert_ft.train.gather import own_metrics
+from bert_ft.train.gather import STOPPED, own_metrics
 from bert_ft.train.group import (
     Group,
+    Prune,
+    Start,
+    alone,
+    fresh_trial,
     group_meta,
     programs_of,
+    quiet,
     varied,
 )
-from bert_ft.train.record import StepClock, speed, summary, write_json
-from bert_ft.train.start import (
-    abstract_state,
-    frozen_digest,
-    full,
-    meta,
-    reported,
-    saved_part,
-)
+from bert_ft.train.record import StepClock, old_costs, speed, summary, write_json
+from bert_ft.train.start import abstract_state, full, meta, reported
 from bert_ft.train.step import CompileCount
 from bert_ft.train.writer import Writer
+from bert_ft.varying import said
 
 
 class Training:
@@ -45,40 +46,35 @@ class Training:
     def __init__(
         self,
         group: Group,
-        made: list[fleet.Trial],
-        first: int,
+        start: Start,
         saved: Checkpoints,
         bests: list[Checkpoints],
         writer: Writer,
         folders: list[Path],
         started: float,
+        prune: Prune | None = None,
     ):
-        self.group, self.first, self.saved, self.bests = group, first, saved, bests
-        self.writer, self.folders, self.started = writer, folders, started
+        self.group, self.start, self.saved, self.bests = group, start, saved, bests
+        self.places, self.writer, self.folders = start.places, writer, folders
+        self.started, self.prune = started, prune
         self.system = group.systems[0]
         mesh = self.system.mesh
-        self.frozen = [one.state.frozen for one in made]
-        alike = all(self.frozen[k] is self.frozen[w[0]] for w in group.waves for k in w)
-        self.beside = [
-            self.frozen[w[0]] if alike else fleet.stack([self.frozen[k] for k in w], mesh)
-            for w in group.waves
-        ]
-        trained = [dataclasses.replace(t, state=saved_part(t.state)) for t in made]
-        self.state = [fleet.stack([trained[k] for k in wave], mesh) for wave in group.waves]
-        self.programs = programs_of(group, self.state[0], alike)
+        held = [alone(one) for one in start.trials]
+        self.state = [fleet.stack([held[k] for k in wave], mesh) for wave in group.waves]
+        self.beside = Beside(group, start.places, start.trials)
+        self.programs = programs_of(group, self.state[0], self.beside.alike)
         self.evaluators = eval_programs(self.system)
         self.like = abstract_state(self.system, optim.make_optimizer(self.system.config, 1))
-        each = {id(frozen): frozen_digest(frozen) for frozen in self.frozen}
-        self.digests = [each[id(frozen)] for frozen in self.frozen]
-        metric = self.system.config.eval.metric or self.system.task.metric
-        self.metric, self.sign = metric, -1 if lower_is_better(metric) else 1
+        self.metric = start.places.metric
         self.keep_best = self.system.config.eval.keep_best
         found = [store.best() if self.keep_best else None for store in bests]
         self.best = [one or (-1, -math.inf) for one in found]
+        self.scores: dict[int, dict[str, float]] = {}  # on dev, of trials at their end
         self.lost: dict[int, int] = {}  # trials whose loss is not finite, and since when
         self.clock = StepClock()
 
     def trials(self) -> list[fleet.Trial]:
+        """Of each place."""
         return [
             one
             for wave, state in zip(self.group.waves, self.state, strict=True)
@@ -86,178 +82,239 @@ class Training:
         ]
 
     def kept(self) -> list[Any]:
-        """What is kept of each trial as its result, where an evaluation finds it."""
-        places = jax.tree.map(lambda s: s.sharding, self.like.params)
-        return [jax.device_put(reported(self.system, t.state), places) for t in self.trials()]
+        """What is kept of the trial of each place as its result, where an evaluation finds it."""
+        at = jax.tree.map(lambda s: s.sharding, self.like.params)
+        return [jax.device_put(reported(self.system, one.state), at) for one in self.trials()]
 
     def full(self, k: int, kept: Any, step: int) -> Any:
         """The parameters that the model is given of what is kept of a trial."""
-        return full(self.system, kept, self.frozen[k], step)
+        return full(self.system, kept, self.beside.of(k), step)
+
+    def about(self, k: int) -> dict[str, Any]:
+        """What stands beside a trial's result."""
+        return {**meta(self.group.systems[k]), "frozen": self.beside.digests[k]}
 
     def run(self) -> int:
-        group, config = self.group, self.system.config
-        has_dev, every = "dev" in self.system.sets, config.eval.every_steps
-        batches = prefetch(group.fetch, range(self.first, group.longest), config.data.prefetch)
-        with CompileCount("train_step") as compiles, closing(batches):
-            if self.first < group.longest:
-                with phases.within("compilation", "the compilation of the train step"):
-                    for batch in group.fetch(self.first):
-                        if batch is not None:
-                            self.compile(batch)
-                self.writer.say(summary(self.system, group.plans[0]))
-            phases.set_unsaved(True)
-            for step in range(self.first, group.longest):
-                if step > self.first:
-                    if has_dev and every and step % every == 0:
-                        try:
-                            self.assess(step)
-                        except Preempted:
-                            return self.preempted(step)
-                        self.clock.restart()
-                    if self.saved.due(step):
-                        self.save(step)
-                        self.clock.restart()
+        first = step = self.start.step
+        has_dev, compiled = "dev" in self.system.sets, False
+        with CompileCount("train_step") as compiles, ExitStack() as opened:
+            batches = opened.enter_context(closing(self.batches(step)))
+            while True:
+                fresh = step > first or not self.start.assessed
+                if has_dev and fresh and self.places.due(step):
+                    try:
+                        moved = self.assess(step)
+                    except Preempted:
+                        return self.preempted(step, assessed=False)
+                    self.clock.restart()
+                    if moved:
+                        batches.close()
+                        batches = opened.enter_context(closing(self.batches(step)))
+                if step > first and self.saved.due(step):
+                    self.save(step)
+                    self.clock.restart()
+                if not self.places.live(step).any():
+                    break
                 if preemption.due():
                     return self.preempted(step)
-                self.step(step, next(batches))
-                if step == self.first:
-                    jax.block_until_ready(self.state)
-                    self.clock.first_step_s = time.monotonic() - self.started
-                    with phases.within("compilation", "the compilation of the other row counts"):
-                        for batch in group.samples():
-                            self.compile(batch)
+                of_waves = next(batches)
+                if not compiled:
+                    self.compile(of_waves)
+                self.step(step, of_waves)
+                if not compiled:
+                    self.compile_others()
+                    compiled = True
                 else:
                     self.clock.tick()
-            self.look(self.writer.flush(), group.longest)
+                step += 1
+            self.look(self.writer.flush(), step)
             self.writer.end_steps()
-        try:
-            scores = self.assess(group.longest) if has_dev else [{} for _ in group.systems]
-        except Preempted:
-            return self.preempted(group.longest)
-        if self.first < group.longest:
-            self.save(group.longest)
-        self.conclude(scores, compiles.count)
+        if first < step:
+            self.save(step)
+        with phases.within("saving", f"the save of step {step}"):
+            self.saved.wait()
+        phases.set_unsaved(False)  # what follows is done again by a start of the finished run
+        self.conclude(compiles.count)
         return EXIT_DONE
 
-    def compile(self, batch: dict[str, jax.Array]) -> None:
-        self.programs.compile(self.state[0], batch, beside=(self.beside[0],))
+    def batches(self, step: int) -> Generator[Any]:
+        """Those of the waves from `step` on, as long as no trial gives its place to another."""
+        fetch = functools.partial(self.group.fetch, self.places.seats())
+        steps = range(step, self.places.last())
+        return prefetch(fetch, steps, self.system.config.data.prefetch)
+
+    def compile(self, batches: list[dict[str, jax.Array] | None]) -> None:
+        with phases.within("compilation", "the compilation of the train step"):
+            for batch in batches:
+                if batch is not None:
+                    self.programs.compile(self.state[0], batch, beside=(self.beside.of_wave[0],))
+        self.writer.say(summary(self.system, self.group.plans[0]))
+        phases.set_unsaved(True)
+
+    def compile_others(self) -> None:
+        """Those of other row counts, once a run has shown that it runs."""
+        jax.block_until_ready(self.state)
+        self.clock.first_step_s = time.monotonic() - self.started
+        with phases.within("compilation", "the compilation of the other row counts"):
+            for batch in self.group.samples():
+                self.programs.compile(self.state[0], batch, beside=(self.beside.of_wave[0],))
 
     def step(self, step: int, batches: list[dict[str, jax.Array] | None]) -> None:
-        group, live, metrics = self.group, self.group.live(step), []
+        group, live, metrics = self.group, self.places.live(step), []
+        tokens = [
+            group.plans[k].tokens(self.places.age(k, step)) for k in map(int, np.flatnonzero(live))
+        ]
         with jax.transfer_guard("disallow"), phases.within("steps", f"step {step}"):
             for w, batch in enumerate(batches):
                 if batch is not None:
-                    self.state[w], of_wave = self.programs(self.state[w], batch, self.beside[w])
-                    metrics.append((group.waves[w], of_wave))
+                    beside = self.beside.of_wave[w]
+                    self.state[w], of_wave = self.programs(self.state[w], batch, beside)
+                    metrics.append(([self.places.trial[p] for p in group.waves[w]], of_wave))
             done = self.writer.trials(
                 step + 1,
                 metrics,
                 live=live,
-                examples=self.system.config.train.batch_size * int(live.sum()),
-                tokens=sum(p.tokens(step) for p, on in zip(group.plans, live, strict=True) if on),
+                examples=self.system.config.train.batch_size * len(tokens),
+                tokens=sum(tokens),
             )
         self.look(done, step)
         phases.stepped()
 
     def look(self, metrics: dict[str, np.ndarray] | None, step: int) -> None:
-        """Notes the trials whose loss is not finite; raises NotFinite where it is so in all."""
+        """Notes the trials whose loss is not finite; raises NotFinite where it is so in all that
+        were not stopped."""
         if metrics is None:
             return
-        live = self.group.live(step - 1)
-        for k in np.flatnonzero(~np.isfinite(metrics["loss"]) & live):
+        live = self.places.live(step - 1)
+        for k in map(int, np.flatnonzero(~np.isfinite(metrics["loss"]) & live)):
             if k not in self.lost:
-                self.lost[int(k)] = step
-                said = trials.said(varied(self.group, int(k)))
-                self.writer.say(
-                    f"trial {self.group.numbers[k]} ({said}): loss is not finite at step {step}"
-                )
-        if len(self.lost) == len(self.group):
+                self.lost[k] = step
+                self.writer.say(f"{self.named(k)}: loss is not finite at step {step}")
+        if len(self.lost.keys() | self.places.stopped.keys()) == len(self.group) and self.lost:
             plan = self.group.plans[0]
             rows = np.asarray(plan.data.row[plan.examples(step - 1)])
             raise NotFinite(step, [int(r) for r in rows])
 
-    def save(self, step: int) -> None:
-        self.look(self.writer.flush(), step)
-        own = {"assessed": True, "seconds": phases.seconds(), "frozen": self.digests}
-        with self.writer.paused(), phases.within("saving", f"the save of step {step}"):
-            self.saved.save(step, self.trials(), {**group_meta(self.group), **own})
+    def named(self, k: int) -> str:
+        return f"trial {self.group.numbers[k]} ({said(varied(self.group, k))})"
 
-    def preempted(self, step: int) -> int:
-        self.save(step)
+    def save(self, step: int, assessed: bool = True) -> None:
+        self.look(self.writer.flush(), step)
+        about = {
+            **group_meta(self.group),
+            "places": self.places.record(),
+            "frozen": [self.beside.digests[k] for k in self.places.trial],
+            "assessed": assessed,
+            "seconds": phases.seconds(),
+        }
+        with self.writer.paused(), phases.within("saving", f"the save of step {step}"):
+            for store in self.bests:  # a run that goes on from `step` must find the best before it
+                store.wait()
+            self.saved.save(step, self.trials(), about)
+
+    def preempted(self, step: int, assessed: bool = True) -> int:
+        self.save(step, assessed)
         with phases.within("saving", f"the save of step {step}"):
             self.saved.wait()
-        self.writer.say(
-            f"preempted: saved at step {step} of {self.group.longest}; start me again to go on"
-        )
+        last = self.places.last()
+        self.writer.say(f"preempted: saved at step {step} of {last}; start me again to go on")
         return EXIT_PREEMPTED
 
-    def assess(self, step: int) -> list[dict[str, float]]:
-        """Scores dev for each trial; under keep_best keeps the parameters of the better ones."""
-        scores = []
-        for k, kept in enumerate(self.kept()):
-            system = self.group.systems[k]
+    def assess(self, step: int) -> bool:
+        """Scores dev for each trial that is due; under keep_best keeps the parameters of the better
+        ones. Stops those that lose; whether others have taken places."""
+        group, places, due = self.group, self.places, self.places.due(step)
+        kept = self.kept()
+        scores: dict[int, dict[str, float]] = {}
+        for place in due:
+            k = places.trial[place]
+            params = self.full(k, kept[place], places.age(k, step))
             with self.writer.paused():
-                own = score_set(system, self.evaluators, self.full(k, kept, step), "dev")
-            scores.append(own)
-            value = -math.inf if math.isnan(own[self.metric]) else self.sign * own[self.metric]
+                scores[k] = score_set(group.systems[k], self.evaluators, params, "dev")
+        live = np.zeros(len(group), bool)
+        live[list(scores)] = True
+        for name in next(iter(scores.values())):
+            values = np.full(len(group), np.nan)
+            values[list(scores)] = [own[name] for own in scores.values()]
+            self.writer.scalars(step, {f"dev/{name}": values}, live)
+        defined = {k: _defined(own[self.metric]) for k, own in scores.items()}
+        for place in due:
+            k = places.trial[place]
+            value, age = merit(self.metric, defined[k]), places.age(k, step)
             if self.keep_best and (self.best[k][0] < 0 or value > self.best[k][1]):
-                self.best[k] = min(step, self.group.steps[k]), value
-                self.bests[k].save_best(self.best[k][0], kept, self.about(k), value)
-        names = scores[0]
-        self.writer.scalars(step, {f"dev/{n}": np.array([s[n] for s in scores]) for n in names})
-        return scores
+                self.best[k] = age, value
+                self.bests[k].save_best(age, kept[place], self.about(k), value)
+            if age == group.steps[k]:
+                self.scores[k] = scores[k]
+            elif self.prune and self.prune(group.numbers[k], age, defined[k]):
+                places.stop(k, step, defined[k])
+        places.judge(step, {k: v for k, v in defined.items() if k not in places.stopped})
+        for k in scores.keys() & places.stopped.keys():
+            self.writer.say(f"{self.named(k)}: stopped after {places.age(k, step)} steps")
+        return self.fill(step, kept)
 
-    def conclude(self, scores: list[dict[str, float]], compiles: int) -> None:
+    def fill(self, step: int, kept: list[Any]) -> bool:
+        """Begins the trials that wait where there is room; whether there was."""
+        moved = self.places.fill(step)
+        for place, old, new in moved:
+            if old not in self.places.stopped and not self.keep_best:
+                self.keep(old, kept[place])
+            self.bests[old].wait()
+            with phases.within("restoring", f"the start of trial {self.group.numbers[new]}"):
+                begun = fresh_trial(self.group, new, quiet)
+            w, wave = next(x for x in enumerate(self.group.waves) if place in x[1])
+            trials = fleet.unstack(self.state[w], len(wave))
+            trials[place - wave.start] = alone(begun)
+            self.state[w] = fleet.stack(trials, self.system.mesh)
+            self.beside.begin(new, w, begun.state.frozen)
+            where = self.group.numbers[old]
+            self.writer.say(f"{self.named(new)} begins at step {step} in the place of {where}")
+        return bool(moved)
+
+    def keep(self, k: int, kept: Any) -> None:
+        """What is kept of a trial's end, as that which it reports."""
+        value = self.scores.get(k, {}).get(self.metric, 0.0)
+        self.bests[k].save_best(self.group.steps[k], kept, self.about(k), value)
+
+    def conclude(self, compiles: int) -> None:
         """Each trial's own record, in its folder."""
         group, quiet = self.group, Writer(self.folders[0], total_steps=0, active=False)
+        here = dict(zip(self.places.trial, self.kept(), strict=True))
         members: dict[int, Any] = {}
         self.writer.flush()
-        for k, kept in enumerate(self.kept()):
-            system, own = group.systems[k], {"dev": scores[k]} if scores[k] else {}
-            step = group.steps[k]
-            if self.keep_best:
-                found = self.bests[k].restore_best(self.like.params, {})
-                assert found is not None
-                kept, step = found[0], found[1]
-                if step != group.steps[k]:
-                    params = self.full(k, kept, step)
-                    own["dev"] = score_set(system, self.evaluators, params, "dev")
-            else:
-                value = own.get("dev", {}).get(self.metric, 0.0)
-                self.bests[k].save_best(step, kept, self.about(k), value)
-            self.bests[k].wait()
+        for k, system in enumerate(group.systems):
+            folder, begun = self.folders[k], self.places.begun[k] or 0
+            if jax.process_index() == 0:
+                own_metrics(self.writer.metrics, k, folder / "metrics.jsonl", begun)
+            if k in self.places.stopped:
+                if jax.process_index() == 0:
+                    stop = dataclasses.asdict(self.places.stopped[k])
+                    write_json(folder / STOPPED, {"metric": self.metric, **stop})
+                continue
+            if k in here and not self.keep_best:
+                self.keep(k, here[k])
+            found = self.bests[k].restore_best(self.like.params, {})
+            assert found is not None
+            kept, step = found[0], found[1]
+            self.beside.of(k, found[2].get("frozen", ""))
+            params, own = self.full(k, kept, step), {}
+            if "dev" in system.sets:
+                known = self.scores.get(k) if step == group.steps[k] else None
+                own["dev"] = known or score_set(system, self.evaluators, params, "dev")
             if k not in self.lost:
                 members[k] = kept
-            params = self.full(k, kept, step)
-            system, own = tune(system, params, own, self.evaluators, self.folders[k])
-            if jax.process_index() == 0:
-                folder = self.folders[k]
-                own_metrics(self.writer.metrics, k, folder / "metrics.jsonl")
-            costs = {"speed": speed(group.plans[k], self.first, compiles, self.clock)}
-            conclude(system, params, step, own, costs, self.evaluators, self.folders[k], quiet)
+            system, own = tune(system, params, own, self.evaluators, folder)
+            first, costs = max(0, self.start.step - begun), old_costs(folder)
+            if first < group.steps[k]:
+                costs = {"speed": speed(group.plans[k], first, compiles, self.clock)}
+            conclude(system, params, step, own, costs, self.evaluators, folder, quiet)
         if len(members) > 1 and self.system.config.trial.ensembles:
-            self.together(members)
+            digests, folder = {self.beside.digests[k] for k in members}, self.folders[0].parent
+            by = self.metric, self.evaluators, folder.parent
+            together = ensemble.together(group, members, self.full, digests, *by)
+            if jax.process_index() == 0:
+                write_json(folder / "together.json", together)
 
-    def about(self, k: int) -> dict[str, Any]:
-        """What stands beside a trial's result."""
-        return {**meta(self.group.systems[k]), "frozen": self.digests[k]}
 
-    def together(self, members: dict[int, Any]) -> None:
-        """The ensembles' scores, for `gather`. Soups are cooked of what is trained: frozen weights
-        that differ, those of models begun anew, have no mean that anything was trained beside."""
-        group, folder = self.group, self.folders[0].parent
-        each = [self.full(k, kept, group.steps[k]) for k, kept in members.items()]
-        found = ensemble.averaged(group, each, self.evaluators)
-        of = {}
-        if len({self.digests[k] for k in members}) == 1:
-            first = next(iter(members))
-
-            def formed(kept: Any) -> Any:
-                return self.full(first, kept, group.steps[first])
-
-            about = {"frozen": self.digests[first]}
-            of = ensemble.soups(
-                group, members, formed, about, self.metric, self.evaluators, folder.parent
-            )
-        if jax.process_index() == 0:
-            write_json(folder / "together.json", {"mean_prediction": found, "soups": of})
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -28,6 +28,9 @@ RATE_WINDOW_STEPS = 50
 GROWING = ("metrics.jsonl", "log.txt", "tensorboard", "wandb_id.txt")
 
 
+Waves = Sequence[tuple[Sequence[int], dict[str, Any]]]  # metrics of some trials, and which
+
+
 @dataclasses.dataclass(frozen=True)
 class _Pending:
     step: int
@@ -147,25 +150,23 @@ class Writer:
     def trials(
         self,
         step: int,
-        waves: list[tuple[range, dict[str, jax.Array]]],
+        waves: Waves,
         *,
         live: np.ndarray,
         examples: int,
         tokens: int,
     ) -> dict[str, Any] | None:
         """As `train`, for several trials: metrics of some of them at a time, scalars of one or
-        arrays of a range. `live` bool [K]: those that have done this step; nothing is written of
-        the others, whose values are NaN in what is returned, arrays [K]."""
+        arrays of as many as are named. `live` bool [K]: those that have done this step; nothing is
+        written of the others, whose values are NaN in what is returned, arrays [K]."""
         done = self._fetch()
         self._pending = _Pending(step, waves, examples, tokens, live)
         return done
 
-    def scalars(self, step: int, values: dict[str, Any]) -> None:
-        """Records evaluation results, named like 'dev/accuracy'. A value may be an array [K].
-
-        A value recorded before for the same step and name is replaced.
-        """
-        self._write(step, _flatten(values))
+    def scalars(self, step: int, values: dict[str, Any], live: np.ndarray | None = None) -> None:
+        """Records evaluation results, named like 'dev/accuracy', in the place of what there is for
+        the same step and name. A value may be an array [K]; of it, what is `live` bool [K]."""
+        self._write(step, _flatten(values, live))
 
     def say(self, text: str) -> None:
         """Prints a line to standard error without breaking the bar, and keeps it in log.txt."""
@@ -279,11 +280,13 @@ class Writer:
                 sink.write(step, values)
 
 
-def _of_trials(waves: list[tuple[range, dict[str, Any]]], count: int) -> dict[str, np.ndarray]:
+def _of_trials(
+    waves: list[tuple[Sequence[int], dict[str, Any]]], count: int
+) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for which, metrics in waves:
         for name, value in metrics.items():
-            out.setdefault(name, np.full(count, np.nan))[which.start : which.stop] = value
+            out.setdefault(name, np.full(count, np.nan))[list(which)] = value
     return out
 
 

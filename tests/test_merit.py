@@ -1,0 +1,21 @@
+"""Which score is better."""
+
+import math
+
+import pytest
+
+from bert_ft.evals.merit import merit
+
+
+@pytest.mark.parametrize(
+    ("metric", "rising"),
+    [
+        ("accuracy", [None, 0.0, 0.5]),
+        ("topic/f1", [math.nan, -1.0, 1.0]),
+        ("rmse", [math.nan, 3.0, 0.2]),
+        ("loss/intent", [None, 2.0, 0.0]),
+    ],
+)
+def test_more_is_better_and_undefined_is_worst(metric, rising):
+    found = [merit(metric, value) for value in rising]
+    assert found == sorted(found) and len(set(found)) == len(found) and found[0] == -math.inf

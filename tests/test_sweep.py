@@ -1,0 +1,152 @@
+"""A sweep: groups of trials, told and asked for, stopped early, gone on exactly; its record."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from conftest import Done, command
+
+pytest.importorskip("optuna")
+
+SPACE = {"learning_rate": {"log": [1e-5, 1e-2]}, "dropout": {"uniform": [0, 0.2]},
+         "clip_norm": {"choice": [0.5, 1.0]}}  # fmt: skip
+FLAGS = (
+    *("--config.train.steps=4", "--config.eval.every_steps=2", "--config.checkpoint.every_steps=2"),
+    *("--config.trial.ensembles=False", "--config.eval.report=False", "--config.data.test="),
+    *("--n=4", "--group=2"),
+)
+
+
+@pytest.fixture
+def run_sweep(world, cache, monkeypatch, capfd):
+    """The program, within this process."""
+    from absl import flags
+    from absl.testing import flagsaver
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from bert_ft import sweep
+
+    def run(workdir, *words, space=SPACE):
+        given = [f"--space={json.dumps(space)}"] if space else []
+        argv = [*command(world.config, workdir, *FLAGS, *words, *given)[2:]]
+        monkeypatch.setattr(sys, "argv", argv)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        compilation_cache.reset_cache()
+        before = flagsaver.save_flag_values()
+        capfd.readouterr()
+        try:
+            code = sweep.main(argv)
+        finally:
+            flagsaver.restore_flag_values(before, flags.FLAGS)
+        out, err = capfd.readouterr()
+        return Done(code, out, err, workdir)
+
+    return run
+
+
+def found(run):
+    return json.loads((run.workdir / "search.json").read_text())
+
+
+def test_a_sweep_cut_twice_finds_what_an_undisturbed_one_finds(run_sweep, tmp_path, monkeypatch):
+    from bert_ft.train.trial_training import Training
+
+    whole = run_sweep(tmp_path / "whole").ok()
+    result = found(whole)
+    assert [one["state"] for one in result["trials"]] == ["complete"] * 4
+    settings = [one["settings"] for one in result["trials"]]
+    assert len({one["train.learning_rate"] for one in settings}) == 4
+    for one in settings:
+        assert 1e-5 <= one["train.learning_rate"] <= 1e-2 and 0 <= one["model.dropout"] <= 0.2
+    for number, one in enumerate(result["trials"]):
+        group = whole.workdir / "groups" / str(number // 2)
+        scores = json.loads((group / "result.json").read_text())["eval"]["dev/accuracy"]
+        assert one["value"] == scores["per_trial"][number % 2]
+    assert result["best"]["value"] == max(one["value"] for one in result["trials"])
+    last = whole.out.strip().splitlines()[-1]
+    assert last == result["command"] and last.startswith("python -m bert_ft.main --config=")
+    rate = result["best"]["settings"]["train.learning_rate"]
+    assert f"--config.train.learning_rate={rate}" in last and "--config.train.steps=4" in last
+    assert "--n=" not in last and f"--workdir={whole.workdir / 'best'}" in last
+    page = (whole.workdir / "search.html").read_text()
+    for name in ("best so far", "learning rate", "dropout", "clip norm"):
+        assert f'aria-label="{name}"' in page
+    assert page.count("<circle") == 4 * 4 and "<script" not in page
+
+    run_sweep(tmp_path / "cut", "--n=2").ok()  # a kill between groups
+    real = Training.step
+
+    def step(self, number, batches):
+        if number == 3:
+            raise KeyboardInterrupt
+        real(self, number, batches)
+
+    monkeypatch.setattr(Training, "step", step)
+    assert run_sweep(tmp_path / "cut").code == 130
+    assert [one["state"] for one in found(whole)["trials"]] == ["complete"] * 4
+    monkeypatch.setattr(Training, "step", real)
+    cut = run_sweep(tmp_path / "cut").ok()
+    assert "own checkpoint of step 2, 2 trials" in cut.err and "group 0:" not in cut.err
+    assert found(cut)["trials"] == result["trials"] and found(cut)["best"] == result["best"]
+
+    same = run_sweep(tmp_path / "cut").ok()  # all is done: it says so again
+    assert same.out == cut.out and "group" not in same.err
+    other = {**SPACE, "dropout": {"uniform": [0, 0.1]}}
+    run_sweep(tmp_path / "cut", space=other).refused("was begun otherwise: --space: ", "0.2", "0.1")
+    run_sweep(tmp_path / "cut", "--sampler=random").refused('--sampler: "tpe" -> "random"')
+    run_sweep(tmp_path / "cut", "--config.train.weight_decay=0.5").refused("train.weight_decay: ")
+
+
+def test_a_trial_that_falls_behind_is_stopped(tmp_path):
+    """Six that ended, whose scores rise; then one that is worse than their median, and one not."""
+    from bert_ft.search import Search
+    from bert_ft.space import parsed
+
+    space = parsed(json.dumps(SPACE), "--space")
+    about = {"--sampler": "cmaes", "--pruner": "median", "--group": 8, "--seed": 0, "metric": "f1"}
+    search = Search(tmp_path, space, about)
+    assert search.ask(0) == Search(tmp_path, space, about).ask(0)  # as after a kill
+    prune = search.prune([[n] for n in range(8)])
+    for n in range(6):
+        assert not prune(n, 2, n / 10)
+        search.tell(n, n / 10, None)
+    assert prune(6, 2, 0.1) and not prune(7, 2, 0.4)
+    assert not prune(7, 4, 0.5)
+    again = Search(tmp_path, space, about).prune([[n] for n in range(8)])
+    assert again(6, 2, 0.1) and not again(7, 2, 0.4)
+    search.tell(6, None, {"step": 2, "score": 0.1})
+    search.tell(7, None, None)
+    states = [(one["state"], one["value"], one["step"]) for one in search.trials()[5:]]
+    assert states == [("complete", 0.5, None), ("stopped", 0.1, 2), ("failed", None, None)]
+    assert search.is_done(0) and not search.is_done(1) and search.best()["number"] == 5
+    assert len(search.ask(1)) == 8
+
+
+@pytest.mark.parametrize(
+    "words, space, said",
+    [
+        ((), None, "--space is missing"),
+        ((), {"learning_rat": {"log": [1, 2]}}, "--space: 'learning_rat' is no key"),
+        ((), {"dropout": {"uniform": [0.3, 0.3]}}, "which holds nothing"),
+        ((), {"dropout": {"uniform": [0, 1.5]}}, "--space (dropout 1.5): config.model.dropout is"),
+        (("--sampler=grid",), SPACE, "--sampler=grid; accepted: 'tpe' or 'cmaes' or 'random'"),
+        (("--pruner=best",), SPACE, "--pruner=best; accepted: 'median' or 'none'"),
+        (("--n=5",), SPACE, "--n=5 with --group=2; accepted: 1 or more each, and whole groups"),
+        (("--n=0",), SPACE, "--n=0"),
+        (("--mode=eval",), SPACE, "a sweep trains, in one process"),
+        (("--config.data.dev=",), SPACE, "config.data.dev is ''"),
+        (('--config.trials={"seed": [1]}',), SPACE, "config.trials or trial.samples is given"),
+    ],
+)
+def test_refused(run_sweep, tmp_path, words, space, said):
+    run_sweep(tmp_path / "run", *words, space=space).refused(said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_optuna_the_extra_is_named(run_sweep, tmp_path, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "cmaes" else real(name, *a)
+    )
+    run_sweep(tmp_path / "run").refused("needs cmaes, which is not installed", "bert_ft[sweep]")
