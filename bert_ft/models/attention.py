@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,11 +149,14 @@ def _splash(q, k, v, ask, segments, interpret):
 
     heads, queries, keys = q.shape[1], q.shape[2], k.shape[2]
     block = next(b for b in BLOCKS if queries % b == keys % b == 0)
-    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv")
-    names += ("block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+    names = (
+        *("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv"),
+        *("block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),
+    )
+    sizes: dict[str, Any] = dict.fromkeys(names, block)
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([splash.FullMask((queries, keys))] * heads),
-        block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
+        block_sizes=splash.BlockSizes(**sizes),
         interpret=interpret,
     )
 

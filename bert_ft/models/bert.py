@@ -151,7 +151,7 @@ class Attention(nn.Module):
 
         q_RxNxQxD, k_RxNxSxD = project("query", ask_RxQxH), project("key", x_RxSxH)
         v_RxNxSxD = project("value", x_RxSxH)
-        drop = noise and (lambda p: noise.attention(p, site, ids, positions))
+        drop = (lambda p: noise.attention(p, site, ids, positions)) if noise else None
         mixed = attention.attend(
             self.attend, q_RxNxQxD, k_RxNxSxD, v_RxNxSxD, ask_segments, segments, drop
         ).transpose(0, 2, 1, 3)
