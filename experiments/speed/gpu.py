@@ -6,10 +6,10 @@ BERT-base and -large, rows of 128 and 512 tokens, bfloat16 products over float32
 clip, dropout 0.1 (0 on attention's probabilities in both, so that both may use their fused kernel;
 a second line of ours drops there, too, in XLA's plain form). Full rows first: examples a second and
 MFU, the model's operations (padding's too) over the rate of a large bfloat16 product, measured on
-this card just before. Theirs: SDPA, bfloat16 autocast, fused AdamW, plain and, for
-the first size, under torch.compile where that runs. Then packing: texts as long as Rotten Tomatoes' in rows of 128, packed and one a
-row. It ends by itself: what has not begun after --seconds is left out, and said so. --tiny runs it
-all on a CPU.
+this card just before. Theirs: SDPA, bfloat16 autocast, fused AdamW, plain and, for the first size,
+under torch.compile where that runs. Then packing: texts as long as Rotten Tomatoes' in rows of 128,
+packed and one a row. It ends by itself: what has not begun after --seconds is left out, and said
+so. --tiny runs it all on a CPU.
 """
 
 from __future__ import annotations
