@@ -7,7 +7,8 @@ tokenise  texts of Rotten Tomatoes and of IMDB through data/encode.py's `tokeniz
 plan      `BatchPlan`: what a run of 3 epochs costs before its first step, a step's share of it, and
           `batch(step)`, which a thread does beside the device; at batches of 32 to 8192.
 start     a data set of that many rows, encoded and cached; in a process of its own: open it, plan 3
-          epochs, make the first batch. Wanted: less than 3 s and 1 GB of memory, imports and all.
+          epochs, make the first batch. Wanted: less than 3 s and 1 GB of memory, its imports
+          included, of which JAX is none.
 feed      how many chips one thread of the host feeds: its rows of 128 tokens a second over the
           bound of a chip for BERT-base (train/chips.py, compute alone: no chip is faster).
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -102,7 +102,9 @@ def start(directory: Path, batch: int) -> dict[str, float]:
     plan = plan_of(data, batch)
     plan.batch(0)
     done = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     return {
         "open_s": read - began,
         "plan_s": done - read,
