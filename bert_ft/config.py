@@ -62,7 +62,7 @@ def default() -> ConfigDict:
     c.model.remat = "none"  # 'layer': keep its input, compute it twice; 'dots': keep W x as well
     c.model.layer_loop = "loop"  # 'scan': one program for all; keeps more where remat is 'none'
     # 'plain': XLA's own; 'cudnn' (GPU), 'splash' (TPU): fused, no probabilities in memory; 'auto':
-    # the device's where length and dtype suit it (models/attention.py).
+    # splash for long rows on a TPU, else plain (models/attention.py).
     c.model.attention = "auto"
     c.model.dropout_of_attention = True  # False: not on its probabilities, as fused ones need
     c.model.positions = 0  # a pretrained table interpolated to so many tokens; 0 leaves it

@@ -121,8 +121,8 @@ def device(platform, capability="9.0"):
 def test_the_device_chooses():
     assert attend_on("auto", True, device("cpu")) == PLAIN
     assert attend_on("auto", False, device("tpu")) == Attend("splash", 512, False)
-    assert attend_on("auto", True, device("gpu")) == Attend("cudnn")
-    assert attend_on("auto", True, device("gpu", "7.5")) == PLAIN
+    assert attend_on("auto", True, device("gpu")) == PLAIN
+    assert attend_on("cudnn", True, device("gpu")) == Attend("cudnn")
     assert attend_on("splash", False, device("tpu")) == Attend("splash", 0, False)
     for wanted, there in (("splash", device("gpu")), ("cudnn", device("gpu", "7.5"))):
         with pytest.raises(InputError, match=f"config.model.attention is '{wanted}'.*'auto' or"):

@@ -54,10 +54,9 @@ def attend_on(wanted: str, drops: bool, device: jax.Device) -> Attend:
     """config.model.attention and its dropout_of_attention on a kind of device. Raises InputError
     for a kernel that the device can't run."""
     capable = device.platform != "gpu" or float(_capability(device)) >= AMPERE
-    if wanted == "auto":
-        kernel = {"gpu": "cudnn", "tpu": "splash"}.get(device.platform, "plain")
-        least = SPLASH_FROM if kernel == "splash" else 0
-        return Attend(kernel if capable else "plain", least, drops)
+    if wanted == "auto":  # cuDNN's has not run on a card here: it is for those who ask for it
+        splash = device.platform == "tpu"
+        return Attend("splash", SPLASH_FROM, drops) if splash else Attend("plain", 0, drops)
     needed = _NEEDS.get(wanted, device.platform)
     if device.platform != needed or not (capable or wanted == "plain"):
         raise InputError(
