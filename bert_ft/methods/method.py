@@ -42,14 +42,12 @@ SHIFT = "word_shift"  # of a batch: float32 (R, S, width), added to the word vec
 @dataclasses.dataclass(frozen=True)
 class Sums:
     """Of the examples, or tokens, of a (micro-)batch: the sum of their losses, their number, sums
-    of further metrics; the model's outputs, and what it sows where a method `keeps` that, by module
-    (Flax's intermediates)."""
+    of further metrics; and the model's outputs."""
 
     total: jax.Array
     count: jax.Array
     extra: dict[str, jax.Array]
     outputs: Any
-    kept: Any = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +81,6 @@ class Method:
     name = ""
     freezes = False  # the model is not trained but for what `trains` says and methods.also_train
     draws = False  # it needs randomness of the model, or its own, though there be no dropout
-    keeps = False  # it reads what the model sows
     wraps_update = False  # whether `update` adds a Wrapped to the optimizer's state
 
     def __init__(self, config: Any):

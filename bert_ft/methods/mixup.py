@@ -49,6 +49,6 @@ class Mixup(Method):
 
             extra = {**made.extra, **{k: mean(made.extra[k], v) for k, v in extra.items()}}
             total, number = mean(made.total, total), mean(made.count, number)
-            return Sums(total, number, extra, made.outputs, made.kept)
+            return Sums(total, number, extra, made.outputs)
 
         return mixed

@@ -32,6 +32,6 @@ class RDrop(Method):
             far = (far + task.divergence(q.outputs, p.outputs, batch)) / 2
             extra = jax.tree.map(lambda a, b: (a + b) / 2, p.extra, q.extra)
             total = (p.total + q.total) / 2 + alpha * far
-            return Sums(total, p.count, {**extra, "rdrop_divergence": far}, p.outputs, p.kept)
+            return Sums(total, p.count, {**extra, "rdrop_divergence": far}, p.outputs)
 
         return twice

@@ -45,16 +45,9 @@ def loss_and_gradient(
         return task.loss_and_gradient(model, params, batch, rng, rate, accumulate)
 
     def sums(params: Params, batch: Batch, rng: jax.Array | None) -> Sums:
-        kept: Any = {}
-        if any(m.keeps for m in methods):
-            outputs, sown = model.apply(
-                {"params": params}, batch, rng, rate, mutable=["intermediates"]
-            )
-            kept = sown["intermediates"]
-        else:
-            outputs = model.apply({"params": params}, batch, rng, rate)
+        outputs = model.apply({"params": params}, batch, rng, rate)
         total, count, extra = task.loss(outputs, batch)
-        return Sums(total, count, extra, outputs, kept)
+        return Sums(total, count, extra, outputs)
 
     run: Run = sums
     for method in methods:
