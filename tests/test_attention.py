@@ -246,7 +246,7 @@ def test_a_slice_of_tpus_compiles_the_kernel(monkeypatch):
     )
     system, _ = preflight.system_for(c, devices, print)
     assert system.model.attend == Attend("splash", 512, False)
-    programs, state, batch, _ = preflight.real_step(system)
+    programs, state, batch = preflight.real_step(system)
     counted = [
         preflight.step_flops(model, system.task, state.params, batch, 1)
         for model in (system.model, system.model.clone(attend=PLAIN))

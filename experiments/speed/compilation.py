@@ -43,7 +43,7 @@ def measure(size: str, platform: str, loop: str, length: int, cache: str) -> dic
     devices = () if platform == "cpu" else topology_devices(*slice_of(platform))
     c.train.batch_size = 32 * max(len(devices), 1)
     system, _ = system_for(c, devices, lambda _: None)
-    programs, state, batch, _ = real_step(system)
+    programs, state, batch = real_step(system)
     with CompileCount("train_step") as count:
         began, before = time.perf_counter(), time.process_time()
         programs.compile(state, batch)

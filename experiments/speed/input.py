@@ -195,8 +195,8 @@ def chips_fed(rows_per_s: float) -> dict[str, float]:
     c = config.default()
     c.preflight.model, c.train.batch_size, c.train.steps = "base", 32, 1
     system, _ = system_for(c, (), lambda _: None)
-    _, state, batch, shape = real_step(system)
-    flops = step_flops(system.model, system.task, state.params, batch, 1) / shape.rows
+    _, state, batch = real_step(system)
+    flops = step_flops(system.model, system.task, state.params, batch, 1) / len(batch["tokens"])
     return {kind: rows_per_s * flops / chip.flops for kind, chip in CHIPS.items()}
 
 
