@@ -192,7 +192,7 @@ def test_methods_compose():
 @pytest.mark.parametrize(
     "use, knobs, words",
     [
-        ("ema,swa", {}, "one of ema and swa, not both"),
+        ("ema,swa", {}, "one of ema, swa"),
         ("swa", {"methods.swa.start": 1.5}, "config.methods.swa.start is 1.5; accepted: 0 to 1"),
         ("swa", {"methods.swa.every": 0}, "config.methods.swa.every is 0; accepted: 1 or more"),
         ("ema", {"methods.ema.decay": 1.0}, "config.methods.ema.decay is 1.0"),

@@ -364,7 +364,7 @@ def test_budget_agrees_with_peft_step_by_step():
 @pytest.mark.parametrize(
     "use, knobs, words",
     [
-        ("lora,adalora", {}, "one of lora and adalora"),
+        ("lora,adalora", {}, "one of lora, adalora"),
         ("adalora", {"adalora__rank": 4}, "target_rank"),
         ("adalora", {"adalora__end": 10}, "adalora.begin"),
         ("bitfit", {"bitfit__targets": "("}, "a regex"),

@@ -31,9 +31,13 @@ class Noise:
     def dense(self, site: int, which: int, ids: jax.Array | None = None) -> Drop:
         """Dropout of what the adaptation of a site's dense layer, `which` of them, reads: at a rate
         of its own, by words that are a function of the site's."""
-        words = ops.other_words(self.words[site], which)
-        salt = ops.token_salt(words, self.ids if ids is None else ids)[..., None]
-        return lambda x, rate: ops.dropout(x, rate, salt, jnp.arange(x.shape[-1]))
+
+        def drop(x: jax.Array, rate: jax.Array) -> jax.Array:
+            words = ops.other_words(self.words[site], which)
+            salt = ops.token_salt(words, self.ids if ids is None else ids)
+            return ops.dropout(x, rate, salt[..., None], jnp.arange(x.shape[-1]))
+
+        return drop
 
     def attention(self, p: jax.Array, site: int, ids: jax.Array, key_positions: jax.Array):
         heads = p.shape[1]

@@ -214,5 +214,5 @@ def result(
         },
         "params_sha256": params_sha256,
         **costs,
-        "params": {"total": total, "trainable": trainable, "methods": names(system.config)},
+        "params": {"total": total, "trainable": trainable},
     }
