@@ -34,8 +34,9 @@ class Search:
         about: Mapping[str, Any],
     ):
         """Opens the study, or makes it. `about`: what it is of, as JSON, in which each key is the
-        name of what the user gives: --space, --sampler, --pruner, --group, --seed, the metric, and
-        the config's keys. Raises InputError where that has changed, or Optuna is missing."""
+        name of what the user gives: --space, --sampler, --pruner, --group, --sampler_seed, the
+        metric, and the config's keys. Raises InputError where that has changed, or Optuna is
+        missing."""
         for name in ("optuna", "cmaes"):
             if not importlib.util.find_spec(name):
                 raise InputError(
@@ -101,7 +102,7 @@ class Search:
         return known({one.key: _suggest(trial, one) for one in self._space}, "search.db")
 
     def _sampler(self, number: int) -> Any:
-        digest = hashlib.sha256(f"{self._about['--seed']}/{number}".encode()).digest()
+        digest = hashlib.sha256(f"{self._about['--sampler_seed']}/{number}".encode()).digest()
         seed, samplers = int.from_bytes(digest[:4], "big"), self._optuna.samplers
         if self._about["--sampler"] == "random":
             return samplers.RandomSampler(seed=seed)

@@ -1,4 +1,4 @@
-"""python -m bert_ft.sweep --config=FILE --workdir=DIR --space=JSON [--n=..] [--config.a.b=value …]
+"""python -m bert_ft.sweep --config=FILE --workdir=DIR --space=JSON [--trials=N] [--config.a.b=… …]
 
 Searches a space of settings by the score on dev: asks for a group of trials, trains them as one
 run of config.trials in DIR/groups/N, tells the scores, and so on. The same command goes on where it
@@ -33,9 +33,9 @@ from bert_ft.varying import Settings, said
 SPACE = flags.DEFINE_string("space", None, "what is searched, as JSON: see bert_ft/space.py")
 SAMPLER = flags.DEFINE_string("sampler", "tpe", "tpe, cmaes or random")
 PRUNER = flags.DEFINE_string("pruner", "median", "median or none; needs config.eval.every_steps")
-N = flags.DEFINE_integer("n", 32, "trials in all")
+TRIALS = flags.DEFINE_integer("trials", 32, "trials in all")
 GROUP = flags.DEFINE_integer("group", 8, "trials at a time, one run of config.trials")
-SEED = flags.DEFINE_integer("seed", 0, "of the sampler")
+SEED = flags.DEFINE_integer("sampler_seed", 0, "of the sampler")
 
 
 def sweep(
@@ -43,7 +43,7 @@ def sweep(
 ) -> int:
     """Runs the groups that are left; returns the exit code. `command`: the one that trains with
     what was found, but for that."""
-    for group in range(N.value // GROUP.value):
+    for group in range(TRIALS.value // GROUP.value):
         if search.is_done(group):
             continue
         settings = search.ask(group)
@@ -146,9 +146,10 @@ def _checked(config: ConfigDict, workdir: Path) -> list[Dimension]:
         if flag.value not in allowed:
             accepted = " or ".join(map(repr, allowed))
             raise InputError(f"--{flag.name}={flag.value}; accepted: {accepted}")
-    if GROUP.value < 1 or N.value < 1 or N.value % GROUP.value:
+    if GROUP.value < 1 or TRIALS.value < 1 or TRIALS.value % GROUP.value:
         raise InputError(
-            f"--n={N.value} with --group={GROUP.value}; accepted: 1 or more each, and whole groups"
+            f"--trials={TRIALS.value} with --group={GROUP.value}; "
+            "accepted: 1 or more each, and whole groups"
         )
     if config.trials or config.trial.samples:
         raise InputError("config.trials or trial.samples is given; accepted: '' and 0, for --space")
@@ -165,7 +166,7 @@ def main(argv: list[str]) -> int:
     if {"--help", "-help", "-h"} & set(argv[1:]):
         print(__doc__)
         print("\n".join(f"  --{f.name}  {flags.FLAGS[f.name].help}" for f in
-                        (SPACE, SAMPLER, PRUNER, N, GROUP, SEED)))  # fmt: skip
+                        (SPACE, SAMPLER, PRUNER, TRIALS, GROUP, SEED)))  # fmt: skip
         return EXIT_DONE
     try:
         config, workdir = parse(argv, program.CONFIG, program.WORKDIR, program.MODE)
@@ -178,7 +179,7 @@ def main(argv: list[str]) -> int:
             "--sampler": SAMPLER.value,
             "--pruner": PRUNER.value if config.eval.every_steps else "none",
             "--group": GROUP.value,
-            "--seed": SEED.value,
+            "--sampler_seed": SEED.value,
             "metric": config.eval.metric or make_task(config).metric,
             "eval.every_steps": config.eval.every_steps,
             **fixed(config),

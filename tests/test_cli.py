@@ -1,5 +1,6 @@
 """The command line: what it shows, and one line for whatever is wrong on it."""
 
+import importlib
 import os
 import re
 import signal
@@ -23,6 +24,12 @@ def test_help(run_cli, tmp_path):
     for key in config.flat(config.default()):
         assert f"--config.{key}=" in done.out
     assert not done.err and not done.workdir.exists()
+
+
+def test_the_programs_can_be_imported_side_by_side():
+    """absl's flags are one table for all modules of a process: a name is defined once."""
+    programs = ("main", "select", "sweep", "compare")
+    assert all(importlib.import_module(f"bert_ft.{name}").main for name in programs)
 
 
 def test_main_is_flags_only():

@@ -14,7 +14,7 @@ SPACE = {"learning_rate": {"log": [1e-5, 1e-2]}, "dropout": {"uniform": [0, 0.2]
 FLAGS = (
     *("--config.train.steps=4", "--config.eval.every_steps=2", "--config.checkpoint.every_steps=2"),
     *("--config.trial.ensembles=False", "--config.eval.report=False", "--config.data.test="),
-    *("--n=4", "--group=2"),
+    *("--trials=4", "--group=2"),
 )
 
 
@@ -68,13 +68,13 @@ def test_a_sweep_cut_twice_finds_what_an_undisturbed_one_finds(run_sweep, tmp_pa
     assert last == result["command"] and last.startswith("python -m bert_ft.main --config=")
     rate = result["best"]["settings"]["train.learning_rate"]
     assert f"--config.train.learning_rate={rate}" in last and "--config.train.steps=4" in last
-    assert "--n=" not in last and f"--workdir={whole.workdir / 'best'}" in last
+    assert "--trials=" not in last and f"--workdir={whole.workdir / 'best'}" in last
     page = (whole.workdir / "search.html").read_text()
     for name in ("best so far", "learning rate", "dropout", "clip norm"):
         assert f'aria-label="{name}"' in page
     assert page.count("<circle") == 4 * 4 and "<script" not in page
 
-    run_sweep(tmp_path / "cut", "--n=2").ok()  # a kill between groups
+    run_sweep(tmp_path / "cut", "--trials=2").ok()  # a kill between groups
     real = Training.step
 
     def step(self, number, batches):
@@ -104,7 +104,8 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path):
     from bert_ft.space import parsed
 
     space = parsed(json.dumps(SPACE), "--space")
-    about = {"--sampler": "cmaes", "--pruner": "median", "--group": 8, "--seed": 0, "metric": "f1"}
+    about = {"--sampler": "cmaes", "--pruner": "median", "--group": 8, "--sampler_seed": 0}
+    about["metric"] = "f1"
     search = Search(tmp_path, space, about)
     assert search.ask(0) == Search(tmp_path, space, about).ask(0)  # as after a kill
     prune = search.prune([[n] for n in range(8)])
@@ -132,8 +133,8 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path):
         ((), {"dropout": {"uniform": [0, 1.5]}}, "--space (dropout 1.5): config.model.dropout is"),
         (("--sampler=grid",), SPACE, "--sampler=grid; accepted: 'tpe' or 'cmaes' or 'random'"),
         (("--pruner=best",), SPACE, "--pruner=best; accepted: 'median' or 'none'"),
-        (("--n=5",), SPACE, "--n=5 with --group=2; accepted: 1 or more each, and whole groups"),
-        (("--n=0",), SPACE, "--n=0"),
+        (("--trials=5",), SPACE, "--trials=5 with --group=2; accepted: 1 or more each, and whole"),
+        (("--trials=0",), SPACE, "--trials=0"),
         (("--mode=eval",), SPACE, "a sweep trains, in one process"),
         (("--config.data.dev=",), SPACE, "config.data.dev is ''"),
         (('--config.trials={"seed": [1]}',), SPACE, "config.trials or trial.samples is given"),
