@@ -18,7 +18,8 @@ class InputError(Exception):
 
 
 class NotFinite(Exception):
-    """The loss became NaN or infinite. Carries the step and the row indices of its batch."""
+    """The loss became NaN or infinite. Carries the step and the row indices of its batch; -1 is a
+    text of data.unlabelled."""
 
     def __init__(self, step: int, rows: list[int]):
         super().__init__(f"loss is not finite at step {step}; rows of its batch: {rows}")

@@ -16,7 +16,8 @@ from bert_ft.task_checks import require
 # By what a method wraps, as in README's table.
 ASCENTS = ("fgm", "pgd", "freelb")  # each looks for the shift that raises the loss
 SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
-LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil")
+LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil", "pseudo", "uda")
+UNLABELLED = ("pseudo", "uda")  # they learn from data.unlabelled
 BUILT_IN = (
     *("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt"),
     "layer_decay",
@@ -29,6 +30,10 @@ RIVALS = (
     ("focal", "mixup"),
     ("contrastive", "mixup"),
     ("distil", "mixup"),
+    ("pseudo", "mixup"),  # which would mix vectors with those of texts without labels …
+    ("uda", "mixup"),
+    ("pseudo", "contrastive"),  # … and which would compare them
+    ("uda", "contrastive"),
     ("lora", "adalora"),
     ("ema", "swa"),
 )
@@ -39,6 +44,8 @@ TASKS_OF = {  # those that have what a method asks of a task
     "focal": ("classification", "multilabel"),
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,
+    "pseudo": ("classification",),
+    "uda": ("classification",),
     "distil": _BY_EXAMPLE,
     "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label
 }
@@ -53,10 +60,14 @@ LEAST = {
         *(f"{name}.epsilon" for name in SHIFTING),
         *("fgm.weight", "pgd.weight", "smart.weight", "pgd.step", "freelb.step", "freelb.start"),
         *("rdrop.alpha", "focal.gamma", "mixup.alpha", "sam.rho"),
+        *("pseudo.weight", "pseudo.begin", "uda.weight"),
     ),
 }
-POSITIVE = ("smart.start", "contrastive.temperature", "distil.temperature")
-SHARES = ("contrastive.weight", "distil.weight", "swa.start")
+POSITIVE = ("smart.start", "contrastive.temperature", "distil.temperature", "uda.temperature")
+SHARES = (
+    *("contrastive.weight", "distil.weight", "swa.start"),
+    *("pseudo.threshold", "uda.threshold"),
+)
 BELOW_1 = ("lora.dropout", "adalora.beta1", "adalora.beta2", "ema.decay", "noise_scale.decay")
 
 
@@ -95,6 +106,25 @@ def _rules(key: str, given: str, types: tuple, accepted: str) -> list[tuple[str,
 def prompt_length(config: ConfigDict) -> int:
     """Soft tokens in every sequence."""
     return config.methods.prompt.length if "prompt" in names(config) else 0
+
+
+def unlabelled_places(config: ConfigDict) -> tuple[int, int]:
+    """(examples of a micro-batch, those of them, the last, that have no label). Raises InputError
+    where data.unlabelled_share is not that of whole examples, of pairs where there are pairs."""
+    t, share = config.train, config.data.unlabelled_share
+    micro = t.batch_size // t.accumulate
+    free = round(micro * share)
+    whole = abs(free - micro * share) < 1e-6 and 0 < free < micro
+    paired = "uda" in names(config)
+    of = f"of the {micro} examples of a {'micro-' if t.accumulate > 1 else ''}batch"
+    require(
+        whole and (not paired or free % 2 == 0),
+        "data.unlabelled_share",
+        share,
+        f"a share, more than 0 and less than 1, that is {'an even' if paired else 'a whole'} "
+        f"number {of}",
+    )
+    return micro, free
 
 
 def require_regex(key: str, pattern: str) -> None:
@@ -163,7 +193,7 @@ def _check_knobs(m: ConfigDict, known: list[str]) -> None:
 
 def _check_combinations(c: ConfigDict, used: list[str]) -> None:
     """What methods ask of the rest of the config, and of each other."""
-    t, use, a = c.train, c.methods.use, c.methods.adalora
+    t, use, a, p = c.train, c.methods.use, c.methods.adalora, c.methods.pseudo
     after_sam = used[used.index("sam") :] if "sam" in used else []
     for name, ok, key, value, accepted in (
         (
@@ -199,6 +229,14 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
             "no sam where task.weighting is 'gradnorm', whose weights follow another gradient",
         ),
         (
+            *("pseudo", p.end >= p.begin, "methods.pseudo.end", p.end),
+            f"methods.pseudo.begin ({p.begin}) or more",
+        ),
+        (
+            *("uda", bool(c.data.augment), "data.augment", ""),
+            "KIND:STRENGTH,... with uda, which compares texts with changed ones",
+        ),
+        (
             *("rates", bool(rate_rules(c.methods.rates.rules)), "methods.rates.rules", ""),
             '[["REGEX", FACTOR], ...] where methods.use names rates',
         ),
@@ -210,6 +248,13 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
         c.model.adapter,
         "'' without lora, adalora or prefix in methods.use",
     )
+    taught = ", ".join(name for name in used if name in UNLABELLED)
+    if taught:
+        accepted = f"a data URI of texts, from which {taught} of methods.use learns"
+        require(bool(c.data.unlabelled), "data.unlabelled", "", accepted)
+        unlabelled_places(c)
+    accepted = f"'' where methods.use has none of {', '.join(UNLABELLED)}"
+    require(bool(taught) or not c.data.unlabelled, "data.unlabelled", c.data.unlabelled, accepted)
     length = c.data.max_length + prompt_length(c)
     require(
         not c.data.row_length or c.data.row_length >= length,

@@ -102,6 +102,17 @@ def defaults() -> ConfigDict:
     m.distil.temperature = 2.0  # T; Hinton et al. 2015, section 4: lower for a small student
     m.distil.weight = 0.5  # w of the teacher's word; 1 - w is that of the labels
 
+    m.pseudo = ConfigDict()
+    m.pseudo.threshold = 0.95  # probability from which a guess is a label (Sohn et al. 2020, 4)
+    m.pseudo.weight = 1.0  # of the loss of such labels beside that of the others, at most
+    m.pseudo.begin = 0  # step up to which the weight is 0 …
+    m.pseudo.end = 100  # … and from which it is all there
+
+    m.uda = ConfigDict()
+    m.uda.weight = 1.0  # of the divergence beside the loss (Xie et al. 2020, eq. 1)
+    m.uda.temperature = 0.4  # of the text's own distribution; below 1 it is sharpened
+    m.uda.threshold = 0.8  # its largest probability, from which the text counts
+
     m.ema = ConfigDict()
     m.ema.decay = 0.999  # of the average a step; the average is what is scored and kept
 

@@ -26,7 +26,7 @@ data.formats
 data.joins
 data.sources
 data.encode
-data.prefetch data.prompts
+data.prefetch data.prompts data.unlabelled
 data.batches
 data.masking
 models.ops models.crf models.positions
@@ -38,6 +38,7 @@ methods.method
 models.peft methods.weights methods.lora methods.ema methods.swa methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart
 methods.rdrop methods.focal methods.contrastive methods.mixup methods.distil
+methods.pseudo methods.uda
 methods.rates methods.sam methods.noise_scale
 methods.freezing methods.modules
 methods.adalora

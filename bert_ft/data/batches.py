@@ -9,7 +9,8 @@ A batch is a dict of NumPy arrays. Over R rows of S tokens, B examples of `piece
     example_start   int32 (B*pieces,)   flat index into (R, S) of each sequence's first token
     example_length  int32 (B*pieces,)   tokens of each sequence
     ordinal         int32 (B,)      the segment number of each example's first sequence
-    weight          float32 (B,)    1 for an example, 0 for the filling of a last evaluation batch
+    weight          float32 (B,)    1 for an example, 0 for one without a label (unlabelled.py) and
+                                    for the filling of a last evaluation batch
     and the task's own fields, (B, …) or (R, S).
 
 What a task draws afresh each time an example is used, such as which words are hidden, is drawn here
@@ -28,9 +29,10 @@ from typing import Protocol
 import numpy as np
 
 from bert_ft.data.encode import Encoded
-from bert_ft.data.epochs import Epochs
+from bert_ft.data.epochs import Order
 from bert_ft.data.mixing import Mixture
 from bert_ft.data.packing import Places, pack, row_counts
+from bert_ft.data.unlabelled import LABELLED
 
 Batch = dict[str, np.ndarray]
 ROW_ARRAYS = frozenset({"tokens", "types", "positions", "segments", "slots"})
@@ -113,6 +115,8 @@ def _assemble(
         "weight": real.astype(np.float32),
     }
     batch |= {name: np.asarray(values[index]) for name, values in data.fields.items()}
+    if LABELLED in batch:
+        batch["weight"] *= batch[LABELLED]
     batch |= {
         name: rows_of(np.asarray(values[source])) for name, values in data.token_fields.items()
     }
@@ -143,7 +147,7 @@ class BatchPlan:
     accumulate: int = 1
     multiple: int = 1
     at_most: int = 3
-    mixture: Mixture | Epochs | None = None  # of a set of several groups, versions or quotas
+    mixture: Order | None = None  # of a set of several groups, versions or quotas
     draw: Draw | None = None
     together: Needs | None = None
 

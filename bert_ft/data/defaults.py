@@ -26,8 +26,11 @@ def of_data() -> ConfigDict:
     # Of the training set only; dev and test stay as they are.
     c.shots = 0  # so many rows of each label, or in all where the task has no classes; 0 is all
     c.shots_seed = 0  # which ones; with one seed 16 are a part of 64
+    c.unlabelled = ""  # a URI of texts without labels, for the methods 'pseudo' and 'uda'
+    c.unlabelled_share = 0.5  # of the examples of each batch; an epoch is one of the labelled rows
     c.oversample = "none"  # rarer labels come more often: 'balanced', or 'sqrt' of their numbers
-    # Label-preserving changes, KIND:STRENGTH,… in the order they are made (data/augment.py).
+    # Label-preserving changes, KIND:STRENGTH,… in the order they are made (data/augment.py). With
+    # the method 'uda' they are those of the unlabelled rows, and labelled ones stay as they are.
     c.augment = ""  # synonyms:0.1,swap:0.1,typos:0.05; '' is none
     c.augment_share = 0.5  # share of the rows that a version of the set changes
     c.augment_epochs = 3  # versions, one an epoch; a longer run reads them again in turn

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 from tqdm import tqdm
 
-from bert_ft.data.epochs import Epochs
+from bert_ft.data.epochs import Order
 from bert_ft.data.rows import Readable, Rows
 from bert_ft.errors import InputError
 
@@ -55,7 +55,7 @@ class Encoded:
     skipped: Sequence[str] = ()
     fingerprint: str = ""
     aside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    order: Epochs | None = None
+    order: Order | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -63,7 +63,7 @@ class Encoded:
     @property
     def of_an_epoch(self) -> float:
         """How many examples an epoch draws; the mean, where that differs."""
-        return float(np.mean(self.order.sizes)) if self.order else len(self)
+        return float(np.mean([*self.order.sizes])) if self.order else len(self)
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +18,15 @@ from bert_ft.data.mixing import permutation
 # Oversampling: the quota of a class of n examples is n^power, times what makes that of the largest
 # class its own size. So no class loses an example.
 OVERSAMPLING = {"none": 1.0, "sqrt": 0.5, "balanced": 0.0}
+
+
+class Order(Protocol):
+    """How training goes through a set: `sizes` are the draws of an epoch, or of one epoch after the
+    other, `stream` int64 (stop - start,) the examples at places start … stop - 1."""
+
+    @property
+    def sizes(self) -> Sequence[float]: ...
+    def stream(self, seed: int, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ from bert_ft.models.bert import Batch
 Params = Any
 Flat = Mapping[str, Any]
 SHIFT = "word_shift"  # of a batch: float32 (R, S, width), added to the word vectors
+STEP = "step"  # of a batch, where a method is `timed`: int32 (), the steps done
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +82,7 @@ class Method:
     name = ""
     freezes = False  # the model is not trained but for what `trains` says and methods.also_train
     draws = False  # it needs randomness of the model, or its own, though there be no dropout
+    timed = False  # its loss depends on the step
     wraps_update = False  # whether `update` adds a Wrapped to the optimizer's state
 
     def __init__(self, config: Any):

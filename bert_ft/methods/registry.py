@@ -19,16 +19,18 @@ from bert_ft.methods.mixup import Mixup
 from bert_ft.methods.modules import Houlsby, Pfeiffer, Prefix, Prompt
 from bert_ft.methods.noise_scale import NoiseScale
 from bert_ft.methods.pgd import Pgd
+from bert_ft.methods.pseudo import Pseudo
 from bert_ft.methods.rates import LayerDecay, Rates
 from bert_ft.methods.rdrop import RDrop
 from bert_ft.methods.sam import Sam
 from bert_ft.methods.smart import Smart
 from bert_ft.methods.swa import Swa
+from bert_ft.methods.uda import Uda
 from bert_ft.methods.weights import Weights
 
 ALL: tuple[type[Method], ...] = (
     *(Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix, Prompt),
-    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup, Distil),
+    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup, Distil, Pseudo, Uda),
     *(Ema, Swa, LayerDecay, Rates, Sam, NoiseScale),
 )
 METHODS = {method.name: method for method in ALL}

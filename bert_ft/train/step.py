@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_ft.methods.method import SHIFT, Method, Params, Pass, Run, Slope, Sums, Whole
+from bert_ft.methods.method import SHIFT, STEP, Method, Params, Pass, Run, Slope, Sums, Whole
 from bert_ft.methods.weights import ALL, FormedModel, Weights
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Model
@@ -113,6 +113,9 @@ def train_step(
     draws = isinstance(rate, jax.Array) or rate or getattr(task, "draws", False)
     draws = draws or any(m.draws for m in methods)
     rng = jax.random.fold_in(jax.random.key(seed), state.step) if draws else None
+    if any(m.timed for m in methods):
+        micro = (accumulate,) if accumulate > 1 else ()
+        batch = {**batch, STEP: jnp.broadcast_to(state.step, micro)}
     formed = model if weights.plain else FormedModel(model, weights, state.frozen, state.step)
 
     def alone(params: Params) -> tuple[dict[str, jax.Array], Params]:

@@ -34,7 +34,7 @@ from bert_ft.models.shallow import chosen_layers
 from bert_ft.tasks.registry import make_task
 from bert_ft.train.barriers import agree
 from bert_ft.train.sharding import abstract, check_sizes, make_mesh, row_shards, shardings
-from bert_ft.train.training_set import training_rows, with_order
+from bert_ft.train.training_set import training_rows, with_order, with_unlabelled
 
 SETS = ("train", "dev", "test")
 
@@ -237,7 +237,10 @@ def _read_set(
             known = {p: known[p] for p in part.parts}
         length, cache = config.data.max_length, cache_dir(config)
         data = encode(source, part, tokenizer, length, cache, known, say)
-        made.append(with_order(config, data, source) if name == "train" else data)
+        if name == "train":
+            data = with_order(config, data, source)
+            data = with_unlabelled(config, part, data, tokenizer, say)
+        made.append(data)
     if all(data is None for data in made):
         return None
     return task.merge(made) if hasattr(task, "groups") else made[0]

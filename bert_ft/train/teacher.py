@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir, default
 from bert_ft.data.encode import tokenizer_hash
+from bert_ft.data.unlabelled import LABELLED
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names
 from bert_ft.methods.distil import TEACHER
@@ -86,6 +87,9 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
             f"{said}it reads {made.encoder.positions} tokens; accepted: {longest} or more, which "
             "the training set has (config.data.max_length)"
         )
+    # It reads texts without labels as it reads the others.
+    every = {name: of for name, of in data.fields.items() if name != LABELLED}
+    data = dataclasses.replace(data, fields=every)
     return dataclasses.replace(made, sets={"train": data}, row_length=system.row_length)
 
 

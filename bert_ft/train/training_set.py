@@ -1,8 +1,10 @@
-"""What the training set has that the other sets have not: few shots, versions, quotas."""
+"""What the training set has that the others have not: few shots, versions, quotas, texts without
+labels."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,11 +12,14 @@ from ml_collections import ConfigDict
 
 from bert_ft.config import cache_dir
 from bert_ft.data.augment import Augmented, augmented
-from bert_ft.data.encode import Encoded
+from bert_ft.data.encode import Encoded, encode
 from bert_ft.data.epochs import OVERSAMPLING, Epochs
 from bert_ft.data.rows import Readable
 from bert_ft.data.shots import FewShots
+from bert_ft.data.sources import open_source
+from bert_ft.data.unlabelled import TextsOf, joined
 from bert_ft.data_checks import WITH_CLASSES
+from bert_ft.method_checks import names, unlabelled_places
 from bert_ft.models import hf
 from bert_ft.train.proposals import Proposer
 
@@ -32,10 +37,16 @@ def few(config: ConfigDict, source: Readable) -> Readable:
 def training_rows(config: ConfigDict, source: Readable) -> Readable:
     """Those, in all their versions."""
     source = few(config, source)
+    if "uda" in names(config):
+        return source
     tags = config.data.label if config.task.name == "tagging" else ""
+    return _versions(config, source, tags) or source
+
+
+def _versions(config: ConfigDict, source: Readable, tags: str) -> Augmented | None:
     found = augmented(config, source, tags)
     if found is None:
-        return source
+        return None
     if any(kind == "masked" for kind, _ in found.kinds):
         uri = config.data.augment_model
         model = Proposer(hf.directory(uri, cache_dir(config)), config.data.max_length, uri)
@@ -55,3 +66,23 @@ def with_order(config: ConfigDict, data: Encoded, source: Readable) -> Encoded:
     classes: Any = None if power == 1 else np.asarray(data.fields["label"])
     order = Epochs(blocks, classes, power)
     return dataclasses.replace(data, row=row, source_rows=count, order=order)
+
+
+def with_unlabelled(
+    config: ConfigDict, task: Any, data: Encoded, tokenizer: Any, say: Callable[[str], None]
+) -> Encoded:
+    """A set of `with_order`, and the rows of data.unlabelled, where there are some, with their
+    versions where a method compares them."""
+    uri, cache = config.data.unlabelled, cache_dir(config)
+    if not uri:
+        return data
+    source = open_source(uri, cache_dir=cache, bad_rows=config.data.bad_rows)
+    versions = _versions(config, source, "") if "uda" in names(config) else None
+    length, known = config.data.max_length, data.fitted
+    texts = [
+        encode(one, TextsOf(task), tokenizer, length, cache, known, say)
+        for one in (source, versions)
+        if one is not None
+    ]
+    say(f"unlabelled: {len(texts[0]):,} texts of {uri}")
+    return joined(data, texts, *unlabelled_places(config))

@@ -2,12 +2,15 @@
 
 python -m experiments.methods.learning_curves
 
-    plain      as many rows of each label, drawn by the seed
-    augmented  the same rows, in other versions each epoch
-    random     16 rows to begin with, then twice as many each time, by chance
-    active     the same 16, and those that the run of the last size has chosen (bert_ft.select)
+    plain        as many rows of each label, drawn by the seed
+    augmented    the same rows, in other versions each epoch
+    pseudo       the same rows, and as many others a batch, with the model's own guesses as labels
+    uda          the same rows, and as many others a batch, half of them changed versions
+    contrastive  the same rows, those of a label drawn together
+    random       16 rows to begin with, then twice as many each time, by chance
+    active       the same 16, and those that the run of the last size has chosen (bert_ft.select)
 
-All train for the same number of steps. Runs what results.jsonl does not hold yet with the same
+All train for the same number of steps, 16 labelled rows each. Runs what results.jsonl does not hold yet with the same
 flags and versions, one run at a time, then prints the table and draws learning_curves.svg. What
 `random` and `active` have chosen so far lies in --work, so that they too go on where they stopped.
 """
@@ -51,8 +54,35 @@ def augmented(size: int, seed: int) -> list[str]:
     return [*plain(size, seed), *(f"--config.data.{flag}" for flag in more)]
 
 
+def unlabelled(size: int, seed: int) -> list[str]:
+    """Beside the 16 labelled rows of a batch 16 of the whole training set, without their labels."""
+    more = (f"unlabelled={get_config().data.train}", f"augment_seed={seed}")
+    flags = [f"--config.data.{flag}" for flag in more]
+    return [*plain(size, seed), *flags, "--config.train.batch_size=32"]
+
+
+def pseudo(size: int, seed: int) -> list[str]:
+    return [*unlabelled(size, seed), "--config.methods.use=pseudo"]
+
+
+def uda(size: int, seed: int) -> list[str]:
+    changed = (f"augment={AUGMENTED}", "augment_share=1.0")
+    flags = [f"--config.data.{flag}" for flag in changed]
+    return [*unlabelled(size, seed), *flags, "--config.methods.use=uda"]
+
+
+def contrastive(size: int, seed: int) -> list[str]:
+    return [*plain(size, seed), "--config.methods.use=contrastive"]
+
+
 # What a method adds to the command line; those that use the same rows in another way go here.
-METHODS: dict[str, Callable[[int, int], list[str]]] = {"plain": plain, "augmented": augmented}
+METHODS: dict[str, Callable[[int, int], list[str]]] = {
+    "plain": plain,
+    "augmented": augmented,
+    "pseudo": pseudo,
+    "uda": uda,
+    "contrastive": contrastive,
+}
 GROWING = ("random", "active")
 
 

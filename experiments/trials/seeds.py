@@ -1,0 +1,99 @@
+"""What one seed would have claimed: MRPC and RTE over 20 seeds, as trials of one program.
+
+python -m experiments.trials.seeds --data=../shared/data
+
+configs/glue.py as it is (MiniLM, 3 epochs of batch 32), --at_once seeds in each run. Runs what
+seeds.jsonl does not hold yet with the same flags and versions, then prints the table and draws
+seeds.svg. Scores are of the development set: GLUE gives no labels of a test set but MRPC's, whose
+scores stand beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_ft.train.record import git_commit, versions
+from experiments.sentiment.compare import found, read, spread
+from experiments.sentiment.dot_chart import dot_chart
+
+HERE = Path(__file__).parent
+TASKS = ("mrpc", "rte")
+POINT = 1.0  # a difference that a paper would report
+
+
+def what_of(task: str, seed: int) -> dict[str, Any]:
+    own = versions()
+    own.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
+    return {"task": task, "seed": seed, "versions": own}
+
+
+def run(task: str, seeds: Sequence[int], data: Path) -> list[dict[str, Any]]:
+    """One run of the main program, a trial a seed -> their lines."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "bert_ft.main", f"--workdir={scratch}/run"]
+        command += [f"--config=configs/glue.py:{task}={data / f'glue_{task}'}"]
+        command += [f"--config.trials={json.dumps({'seed': list(seeds)})}"]
+        command += ["--config.trial.ensembles=False", "--config.eval.report=False"]
+        subprocess.run(command, check=True)
+        result = json.loads(Path(scratch, "run", "result.json").read_text())
+    scores = {name: of for name, of in result["eval"].items() if name.endswith(("accuracy", "/f1"))}
+    return [
+        {
+            **what_of(task, seed),
+            "scores": {name: of["per_trial"][k] for name, of in scores.items()},
+            "n_examples": {name: of["n_examples"] for name, of in scores.items()},
+            "git_commit": git_commit(),
+        }
+        for k, seed in enumerate(seeds)
+    ]
+
+
+def claimed(values: Sequence[float]) -> str:
+    """What pairs of seeds would have said of a system that is compared with itself. `values` in
+    per cent."""
+    pairs = list(itertools.combinations(values, 2))
+    apart = sum(abs(a - b) >= POINT for a, b in pairs)
+    return (
+        f"{min(values):.1f} to {max(values):.1f}; {100 * apart / len(pairs):.0f} % of the pairs of "
+        f"seeds lie {POINT:.0f} point or more apart; the best is "
+        f"{max(values) - statistics.fmean(values):.1f} above the mean"
+    )
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    p.add_argument("--data", type=Path, required=True, help="the folder of glue_mrpc and glue_rte")
+    p.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    p.add_argument("--seeds", type=int, default=20)
+    p.add_argument("--at_once", type=int, default=5)
+    p.add_argument("--results", type=Path, default=HERE / "seeds.jsonl")
+    p.add_argument("--plot", type=Path, default=HERE / "seeds.svg")
+    args = p.parse_args()
+    cases: dict[str, list[float]] = {}
+    for task in args.tasks:
+        missing = [k for k in range(args.seeds) if not found(read(args.results), what_of(task, k))]
+        for first in range(0, len(missing), args.at_once):
+            lines = run(task, missing[first : first + args.at_once], args.data)
+            with args.results.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        lines = [found(read(args.results), what_of(task, k)) for k in range(args.seeds)]
+        for name in lines[0]["scores"]:
+            cases[f"{task}, {name}"] = [100 * line["scores"][name] for line in lines]
+    print("| | mean ± std, % | what one seed would have claimed |\n|---|---|---|")
+    for name, values in cases.items():
+        print(f"| {name} | {spread([v / 100 for v in values])} | {claimed(values)} |")
+    title = f"{args.seeds} seeds each, %: a dot is what one run would have reported"
+    args.plot.write_text(dot_chart(title, cases, statistics.fmean, from_zero=False))
+
+
+if __name__ == "__main__":
+    main()
