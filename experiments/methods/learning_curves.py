@@ -10,9 +10,10 @@ python -m experiments.methods.learning_curves
     random       16 rows to begin with, then twice as many each time, by chance
     active       the same 16, and those that the run of the last size has chosen (bert_ft.select)
 
-All train for the same number of steps, 16 labelled rows each. Runs what results.jsonl does not hold yet with the same
-flags and versions, one run at a time, then prints the table and draws learning_curves.svg. What
-`random` and `active` have chosen so far lies in --work, so that they too go on where they stopped.
+All train for the same number of steps, 16 labelled rows each. Runs what results.jsonl does not hold
+yet with the same flags and versions, one run at a time, then prints the table and draws
+learning_curves.svg. What `random` and `active` have chosen so far lies in --work, so that they too
+go on where they stopped.
 """
 
 from __future__ import annotations
