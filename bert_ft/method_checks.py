@@ -16,13 +16,13 @@ from bert_ft.task_checks import require
 # By what a method wraps, as in README's table.
 ASCENTS = ("fgm", "pgd", "freelb")  # each looks for the shift that raises the loss
 SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
-LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil", "pseudo", "uda")
+LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil", "hints", "pseudo", "uda")
 UNLABELLED = ("pseudo", "uda")  # they learn from data.unlabelled
 BUILT_IN = (
     *("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt"),
     "layer_decay",
 )
-BERT_ONLY = (*SHIFTING, *BUILT_IN)  # they know its modules
+BERT_ONLY = (*SHIFTING, *BUILT_IN, "hints")  # they know its modules
 ONE_LOSS = (*LOSSES, "adalora", "noise_scale")  # not with a task that weighs its parts' losses
 # At most one of each.
 RIVALS = (
@@ -30,6 +30,7 @@ RIVALS = (
     ("focal", "mixup"),
     ("contrastive", "mixup"),
     ("distil", "mixup"),
+    ("hints", "mixup"),
     ("pseudo", "mixup"),  # which would mix vectors with those of texts without labels …
     ("uda", "mixup"),
     ("pseudo", "contrastive"),  # … and which would compare them
@@ -47,6 +48,7 @@ TASKS_OF = {  # those that have what a method asks of a task
     "pseudo": ("classification",),
     "uda": ("classification",),
     "distil": _BY_EXAMPLE,
+    "hints": _BY_EXAMPLE,
     "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label
 }
 LEAST = {
@@ -60,7 +62,14 @@ LEAST = {
         *(f"{name}.epsilon" for name in SHIFTING),
         *("fgm.weight", "pgd.weight", "smart.weight", "pgd.step", "freelb.step", "freelb.start"),
         *("rdrop.alpha", "focal.gamma", "mixup.alpha", "sam.rho"),
-        *("pseudo.weight", "pseudo.begin", "uda.weight"),
+        *(
+            "pseudo.weight",
+            "pseudo.begin",
+            "uda.weight",
+            "hints.hidden",
+            "hints.attention",
+            "hints.width",
+        ),
     ),
 }
 POSITIVE = ("smart.start", "contrastive.temperature", "distil.temperature", "uda.temperature")
@@ -181,6 +190,9 @@ def _check_knobs(m: ConfigDict, known: list[str]) -> None:
         require(0 <= at(key) <= 1, f"methods.{key}", at(key), "0 to 1")
     for key in BELOW_1:
         require(0 <= at(key) < 1, f"methods.{key}", at(key), "0 or more and less than 1")
+    layers = m.hints.layers
+    fits = not layers or re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", layers)
+    require(bool(fits), "methods.hints.layers", layers, "'', or layers from 0, comma-separated")
     decay, a = m.layer_decay.decay, m.adalora
     require(0 < decay <= 1, "methods.layer_decay.decay", decay, "more than 0, at most 1")
     least = f"methods.adalora.target_rank ({a.target_rank}) or more"
@@ -203,6 +215,18 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
         (
             *("distil", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),
             "the workdir of a finished run",
+        ),
+        (
+            *("hints", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),
+            "the workdir of a finished run",
+        ),
+        (
+            *("hints", c.model.layer_loop == "loop", "model.layer_loop", c.model.layer_loop),
+            "'loop' with hints, which reads what each layer computes",
+        ),
+        (
+            *("hints", c.model.remat == "none", "model.remat", c.model.remat),
+            "'none' with hints, which keeps what each layer computes",
         ),
         (
             *("rdrop", c.model.dropout > 0, "model.dropout", c.model.dropout),

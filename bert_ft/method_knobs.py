@@ -102,6 +102,12 @@ def defaults() -> ConfigDict:
     m.distil.temperature = 2.0  # T; Hinton et al. 2015, section 4: lower for a small student
     m.distil.weight = 0.5  # w of the teacher's word; 1 - w is that of the labels
 
+    m.hints = ConfigDict()  # its teacher is distil.teacher
+    m.hints.hidden = 1.0  # weight of the hidden states' mean square beside the loss …
+    m.hints.attention = 1.0  # … and of that of attention's scores
+    m.hints.layers = ""  # of the teacher, one for each of the student's; '' spreads them evenly
+    m.hints.width = 0  # of the teacher's hidden states; 0 is the student's own
+
     m.pseudo = ConfigDict()
     m.pseudo.threshold = 0.95  # probability from which a guess is a label (Sohn et al. 2020, 4)
     m.pseudo.weight = 1.0  # of the loss of such labels beside that of the others, at most

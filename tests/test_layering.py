@@ -33,12 +33,12 @@ models.ops models.crf models.positions
 models.attention models.noise
 models.bert
 models.heads models.families models.lstm
-models.hf models.multi models.fusion models.shallow
+models.hf models.multi models.fusion models.shallow models.taps
 methods.method
 models.peft methods.weights methods.lora methods.ema methods.swa methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart
 methods.rdrop methods.focal methods.contrastive methods.mixup methods.distil
-methods.pseudo methods.uda
+methods.pseudo methods.uda methods.hints
 methods.rates methods.sam methods.noise_scale
 methods.freezing methods.modules
 methods.adalora

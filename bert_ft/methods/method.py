@@ -83,6 +83,7 @@ class Method:
     freezes = False  # the model is not trained but for what `trains` says and methods.also_train
     draws = False  # it needs randomness of the model, or its own, though there be no dropout
     timed = False  # its loss depends on the step
+    taps = False  # its loss reads what the layers compute (models/taps.py)
     wraps_update = False  # whether `update` adds a Wrapped to the optimizer's state
 
     def __init__(self, config: Any):

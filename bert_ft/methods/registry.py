@@ -13,6 +13,7 @@ from bert_ft.methods.fgm import Fgm
 from bert_ft.methods.focal import Focal
 from bert_ft.methods.freelb import FreeLb
 from bert_ft.methods.freezing import BitFit, Freeze, Unfreeze
+from bert_ft.methods.hints import Hints
 from bert_ft.methods.lora import Lora
 from bert_ft.methods.method import Method
 from bert_ft.methods.mixup import Mixup
@@ -30,7 +31,7 @@ from bert_ft.methods.weights import Weights
 
 ALL: tuple[type[Method], ...] = (
     *(Lora, AdaLora, BitFit, Freeze, Unfreeze, Houlsby, Pfeiffer, Prefix, Prompt),
-    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup, Distil, Pseudo, Uda),
+    *(Fgm, Pgd, FreeLb, Smart, RDrop, Focal, Contrastive, Mixup, Distil, Hints, Pseudo, Uda),
     *(Ema, Swa, LayerDecay, Rates, Sam, NoiseScale),
 )
 METHODS = {method.name: method for method in ALL}

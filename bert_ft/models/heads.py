@@ -261,6 +261,10 @@ class Model(nn.Module):
         self.encoder = self.config.encoder(self.dtype, self.remat, self.layer_loop, self.attend)
         self.top = self.head(self.config, self.dtype)
 
+    def encoded(self, batch: Batch) -> jax.Array:
+        """Hidden states of every token, (R, S, H), without noise."""
+        return self.encoder(batch)
+
     def __call__(
         self, batch: Batch, rng: jax.Array | None = None, rate: jax.Array | float = 0.0
     ) -> Outputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -17,10 +17,10 @@ from bert_ft.train.sharding import place
 from bert_ft.train.step import Programs
 
 
-def predictions(
+def results(
     programs: Programs, params: Any, plan: EvalPlan, mesh: Mesh, depth: int = 2
-) -> dict[str, np.ndarray]:
-    """What the task predicts for each example of the plan's data, (N, …), in the data's order.
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """(the examples of a step, -1 for none; what the program gives for them), step by step.
 
     The results of one step are fetched after the next was dispatched, so the device never waits.
     """
@@ -30,17 +30,12 @@ def predictions(
         closing(_batches(plan, mesh, range(1), 1)) as batches,
     ):
         programs.compile(params, next(batches))
-    out: dict[str, np.ndarray] = {}
     seen = np.zeros(len(plan.data), np.int32)
 
-    def keep(step: int, result: Mapping[str, jax.Array]) -> None:
-        example = plan.order[step]
-        real = example >= 0
-        for name, value in jax.device_get(dict(result)).items():
-            if name not in out:
-                out[name] = np.zeros((len(plan.data), *value.shape[1:]), value.dtype)
-            out[name][example[real]] = value[real]
-        np.add.at(seen, example[real], 1)
+    def fetched(step: int, result: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        examples = plan.order[step]
+        np.add.at(seen, examples[examples >= 0], 1)
+        return examples, jax.device_get(dict(result))
 
     last = None
     with (
@@ -51,13 +46,26 @@ def predictions(
             preemption.leave_if_due()
             result = programs(params, batch)
             if last is not None:
-                keep(*last)
+                yield fetched(*last)
             last = (step, result)
         if last is not None:
-            keep(*last)
+            yield fetched(*last)
     assert (seen == 1).all(), (
         f"{(seen != 1).sum()} of {len(seen)} examples were not evaluated exactly once"
     )
+
+
+def predictions(
+    programs: Programs, params: Any, plan: EvalPlan, mesh: Mesh, depth: int = 2
+) -> dict[str, np.ndarray]:
+    """What the task predicts for each example of the plan's data, (N, …), in the data's order."""
+    out: dict[str, np.ndarray] = {}
+    for examples, found in results(programs, params, plan, mesh, depth):
+        real = examples >= 0
+        for name, value in found.items():
+            if name not in out:
+                out[name] = np.zeros((len(plan.data), *value.shape[1:]), value.dtype)
+            out[name][examples[real]] = value[real]
     return out
 
 

@@ -1,4 +1,5 @@
-"""What the teacher of a distillation says of the training set, as a field of its examples."""
+"""What the teacher of a distillation says of the training set, as fields of its examples, or of
+their tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -23,10 +25,12 @@ from bert_ft.data.unlabelled import LABELLED
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names
 from bert_ft.methods.distil import TEACHER
-from bert_ft.models.bert import Batch
+from bert_ft.methods.hints import TOLD
+from bert_ft.models.bert import Batch, EncoderConfig
+from bert_ft.models.taps import tapped
 from bert_ft.train import optim
 from bert_ft.train.checksum import params_sha256
-from bert_ft.train.evaluate import predictions
+from bert_ft.train.evaluate import predictions, results
 from bert_ft.train.finish import eval_plan
 from bert_ft.train.sharding import replicated
 from bert_ft.train.start import trained_params
@@ -40,23 +44,75 @@ def taught(system: System, say: Callable[[str], None]) -> System:
     """The system with its teacher's logits beside each training example, where it has a teacher.
     They are computed once and kept in the cache; they are a part of the data's fingerprint, so that
     a run does not go on with another teacher. Raises InputError where the two do not fit."""
-    if "distil" not in names(system.config) or "train" not in system.sets:
+    used = {"distil", "hints"} & set(names(system.config))
+    if not used or "train" not in system.sets:
         return system
     workdir = paths.at(system.config.methods.distil.teacher)
     teacher = _teacher(system, workdir, say)
     optimizer = optim.make_optimizer(teacher.config, 1)
     params, step = trained_params(teacher, workdir, optimizer, say)
     data = system.sets["train"]
-    about = [params_sha256(params), data.fingerprint]
-    fingerprint = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     say(f"teacher: {workdir}, step {step}")
-    logits = _kept(
-        cache_dir(system.config) / "taught" / f"{fingerprint[:32]}.npy",
-        lambda: _logits(teacher, params),
+    fields, token_fields = dict(data.fields), dict(data.token_fields)
+    about: list[Any] = [params_sha256(params), data.fingerprint]
+    cache = cache_dir(system.config) / "taught"
+    if "distil" in used:
+        at = cache / f"{_digest(about)[:32]}.npy"
+        fields[TEACHER] = _kept(at, lambda path: np.save(path, _logits(teacher, params)))
+    if "hints" in used:
+        layers = _layers(system, teacher)
+        about.append(layers)
+        for name in _hinted(system.config):
+            at = cache / f"{_digest([*about, name])[:32]}.npy"
+            write = functools.partial(_write_tokens, teacher, params, name, layers)
+            token_fields[TOLD[name]] = _kept(at, write)
+    known = dataclasses.replace(
+        data, fields=fields, token_fields=token_fields, fingerprint=_digest(about)
     )
-    fields = {**data.fields, TEACHER: logits}
-    known = dataclasses.replace(data, fields=fields, fingerprint=fingerprint)
     return dataclasses.replace(system, sets={**system.sets, "train": known})
+
+
+def _digest(about: Any) -> str:
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def _hinted(config: ConfigDict) -> list[str]:
+    """What hints are taken of: of models/taps.py's names."""
+    k = config.methods.hints
+    return ["hidden"] * (k.hidden > 0) + ["query", "key"] * (k.attention > 0)
+
+
+def _layers(system: System, teacher: System) -> list[int]:
+    """The teacher's layer for each of the student's. Raises InputError where the two have no layers
+    in common, or sizes that the config does not know of."""
+    k, own, theirs = system.config.methods.hints, system.encoder, teacher.encoder
+    if not isinstance(theirs, EncoderConfig):
+        raise InputError(
+            f"config.methods.distil.teacher is a {teacher.config.model.kind!r}; accepted: with "
+            "hints, one that has the student's kind of layers"
+        )
+    count, of = own.num_hidden_layers, theirs.num_hidden_layers
+    layers = [int(part) for part in k.layers.split(",")] if k.layers else []
+    if not k.layers and of % count == 0:  # eq. 4 of the paper: the last of each stretch
+        layers = [(i + 1) * of // count - 1 for i in range(count)]
+    if len(layers) != count or max(layers) >= of:
+        raise InputError(
+            f"config.methods.hints.layers is {k.layers!r}; accepted: {count} of the teacher's "
+            f"layers 0 to {of - 1}, comma-separated, or '' where {count} divides {of}"
+        )
+    width = k.width or own.hidden_size
+    if k.hidden and width != theirs.hidden_size:
+        raise InputError(
+            f"config.methods.hints.width is {k.width}; accepted: {theirs.hidden_size}, the "
+            "teacher's"
+        )
+    heads = own.num_attention_heads, theirs.num_attention_heads
+    if k.attention and heads[0] != heads[1]:
+        raise InputError(
+            f"config.methods.hints.attention is {k.attention:g}; accepted: 0 where the student has "
+            f"{heads[0]} heads and the teacher {heads[1]}"
+        )
+    return layers
 
 
 def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> System:
@@ -104,6 +160,7 @@ def _config(workdir: Path, student: ConfigDict) -> ConfigDict:
             student.eval,
             student.data.cache_dir,
         )
+        config.model.remat, config.model.layer_loop = "none", "loop"  # hints are of single layers
         config.data.packing, config.data.max_length = student.data.packing, student.data.max_length
     return config
 
@@ -121,19 +178,44 @@ def _logits(teacher: System, params: Any) -> np.ndarray:
     return predictions(programs, params, plan, teacher.mesh, depth)["logits"]
 
 
-def _kept(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array of the file, made and written where it is not there. Several processes, some of
-    which may have it, all make it: they compute together."""
+def _write_tokens(
+    teacher: System, params: Any, name: str, layers: Sequence[int], path: Path
+) -> None:
+    """Writes float16 (T, layers, H), by token: half the bytes, and hints need no more digits."""
+    data = teacher.sets["train"]
+    shape = (len(data.tokens), len(layers), teacher.encoder.hidden_size)
+    out = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+
+    def layers_of(params: Any, batch: Batch, *, model: Any) -> dict[str, jax.Array]:
+        _, on_the_way = tapped(model, {"params": params}, batch, method="encoded")
+        told = jnp.stack([on_the_way[name][i] for i in layers], axis=2)
+        return {"told": told.astype(jnp.float16), "start": batch["example_start"]}
+
+    step = functools.partial(layers_of, model=teacher.model)
+    programs = Programs(step, replicated(teacher.mesh), donate=False)
+    plan = eval_plan(teacher, data)
+    depth = teacher.config.data.prefetch
+    for examples, found in results(programs, params, plan, teacher.mesh, depth):
+        told = found["told"].reshape(-1, *shape[1:])
+        for e, start in zip(examples, found["start"], strict=True):
+            if e >= 0:
+                first, last = data.offsets[e], data.offsets[e + 1]
+                out[first:last] = told[start : start + last - first]
+    out.flush()
+
+
+def _kept(path: Path, write: Callable[[Path], None]) -> np.ndarray:
+    """The array of the file, written where it is not there. Several processes, some of which may
+    have it, all make it: they compute together."""
     if path.is_file() and jax.process_count() == 1:
         return np.load(path, mmap_mode="r")
-    made = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-            np.save(scratch, made)
-        os.replace(scratch.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            write(Path(scratch, path.name))
+            os.replace(Path(scratch, path.name), path)
     except OSError as e:
         raise InputError(
             f"data.cache_dir: can't write {path}: {e.strerror}; set another directory"
         ) from e
-    return made
+    return np.load(path, mmap_mode="r")
