@@ -3,7 +3,7 @@ shall be what it says of the text itself, L + weight x mean KL(p || q), over the
 labels (data.unlabelled) and the versions of them that data.augment makes.
 
 p is of the text, sharpened by a temperature, without a gradient, and counts where its likeliest
-label, before that, has `threshold` or more (section 2.4 there); q is of the changed one. Both are
+label, before that, has `threshold` or more; q is of the changed one. Both are
 from the one pass of the step. Texts that do not count are in the mean with 0.
 """
 

@@ -3,7 +3,7 @@ step compile, what does a chip hold, and what is the bound?
 
 python -m experiments.preflight.table                compiles what table.jsonl lacks, hours in all
 python -m experiments.preflight.table --effort=full  the same with the compiler's full effort
-python -m experiments.preflight.table --show         the tables of README, from table.jsonl
+python -m experiments.preflight.table --show         the table of README, from table.jsonl
 
 4,096 tokens a chip in full rows: 32 examples of 128 tokens or 8 of 512, times the chips, whatever
 the preset; 'tensor' is over 4 chips. Only the training step.
@@ -56,28 +56,24 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
 
 
+def cell(r: dict[str, Any] | None) -> str:
+    if r is None:
+        return "not compiled yet"
+    held = f"{r['bytes']['total'] / 2**30:.1f} GiB"
+    if not r["fits"]:
+        return f"does not fit ({held})"
+    b = r["bound"]
+    return f"{held}, {b['ms']:.1f} ms by {b['by']}, {b['examples_per_s']:,.0f}/s"
+
+
 def show() -> None:
     done = {tuple(r[k] for k in KEY): r for r in rows()}
-    efforts = ("quick", "full")
-    gib = 2**30
-    for model, length in CASES:
-        print(f"\n| {model}, {length} tokens | replicate | fsdp | tensor |\n|---|---|---|---|")
-        for name in SLICES:
-            cells = []
-            for preset in PRESETS:
-                key = (name, model, length, preset)
-                r = next((done[*key, e] for e in efforts if (*key, e) in done), None)
-                if r is None:
-                    cells.append("not compiled yet")
-                elif not r["fits"]:
-                    cells.append(f"does not fit ({r['bytes']['total'] / gib:.1f} GiB)")
-                else:
-                    b = r["bound"]
-                    cells.append(
-                        f"{r['bytes']['total'] / gib:.1f} GiB, {b['ms']:.1f} ms by {b['by']}, "
-                        f"{b['examples_per_s']:,.0f}/s"
-                    )
-            print(f"| {name} | {' | '.join(cells)} |")
+    print("| | | replicate | fsdp | tensor |\n|---|---|---|---|---|")
+    for (model, length), name in itertools.product(CASES, SLICES):
+        first = f"{model}, {length}" if name == SLICES[0] else ""
+        keys = [(name, model, length, preset) for preset in PRESETS]
+        cells = [cell(done.get((*k, "quick"), done.get((*k, "full")))) for k in keys]
+        print(f"| {first} | {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
