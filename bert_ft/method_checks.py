@@ -23,7 +23,8 @@ BUILT_IN = (
     "layer_decay",
 )
 BERT_ONLY = (*SHIFTING, *BUILT_IN, "hints")  # they know its modules
-ONE_LOSS = (*LOSSES, "adalora", "noise_scale")  # not with a task that weighs its parts' losses
+# Not with a task that weighs its parts' losses.
+ONE_LOSS = (*(name for name in LOSSES if name not in ASCENTS), "adalora", "noise_scale")
 # At most one of each.
 RIVALS = (
     ASCENTS,

@@ -143,11 +143,16 @@ def system_for(
     config: ConfigDict, devices: Sequence[Any], say: Callable[[str], None]
 ) -> tuple[System, list[str]]:
     """The config's system on these devices, and what in it is not the config's own."""
-    if "distil" in names(config):
-        raise InputError(
-            f"config.methods.use is {config.methods.use!r}; accepted in --mode=preflight: no "
-            "distil, whose teacher has to run first and adds next to nothing to a step"
-        )
+    used = names(config)
+    for refused, why in (
+        ({"distil", "hints"}, "whose teacher has to run first"),
+        ({"pseudo", "uda"} if config.preflight.model else set(), "whose texts are not made up"),
+    ):
+        if there := [name for name in used if name in refused]:
+            raise InputError(
+                f"config.methods.use is {config.methods.use!r}; accepted in --mode=preflight: no "
+                f"{there[0]}, {why}"
+            )
     if not config.preflight.model:
         system = assemble(config, say, devices=devices)
         if "train" not in system.sets:

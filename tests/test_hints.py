@@ -18,6 +18,7 @@ from bert_ft.methods.registry import make_methods, make_weights
 from bert_ft.methods.weights import FormedModel
 from bert_ft.models.hf import flatten
 from bert_ft.models.taps import tapped
+from bert_ft.preflight import system_for
 from bert_ft.train import optim
 from bert_ft.train.start import trained_params
 from bert_ft.train.step import loss_and_gradient
@@ -180,3 +181,8 @@ def test_refused(values, words):
     c.update_from_flattened_dict(values)
     with pytest.raises(InputError, match=words):
         check(c, "train")
+
+
+def test_preflight_has_no_teacher():
+    with pytest.raises(InputError, match="no hints, whose teacher has to run first"):
+        system_for(knobs(), (), print)

@@ -13,6 +13,7 @@ from bert_ft.data.batches import BatchPlan
 from bert_ft.data.encode import encode
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
+from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
 from bert_ft.tasks.multi import chance_loss
@@ -89,9 +90,10 @@ def plan(data, **more):
     return BatchPlan(data, 8, 4, 32, seed=1, at_most=1, **more)
 
 
-def gradient(task, model, params, batch, accumulate=1, rate=0.1):
+def gradient(task, model, params, batch, accumulate=1, rate=0.1, methods=()):
+    key = jax.random.key(3)
     return jax.jit(
-        lambda p, b: loss_and_gradient(model, task, p, b, jax.random.key(3), rate, accumulate)
+        lambda p, b: loss_and_gradient(model, task, p, b, key, rate, accumulate, methods)
     )(params, batch)
 
 
@@ -140,6 +142,49 @@ def test_packing_and_accumulation_change_nothing(files, weighting):
             np.testing.assert_allclose(metrics[name], one[name], atol=2e-5, err_msg=name)
     close(grad, grad_padded)
     close(grad, grad_four)
+
+
+@pytest.mark.parametrize("use", ["fgm", "pgd", "freelb"])
+def test_an_adversary_of_all_parts_packed_padded_and_accumulated(files, use):
+    task, model, params, data = made(files, task__weighting="uncertainty")
+    methods = make_methods(small.config(methods__use=use))
+    metrics, packed = gradient(task, model, params, plan(data).batch(1), methods=methods)
+    _, padded = gradient(task, model, params, plan(data, packed=False).batch(1), methods=methods)
+    halves = plan(data, accumulate=2).batch(1)
+    again, summed = gradient(task, model, params, halves, 2, methods=methods)
+    close(packed, padded)
+    close(summed, packed)
+    for name in metrics:
+        if not name.endswith("gradient_norm"):  # squares of halves are no squares of sums
+            np.testing.assert_allclose(again[name], metrics[name], rtol=1e-4, err_msg=name)
+    _, plain = gradient(task, model, params, plan(data).batch(1))
+    apart = max(np.abs(a - b).max() for a, b in zip(
+        hf.flatten(plain).values(), hf.flatten(packed).values(), strict=True))  # fmt: skip
+    assert apart > 1e-3
+
+
+def test_fgm_shifts_words_along_the_gradient_of_the_weighted_sum(files):
+    task, model, params, data = made(files, task__weights="0.5,2,1")
+    batch = plan(data).batch(0)
+
+    def loss(params, shift):
+        outputs = model.apply({"params": params}, {**batch, "word_shift": shift})
+        totals, counts, _ = task.sums(outputs, batch)
+        return sum(w * totals[k] / counts[k] for w, k in zip((0.5, 2, 1), task.parts, strict=True))
+
+    none = jnp.zeros((*batch["tokens"].shape, model.config.hidden_size))
+    clean, uphill = jax.grad(loss, (0, 1))(params, none)
+    shift = np.zeros(none.shape, np.float32)
+    for k in range(1, batch["segments"].max() + 1):
+        own = batch["segments"] == k
+        shift[own] = 0.7 * uphill[own] / np.linalg.norm(uphill[own])
+    there = jax.grad(loss)(params, jnp.asarray(shift))
+    wanted = jax.tree.map(lambda a, b: (a + 0.5 * b) / 1.5, clean, there)
+    c = small.config(methods__use="fgm")
+    c.methods.fgm.update({"epsilon": 0.7, "weight": 0.5})
+    metrics, found = gradient(task, model, params, batch, rate=0.0, methods=make_methods(c))
+    close(found, wanted)
+    np.testing.assert_allclose(metrics["adversarial_loss"], loss(params, shift), rtol=1e-4)
 
 
 def test_a_part_that_a_batch_lacks_has_no_loss_and_no_gradient(files):

@@ -13,11 +13,13 @@ backward pass. L_k(0) is the loss of a guess at chance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bert_ft.methods.method import SHIFT, Method, Pass, Slope
 from bert_ft.models.bert import Batch
 
 Terms = dict[str, jax.Array]
@@ -36,15 +38,22 @@ def weights_of(task: Any, learnt: jax.Array | None) -> jax.Array:
 
 
 def loss_and_gradient(
-    task: Any, model: Any, params: Any, batch: Batch, rng: Any, rate: float, accumulate: int
+    task: Any,
+    model: Any,
+    params: Any,
+    batch: Batch,
+    rng: Any,
+    rate: float,
+    accumulate: int,
+    methods: Sequence[Method] = (),
 ) -> tuple[dict[str, jax.Array], Any]:
     """({'loss': L, 'PART/loss': L_k, 'PART/gradient_norm': |grad w_k L_k| at the encoder's output,
     'PART/weight': w_k where learnt, …}, gradient) of the whole batch. L_k is a sum over the
     examples, or words, of the global batch divided once by their number; a part with none has the
-    loss 0."""
+    loss 0. Of the `methods` those bear on it that wrap the gradient."""
     names = list(task.parts)
 
-    def terms(params: Any, taps: Any, batch: Batch) -> tuple[Terms, Terms, dict, Any]:
+    def terms(params: Any, taps: Any, batch: Batch, rng: Any) -> tuple[Terms, Terms, dict, Any]:
         variables = {"params": params, "perturbations": taps}
         outputs = model.apply(variables, batch, rng, rate)
         return (*task.sums(outputs, batch), outputs[""].get("learnt"))
@@ -54,9 +63,10 @@ def loss_and_gradient(
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def objective(
-        params: Any, taps: Any, batch: Batch, counts: Terms | None
+        params: Any, taps: Any, shift: Any, batch: Batch, counts: Terms | None, rng: Any
     ) -> tuple[jax.Array, tuple[Terms, Terms, dict]]:
-        totals, own, extra, learnt = terms(params, taps, batch)
+        given = batch if shift is None else {**batch, SHIFT: shift}
+        totals, own, extra, learnt = terms(params, taps, given, rng)
         counts = own if counts is None else counts
         share = {k: jnp.where(counts[k] > 0, 1 / jnp.maximum(counts[k], 1e-6), 0.0) for k in names}
         means = {k: totals[k] * share[k] for k in names}
@@ -71,30 +81,51 @@ def loss_and_gradient(
             loss += jnp.sum(jnp.where(there, learnt, 0.0)) / 2 / accumulate
         return loss, (means, counts, extra)
 
-    both = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+    def slope_of(counts: Terms | None) -> Pass:
+        """Its total is L, or a micro-batch's part of it where `counts` are of the whole batch."""
 
-    def one(batch: Batch, counts: Terms | None) -> Any:
-        (loss, (means, counts, extra)), (gradient, taps) = both(
-            params, no_taps(batch), batch, counts
-        )
-        squares = {k: jnp.sum(jnp.square(taps["top"][f"tap_{k}"])) for k in names}
-        return {"loss": loss, "means": means, "extra": extra, "squares": squares}, gradient, counts
+        def slope(params: Any, batch: Batch, rng: Any) -> Slope:
+            shift = batch.get(SHIFT)
+            by = (0, 1) if shift is None else (0, 1, 2)
+            (loss, (means, own, extra)), found = jax.value_and_grad(objective, by, has_aux=True)(
+                params, no_taps(batch), shift, batch, counts, rng
+            )
+            squares = {k: jnp.sum(jnp.square(found[1]["top"][f"tap_{k}"])) for k in names}
+            parts: dict[str, Any] = {"means": means, "parts": extra, "squares": squares}
+            parts |= {"counts": own} if counts is None else {}
+            by_shift = found[2] if shift is not None else None
+            return Slope(loss, jnp.ones(()), parts, found[0], by_shift)
 
+        made: Pass = slope
+        for method in methods:
+            made = method.gradient(made, task, model)
+        return made
+
+    counts: Any = None
     if accumulate == 1:
-        found, gradient, counts = one(batch, None)
+        done = slope_of(None)(params, batch, rng)
+        counts = done.extra["counts"]
     else:
-        each = jax.lax.map(lambda b: terms(params, no_taps(b), b)[1], batch)
+        each = jax.lax.map(lambda b: terms(params, no_taps(b), b, rng)[1], batch)
         counts = jax.tree.map(jnp.sum, each)
-        shapes = jax.eval_shape(lambda b: one(b, counts)[:2], jax.tree.map(lambda x: x[0], batch))
-        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (found, gradient), _ = jax.lax.scan(
-            lambda sofar, b: (jax.tree.map(jnp.add, sofar, one(b, counts)[:2]), None), zero, batch
+        slope = slope_of(counts)
+        first = jax.tree.map(lambda x: x[0], batch)
+        zero = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(slope, params, first, rng)
         )
+        done, _ = jax.lax.scan(
+            lambda sofar, b: (jax.tree.map(jnp.add, sofar, slope(params, b, rng)), None),
+            zero,
+            batch,
+        )
+    found: dict[str, Any] = done.extra
+    gradient = done.gradient
     norms = {k: jnp.sqrt(found["squares"][k]) for k in names}
-    metrics = {"loss": found["loss"]}
+    own = {k: v for k, v in found.items() if k not in ("means", "parts", "squares", "counts")}
+    metrics = {"loss": done.total, **own}
     for k in names:
         metrics |= {f"{k}/loss": found["means"][k], f"{k}/gradient_norm": norms[k]}
-        metrics |= {f"{k}/{name}": value for name, value in found["extra"][k].items()}
+        metrics |= {f"{k}/{name}": value for name, value in found["parts"][k].items()}
     if task.weighting != "fixed":
         metrics |= _learnt(task, model, params, gradient, metrics, counts)
     return metrics, gradient

@@ -43,7 +43,7 @@ def loss_and_gradient(
     number, so that splitting a batch over devices or micro-batches changes nothing. A task with
     several losses has a `loss_and_gradient` of its own."""
     if hasattr(task, "loss_and_gradient"):
-        return task.loss_and_gradient(model, params, batch, rng, rate, accumulate)
+        return task.loss_and_gradient(model, params, batch, rng, rate, accumulate, methods)
 
     def sums(params: Params, batch: Batch, rng: jax.Array | None) -> Sums:
         if any(m.taps for m in methods):

@@ -1,5 +1,5 @@
 """What a teacher buys a smaller student: the demo's 6 layers into 3 and 2 of them, and into the
-LSTM, each with the teacher's word and without.
+LSTM, each without it, with its soft labels, and where there are layers with those as hints too.
 
 python -m experiments.methods.distilling
 
@@ -11,12 +11,14 @@ distilling.svg.
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_ft.config import config_hash
 from bert_ft.train.record import git_commit, versions
 from experiments.methods.reading import measured, train
 from experiments.sentiment.compare import spread
@@ -31,6 +33,7 @@ STUDENTS = {
     "LSTM": ("configs/lstm.py", ()),
 }
 TEACHER = next(iter(STUDENTS))
+WAYS = {"alone": "", "soft labels": "distil", "soft labels and hints": "distil,hints"}
 
 
 def line_of(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,19 +47,25 @@ def line_of(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def of(student: str, way: str) -> dict[str, str]:
+    """What else tells a run apart from one of other defaults."""
+    module = importlib.import_module(STUDENTS[student][0].removesuffix(".py").replace("/", "."))
+    c = module.get_config()
+    c.methods.use = WAYS[way]
+    return {"config_hash": config_hash(c)}
+
+
 def teach(workdirs: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
     """A teacher is a run like any other: it goes on, or is finished, where it is there."""
     own = [f"--config.train.seed={seed}", *flags]
     return line_of(train(STUDENTS[TEACHER][0], workdirs / f"teacher_{seed}", own))
 
 
-def learn(
-    student: str, taught: bool, seed: int, teacher: Path, flags: Sequence[str]
-) -> dict[str, Any]:
+def learn(student: str, way: str, seed: int, teacher: Path, flags: Sequence[str]) -> dict[str, Any]:
     config, own = STUDENTS[student]
     words = [*own, f"--config.train.seed={seed}", *flags]
-    if taught:
-        words += ["--config.methods.use=distil", f"--config.methods.distil.teacher={teacher}"]
+    if WAYS[way]:
+        words += [f"--config.methods.use={WAYS[way]}", f"--config.methods.distil.teacher={teacher}"]
     with tempfile.TemporaryDirectory() as scratch:
         return line_of(train(config, Path(scratch, "run"), words))
 
@@ -94,16 +103,15 @@ def main() -> None:
         teacher = args.workdirs / f"teacher_{seed}"
         # The students need its workdir, whatever the results hold.
         of_teacher = teach(args.workdirs, seed, args.flags)
-        what = {"student": TEACHER, "taught": False, **shared}
+        what = {"student": TEACHER, "way": "alone", **shared, **of(TEACHER, "alone")}
         line = measured(args.results, what, lambda made=of_teacher: made)
         runs.setdefault(TEACHER, []).append(line)
         for student in args.students:
-            for taught in (False, True):
-                what = {"student": student, "taught": taught, **shared}
-                how = (student, taught, seed, teacher, args.flags)
+            for way in [w for w in WAYS if "hints" not in w or "layers" in student]:
+                what = {"student": student, "way": way, **shared, **of(student, way)}
+                how = (student, way, seed, teacher, args.flags)
                 line = measured(args.results, what, lambda how=how: learn(*how))
-                name = f"{student}, {'taught' if taught else 'alone'}"
-                runs.setdefault(name, []).append(line)
+                runs.setdefault(f"{student}, {way}", []).append(line)
     print(table(runs))
     cases = {name: [100 * row["accuracy"] for row in rows] for name, rows in runs.items()}
     args.plot.write_text(dot_chart("Test accuracy, %", cases, statistics.fmean, from_zero=False))

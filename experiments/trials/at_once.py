@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,25 +37,22 @@ def run(workdir: Path, *flags: str) -> dict[str, float]:
     return {"wall_s": time.monotonic() - began, "peak_gb": usage.ru_maxrss / 1e6}
 
 
-def measure(trials: int, steps: int, widths: list[int]) -> list[dict[str, Any]]:
+def measure(trials: int, steps: int, widths: list[int]) -> Iterator[dict[str, Any]]:
     about = {"trials": trials, "steps": steps, "cores": len(os.sched_getaffinity(0))}
     about |= {"versions": versions(), "git_commit": git_commit()}
-    lines = []
     with tempfile.TemporaryDirectory() as scratch:
         common = (f"--config.train.steps={steps}", "--config.eval.report=False")
         alone = [
             run(Path(scratch, f"alone_{k}"), *common, f"--config.train.seed={k}")
             for k in range(trials)
         ]
-        lines.append(
-            {
-                "way": "one run each",
-                "wall_s": sum(one["wall_s"] for one in alone),
-                "peak_gb": max(one["peak_gb"] for one in alone),
-                "accuracy": _accuracies([Path(scratch, f"alone_{k}") for k in range(trials)]),
-                **about,
-            }
-        )
+        yield {
+            "way": "one run each",
+            "wall_s": sum(one["wall_s"] for one in alone),
+            "peak_gb": max(one["peak_gb"] for one in alone),
+            "accuracy": _accuracies([Path(scratch, f"alone_{k}") for k in range(trials)]),
+            **about,
+        }
         for width in widths:
             workdir = Path(scratch, f"width_{width}")
             given = json.dumps({"seed": list(range(trials))})
@@ -64,8 +62,7 @@ def measure(trials: int, steps: int, widths: list[int]) -> list[dict[str, Any]]:
             )  # fmt: skip
             folders = [workdir / "trials" / str(k) for k in range(trials)]
             accuracy = _accuracies(folders)
-            lines.append({"way": f"trials, {width} wide", **found, "accuracy": accuracy, **about})
-    return lines
+            yield {"way": f"trials, {width} wide", **found, "accuracy": accuracy, **about}
 
 
 def _accuracies(folders: list[Path]) -> list[float]:
@@ -80,14 +77,15 @@ def main() -> None:
     p.add_argument("--widths", type=int, nargs="+", default=[1, 5])
     p.add_argument("--results", type=Path, default=HERE / "at_once.jsonl")
     args = p.parse_args()
-    lines = measure(args.trials, args.steps, args.widths)
-    with args.results.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-    base = lines[0]["wall_s"]
-    for line in lines:
+    base = None
+    for line in measure(args.trials, args.steps, args.widths):
+        with args.results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        base = base or line["wall_s"]
         print(
             f"{line['way']}: {line['wall_s']:.0f} s, {base / line['wall_s']:.2f} x, "
-            f"{line['peak_gb']:.1f} GB"
+            f"{line['peak_gb']:.1f} GB",
+            flush=True,
         )
 
 
