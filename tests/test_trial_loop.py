@@ -56,6 +56,9 @@ def test_all_trials_are_recorded_together(done):
 def test_one_program_trains_all(done):
     speed = done[0].result["speed"]
     assert speed["compiles"] == len(speed["row_counts"])
+    own = [json.loads((done[0].workdir / f"trials/{k}/result.json").read_text()) for k in range(4)]
+    for rate in ("examples_per_s", "tokens_per_s"):
+        assert speed[rate] == pytest.approx(sum(of["speed"][rate] for of in own))
 
 
 def test_a_trial_is_bit_for_bit_the_one_alone(done, run_here, tmp_path):

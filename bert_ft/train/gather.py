@@ -117,8 +117,11 @@ def combined(
     digests = [r["params_sha256"] if r else None for r in results]
     dev = scores.get(f"dev/{first['metric']}", {}).get("per_trial", [])
     known = [k for k, v in enumerate(dev) if v is not None]
-    # The rate of a step while all trials are in it; with some stopped there is none for all.
-    rates = [None if any(stops) else r["speed"]["examples_per_s"] for r in ended]
+    # Rates of a step while all trials are in it; with some stopped there is none for all.
+    rates: dict[str, float | None] = {}
+    for name in ("examples_per_s", "tokens_per_s"):
+        own = [r["speed"][name] for r in ended if not any(stops)]
+        rates[name] = sum(own) if own and all(own) else None
     return {
         **first,
         "config_hash": config_hash(config),
@@ -137,7 +140,7 @@ def combined(
         ],
         "eval": scores,
         "params_sha256": hashlib.sha256("".join(d or "-" for d in digests).encode()).hexdigest(),
-        "speed": {**first["speed"], "examples_per_s": sum(rates) if rates and all(rates) else None},
+        "speed": {**first["speed"], **rates},
     }
 
 
