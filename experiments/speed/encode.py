@@ -22,7 +22,7 @@ import numpy as np
 from bert_ft import command_line
 from configs.sentiment import get_config
 from experiments.sentiment.dot_chart import dot_chart
-from experiments.speed.turns import CLOCKS, about, by_turns, ratios, spread, write
+from experiments.speed.turns import CLOCKS, about, by_turns, compared, write
 
 HERE = Path(__file__).parent
 BATCHES = (8, 16, 32, 64, 128)  # 32 is its default
@@ -79,10 +79,9 @@ def main() -> None:
         best = int(min(tried, key=lambda b: statistics.median(tried[b])))
         worst = float(np.abs(ours() - theirs(texts, best)).max())
         assert worst < TOLERANCE, f"vectors differ by {worst:.1e}"
-        names = {"ours": "bert_ft", "theirs": f"sentence-transformers, batches of {best}"}
-        cases = {"ours": ours, "theirs": lambda: theirs(texts, best)}
+        other = f"sentence-transformers, batches of {best}"
+        cases = {"bert_ft": ours, other: lambda: theirs(texts, best)}
         seconds = by_turns(cases, args.rounds, args.clock, warm=False)
-    rates = {names[k]: [len(texts) / s for s in v] for k, v in seconds.items()}
     found = {
         "texts": len(texts),
         "source": args.source,
@@ -94,12 +93,7 @@ def main() -> None:
         **about(),
     }
     write(args.out, [found])
-    faster = ratios(seconds["theirs"], seconds["ours"])
-    print("| | texts/s | ours is faster by | wanted |\n|---|---|---|---|")
-    print(f"| {names['ours']} | {spread(rates[names['ours']], 0)} | | |")
-    print(
-        f"| {names['theirs']} | {spread(rates[names['theirs']], 0)} | {spread(faster)} | {WANTED} |"
-    )
+    rates = compared(seconds, "bert_ft", other, len(texts), WANTED)
     args.out.with_suffix(".svg").write_text(dot_chart("Sentence embeddings, texts/s", rates))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from bert_ft import command_line
 from configs.sentiment import get_config
 from experiments.sentiment.dot_chart import dot_chart
-from experiments.speed.turns import CLOCKS, about, by_turns, ratios, spread, write
+from experiments.speed.turns import CLOCKS, about, by_turns, compared, write
 
 HERE = Path(__file__).parent
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -76,10 +76,9 @@ def main() -> None:
         tried = by_turns({str(b): lambda b=b: theirs(sample, b) for b in BATCHES}, 2, args.clock)
         best = int(min(tried, key=lambda b: statistics.median(tried[b])))
         worst = require_equal(ours.answers(texts), theirs(texts, best))
-        names = {"ours": "bert_ft", "theirs": f"pipeline, batches of {best}"}
-        cases = {"ours": lambda: ours.answers(texts), "theirs": lambda: theirs(texts, best)}
+        other = f"pipeline, batches of {best}"
+        cases = {"bert_ft": lambda: ours.answers(texts), other: lambda: theirs(texts, best)}
         seconds = by_turns(cases, args.rounds, args.clock, warm=False)
-    rates = {names[k]: [len(texts) / s for s in v] for k, v in seconds.items()}
     found = {
         "texts": len(texts),
         "clock": args.clock,
@@ -90,12 +89,7 @@ def main() -> None:
         **about(),
     }
     write(args.out, [found])
-    faster = ratios(seconds["theirs"], seconds["ours"])
-    print("| | texts/s | ours is faster by | wanted |\n|---|---|---|---|")
-    print(f"| {names['ours']} | {spread(rates[names['ours']], 0)} | | |")
-    print(
-        f"| {names['theirs']} | {spread(rates[names['theirs']], 0)} | {spread(faster)} | {WANTED} |"
-    )
+    rates = compared(seconds, "bert_ft", other, len(texts), WANTED)
     for batch, values in tried.items():
         print(
             f"pipeline, batches of {batch}: {len(sample) / statistics.median(values):.0f} texts/s"

@@ -72,3 +72,15 @@ def about() -> dict[str, Any]:
 
 def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+def compared(
+    seconds: Mapping[str, Sequence[float]], ours: str, theirs: str, texts: int, wanted: float
+) -> dict[str, list[float]]:
+    """Prints the table of two cases that read so many `texts`; their rates by name, to draw."""
+    rates = {name: [texts / s for s in seconds[name]] for name in (ours, theirs)}
+    faster = spread(ratios(seconds[theirs], seconds[ours]))
+    print("| | texts/s | ours is faster by | wanted |\n|---|---|---|---|")
+    print(f"| {ours} | {spread(rates[ours], 0)} | | |")
+    print(f"| {theirs} | {spread(rates[theirs], 0)} | {faster} | {wanted} |")
+    return rates
