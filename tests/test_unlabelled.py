@@ -101,12 +101,11 @@ def test_consistency_is_its_formula():
     np.testing.assert_allclose(found.total / found.count, mean, rtol=1e-5)
 
 
-def semi(size=12, accumulate=1, packed=True, versions=True):
+def semi(accumulate=1, packed=True):
     """The second batch of a set of 10 labelled examples and 8 texts in two versions."""
-    texts = [varied(8, seed=2), varied(16, seed=3)][: 1 + versions]
-    micro = size // accumulate
-    data = joined(varied(10), texts, micro, micro * 2 // 3)
-    plan = BatchPlan(data, size, 2, 16, seed=1, packed=packed, accumulate=accumulate,
+    micro = 12 // accumulate
+    data = joined(varied(10), [varied(8, seed=2), varied(16, seed=3)], micro, micro * 2 // 3)
+    plan = BatchPlan(data, 12, 2, 16, seed=1, packed=packed, accumulate=accumulate,
                      mixture=data.order)  # fmt: skip
     return plan.batch(1)
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_ft.methods.method import Flat, Method, Run, Sums
+from bert_ft.methods.shifts import sequence_of
 from bert_ft.models.bert import Batch
 from bert_ft.models.taps import TAPS
 
@@ -80,9 +81,9 @@ class _Places:
 
     def __init__(self, batch: Batch):
         self.batch, self.segments, self.slots = batch, batch["segments"], batch["slots"]
-        example = jnp.maximum(self.segments - batch["ordinal"][0], 0)
+        sequence = sequence_of(batch)
+        example, real = jnp.maximum(sequence - 1, 0), sequence > 0
         length = batch["example_length"].astype(jnp.float32)
-        real = self.segments > 0
         self.share_RxS = jnp.where(real, (1 / length)[example], 0.0)
         self.weight_RxS = jnp.where(real, batch["weight"][example], 0.0)
         # Slots that hold no sequence point to column 0, where only the first slot's is.

@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from bert_ft.models.bert import Batch
@@ -68,6 +69,16 @@ class Slope:
 Run = Callable[[Params, Batch, jax.Array | None], Sums]
 Pass = Callable[[Params, Batch, jax.Array | None], Slope]
 Whole = Callable[[Params], tuple[dict[str, jax.Array], Params]]
+
+
+def summed(slope: Pass, params: Params, batch: Batch, rng: jax.Array | None) -> Slope:
+    """The sum over the micro-batches along the batch's first axis, one after the other."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    shapes = jax.eval_shape(slope, params, first, rng)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(
+        lambda sofar, b: (jax.tree.map(jnp.add, sofar, slope(params, b, rng)), None), zero, batch
+    )[0]
 
 
 class Wrapped(NamedTuple):

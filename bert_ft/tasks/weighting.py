@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bert_ft.methods.method import SHIFT, Method, Pass, Slope
+from bert_ft.methods.method import SHIFT, Method, Pass, Slope, summed
 from bert_ft.models.bert import Batch
 
 Terms = dict[str, jax.Array]
@@ -108,16 +108,7 @@ def loss_and_gradient(
     else:
         each = jax.lax.map(lambda b: terms(params, no_taps(b), b, rng)[1], batch)
         counts = jax.tree.map(jnp.sum, each)
-        slope = slope_of(counts)
-        first = jax.tree.map(lambda x: x[0], batch)
-        zero = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(slope, params, first, rng)
-        )
-        done, _ = jax.lax.scan(
-            lambda sofar, b: (jax.tree.map(jnp.add, sofar, slope(params, b, rng)), None),
-            zero,
-            batch,
-        )
+        done = summed(slope_of(counts), params, batch, rng)
     found: dict[str, Any] = done.extra
     gradient = done.gradient
     norms = {k: jnp.sqrt(found["squares"][k]) for k in names}

@@ -11,7 +11,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_ft.methods.method import SHIFT, STEP, Method, Params, Pass, Run, Slope, Sums, Whole
+from bert_ft.methods.method import (
+    SHIFT,
+    STEP,
+    Method,
+    Params,
+    Pass,
+    Run,
+    Slope,
+    Sums,
+    Whole,
+    summed,
+)
 from bert_ft.methods.weights import ALL, FormedModel, Weights
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Model
@@ -64,11 +75,7 @@ def loss_and_gradient(
     if accumulate == 1:
         done = slope(params, batch, rng)
         return {"loss": done.total, **done.extra}, done.gradient
-    first = jax.eval_shape(slope, params, jax.tree.map(lambda x: x[0], batch), rng)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), first)
-    done, _ = jax.lax.scan(
-        lambda sofar, b: (jax.tree.map(jnp.add, sofar, slope(params, b, rng)), None), zero, batch
-    )
+    done = summed(slope, params, batch, rng)
     metrics = {
         "loss": done.total / done.count,
         **{k: v / done.count for k, v in done.extra.items()},

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,16 @@ def taught(system: System, say: Callable[[str], None]) -> System:
     about: list[Any] = [params_sha256(params), data.fingerprint]
     cache = cache_dir(system.config) / "taught"
     if "distil" in used:
-        at = cache / f"{_digest(about)[:32]}.npy"
-        fields[TEACHER] = _kept(at, lambda path: np.save(path, _logits(teacher, params)))
+        at = {TEACHER: cache / f"{_digest(about)[:32]}.npy"}
+        fields |= _kept(at, lambda to: np.save(to[TEACHER], _logits(teacher, params)))
     if "hints" in used:
         layers = _layers(system, teacher)
         about.append(layers)
-        for name in _hinted(system.config):
-            at = cache / f"{_digest([*about, name])[:32]}.npy"
-            write = functools.partial(_write_tokens, teacher, params, name, layers)
-            token_fields[TOLD[name]] = _kept(at, write)
+        at = {
+            name: cache / f"{_digest([*about, name])[:32]}.npy" for name in _hinted(system.config)
+        }
+        told = _kept(at, functools.partial(_write_tokens, teacher, params, layers))
+        token_fields |= {TOLD[name]: values for name, values in told.items()}
     known = dataclasses.replace(
         data, fields=fields, token_fields=token_fields, fingerprint=_digest(about)
     )
@@ -179,43 +180,53 @@ def _logits(teacher: System, params: Any) -> np.ndarray:
 
 
 def _write_tokens(
-    teacher: System, params: Any, name: str, layers: Sequence[int], path: Path
+    teacher: System, params: Any, layers: Sequence[int], to: Mapping[str, Path]
 ) -> None:
-    """Writes float16 (T, layers, H), by token: half the bytes, and hints need no more digits."""
+    """Writes float16 (T, layers, H), by token, of each name: half the bytes, and hints need no more
+    digits."""
     data = teacher.sets["train"]
     shape = (len(data.tokens), len(layers), teacher.encoder.hidden_size)
-    out = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    out = {n: np.lib.format.open_memmap(path, "w+", np.float16, shape) for n, path in to.items()}
 
     def layers_of(params: Any, batch: Batch, *, model: Any) -> dict[str, jax.Array]:
         _, on_the_way = tapped(model, {"params": params}, batch, method="encoded")
-        told = jnp.stack([on_the_way[name][i] for i in layers], axis=2)
-        return {"told": told.astype(jnp.float16), "start": batch["example_start"]}
+        told = {n: jnp.stack([on_the_way[n][i] for i in layers], axis=2) for n in out}
+        halves = {n: values.astype(jnp.float16) for n, values in told.items()}
+        return {"start": batch["example_start"], **halves}
 
     step = functools.partial(layers_of, model=teacher.model)
     programs = Programs(step, replicated(teacher.mesh), donate=False)
     plan = eval_plan(teacher, data)
     depth = teacher.config.data.prefetch
     for examples, found in results(programs, params, plan, teacher.mesh, depth):
-        told = found["told"].reshape(-1, *shape[1:])
+        told = {n: found[n].reshape(-1, *shape[1:]) for n in out}
         for e, start in zip(examples, found["start"], strict=True):
             if e >= 0:
                 first, last = data.offsets[e], data.offsets[e + 1]
-                out[first:last] = told[start : start + last - first]
-    out.flush()
+                for n, values in told.items():
+                    out[n][first:last] = values[start : start + last - first]
+    for array in out.values():
+        array.flush()
 
 
-def _kept(path: Path, write: Callable[[Path], None]) -> np.ndarray:
-    """The array of the file, written where it is not there. Several processes, some of which may
-    have it, all make it: they compute together."""
-    if path.is_file() and jax.process_count() == 1:
-        return np.load(path, mmap_mode="r")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            write(Path(scratch, path.name))
-            os.replace(Path(scratch, path.name), path)
-    except OSError as e:
-        raise InputError(
-            f"data.cache_dir: can't write {path}: {e.strerror}; set another directory"
-        ) from e
-    return np.load(path, mmap_mode="r")
+def _kept(
+    files: Mapping[str, Path], write: Callable[[Mapping[str, Path]], None]
+) -> dict[str, np.ndarray]:
+    """The arrays of the files, of which those that are not there are written, all at once. Several
+    processes, some of which may have them, all make them: they compute together."""
+    several = jax.process_count() > 1
+    missing = {name: path for name, path in files.items() if several or not path.is_file()}
+    if missing:
+        folder = next(iter(missing.values())).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = {name: Path(scratch, path.name) for name, path in missing.items()}
+                write(made)
+                for name, path in missing.items():
+                    os.replace(made[name], path)
+        except OSError as e:
+            raise InputError(
+                f"data.cache_dir: can't write in {folder}: {e.strerror}; set another directory"
+            ) from e
+    return {name: np.load(path, mmap_mode="r") for name, path in files.items()}
