@@ -23,8 +23,9 @@ BUILT_IN = (
     "layer_decay",
 )
 BERT_ONLY = (*SHIFTING, *BUILT_IN, "hints")  # they know its modules
-# Not with a task that weighs its parts' losses.
-ONE_LOSS = (*(name for name in LOSSES if name not in ASCENTS), "adalora", "noise_scale")
+# Of a task that weighs its parts' losses as well; ONE_LOSS are not.
+OF_ALL_PARTS = (*SHIFTING, "rdrop")
+ONE_LOSS = (*(name for name in LOSSES if name not in OF_ALL_PARTS), "adalora", "noise_scale")
 # At most one of each.
 RIVALS = (
     ASCENTS,
@@ -41,8 +42,8 @@ RIVALS = (
 )
 _BY_EXAMPLE = ("classification", "multilabel", "regression", "ordinal")
 TASKS_OF = {  # those that have what a method asks of a task
-    "smart": (*_BY_EXAMPLE, "tagging", "span"),
-    "rdrop": (*_BY_EXAMPLE, "tagging", "span"),
+    "smart": (*_BY_EXAMPLE, "tagging", "span", "multi"),
+    "rdrop": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "focal": ("classification", "multilabel"),
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,

@@ -16,8 +16,8 @@ from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
-from bert_ft.tasks.multi import chance_loss
 from bert_ft.tasks.registry import make_task
+from bert_ft.tasks.weighting import chance_loss
 from bert_ft.train.step import loss_and_gradient
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -144,8 +144,8 @@ def test_packing_and_accumulation_change_nothing(files, weighting):
     close(grad, grad_four)
 
 
-@pytest.mark.parametrize("use", ["fgm", "pgd", "freelb"])
-def test_an_adversary_of_all_parts_packed_padded_and_accumulated(files, use):
+@pytest.mark.parametrize("use", ["fgm", "pgd", "freelb", "rdrop,smart"])
+def test_a_method_of_all_parts_packed_padded_and_accumulated(files, use):
     task, model, params, data = made(files, task__weighting="uncertainty")
     methods = make_methods(small.config(methods__use=use))
     metrics, packed = gradient(task, model, params, plan(data).batch(1), methods=methods)
@@ -185,6 +185,32 @@ def test_fgm_shifts_words_along_the_gradient_of_the_weighted_sum(files):
     metrics, found = gradient(task, model, params, batch, rate=0.0, methods=make_methods(c))
     close(found, wanted)
     np.testing.assert_allclose(metrics["adversarial_loss"], loss(params, shift), rtol=1e-4)
+
+
+def test_rdrop_is_that_of_each_part_weighed_as_its_loss(files):
+    task, model, params, data = made(files, task__weights="0.5,2,1")
+    batch = plan(data).batch(0)
+    weights = dict(zip(task.parts, (0.5, 2, 1), strict=True))
+
+    def loss(params):
+        keys = jax.random.key(3), jax.random.fold_in(jax.random.key(3), 0x5244)
+        p, q = (model.apply({"params": params}, batch, key, 0.1) for key in keys)
+        total = 0.0
+        for part, own in task.parts.items():
+            given = {**batch, **{k.removeprefix(f"{part}/"): v for k, v in batch.items()}}
+            given["weight"] = batch["weight"] * batch[f"{part}/weight"]
+            (a, count, _), (b, _, _) = (own.loss(x[part], given) for x in (p, q))
+            far = own.divergence(p[part], q[part], given)
+            far += own.divergence(q[part], p[part], given)
+            total += weights[part] * ((a + b) / 2 + 0.7 * far / 2) / count
+        return total
+
+    value, wanted = jax.jit(jax.value_and_grad(loss))(params)
+    c = small.config(methods__use="rdrop")
+    c.methods.rdrop.alpha = 0.7
+    metrics, found = gradient(task, model, params, batch, methods=make_methods(c))
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    close(found, wanted)
 
 
 def test_a_part_that_a_batch_lacks_has_no_loss_and_no_gradient(files):

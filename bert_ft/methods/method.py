@@ -48,7 +48,7 @@ class Sums:
 
     total: jax.Array
     count: jax.Array
-    extra: dict[str, jax.Array]
+    extra: dict[str, Any]
     outputs: Any
 
 
@@ -61,7 +61,7 @@ class Slope:
 
     total: jax.Array
     count: jax.Array
-    extra: dict[str, jax.Array]
+    extra: dict[str, Any]
     gradient: Params
     by_shift: jax.Array | None
 
@@ -79,6 +79,29 @@ def summed(slope: Pass, params: Params, batch: Batch, rng: jax.Array | None) -> 
     return jax.lax.scan(
         lambda sofar, b: (jax.tree.map(jnp.add, sofar, slope(params, b, rng)), None), zero, batch
     )[0]
+
+
+def sloped(run: Run, divided: bool) -> Pass:
+    """`run` with its gradient; `divided`: by the number of examples."""
+
+    def total(
+        params: Params, shift: jax.Array | None, batch: Batch, rng: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
+        made = run(params, batch if shift is None else {**batch, SHIFT: shift}, rng)
+        if not divided:
+            return made.total, (made.count, made.extra)
+        extra = {k: v / made.count for k, v in made.extra.items()}
+        return made.total / made.count, (jnp.ones_like(made.count), extra)
+
+    def slope(params: Params, batch: Batch, rng: jax.Array | None) -> Slope:
+        shift = batch.get(SHIFT)
+        by = (0,) if shift is None else (0, 1)
+        (value, (count, extra)), found = jax.value_and_grad(total, by, has_aux=True)(
+            params, shift, batch, rng
+        )
+        return Slope(value, count, extra, found[0], found[1] if len(found) > 1 else None)
+
+    return slope
 
 
 class Wrapped(NamedTuple):

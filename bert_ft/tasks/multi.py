@@ -42,7 +42,7 @@ class MultiTask:
         t = config.task
         self.weighting, self.weight_rate, self.asymmetry = t.weighting, t.weight_rate, t.asymmetry
         self.mixing, self.temperature = t.mixing, t.mixing_temperature
-        self.weights = _weights(config, list(parts))
+        self.weights = weighting.fixed_weights(config, list(parts))
         # Kendall et al.: a squared error is the likelihood of a Gaussian times two.
         self.factors = [0.5 if task.name == "regression" else 1.0 for task in self.parts.values()]
         self.chance: list[float] = []
@@ -109,7 +109,9 @@ class MultiTask:
 
     def head(self, fitted: Mapping[str, Any]) -> partial:
         heads = tuple((part, task.head(fitted[part])) for part, task in self.parts.items())
-        self.chance = [chance_loss(task, part, fitted[part]) for part, task in self.parts.items()]
+        self.chance = [
+            weighting.chance_loss(task, part, fitted[part]) for part, task in self.parts.items()
+        ]
         if self.weighting == "gradnorm" and not all(math.isfinite(c) for c in self.chance):
             part = next(p for p, c in zip(self.parts, self.chance, strict=True) if c != c)
             raise InputError(
@@ -131,6 +133,9 @@ class MultiTask:
     def loss_and_gradient(self, *given: Any) -> tuple[dict[str, jax.Array], Any]:
         """See weighting.py; stands in for step.loss_and_gradient."""
         return weighting.loss_and_gradient(self, *given)
+
+    def divergence(self, p: Mapping[str, Any], q: Mapping[str, Any], batch: Batch) -> jax.Array:
+        return weighting.divergence(self, p, q, {part: _own(batch, part) for part in self.parts})
 
     def predict(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, jax.Array]:
         return {
@@ -222,38 +227,6 @@ class MultiTask:
         """An answer in a line, for the terminal."""
         there = [part for part in self.parts if part in answer["prediction"]]
         return "; ".join(f"{p}: {self.parts[p].sentence(_single(answer, p))}" for p in there)
-
-
-def _weights(config: ConfigDict, parts: Sequence[str]) -> list[float]:
-    """task.weights or task.alpha -> a weight a part."""
-    t = config.task
-    if t.alpha >= 0:
-        if len(parts) != 2 or t.weights:
-            raise InputError(
-                f"config.task.alpha is {t.alpha}; accepted: -1 where there are {len(parts)} parts "
-                f"({', '.join(parts)}) and task.weights is {t.weights!r}"
-            )
-        return [t.alpha, 1 - t.alpha]
-    weights = [float(w) for w in t.weights.split(",")] if t.weights else [1.0] * len(parts)
-    if len(weights) != len(parts):
-        raise InputError(
-            f"config.task.weights gives {len(weights)} weights for {len(parts)} parts: "
-            f"{', '.join(parts)}"
-        )
-    return weights
-
-
-def chance_loss(task: Any, part: str, fitted: Mapping[str, Any]) -> float:
-    """The loss of a guess at chance, GradNorm's L(0) (Chen et al. 2018, 3.2); NaN if unknown."""
-    if task.name in ("classification", "tagging"):
-        return math.log(len(fitted["labels"]))
-    if task.name == "multilabel":
-        return math.log(2)
-    if task.name == "ordinal":
-        return (len(fitted["ranks"]) - 1) * math.log(2)
-    if task.name == "regression" and task.scaling == "standard":
-        return 1.0
-    return math.nan
 
 
 def _joined(

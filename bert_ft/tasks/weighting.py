@@ -13,17 +13,53 @@ backward pass. L_k(0) is the loss of a guess at chance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from bert_ft.methods.method import SHIFT, Method, Pass, Slope, summed
+from bert_ft.errors import InputError
+from bert_ft.methods.method import Method, Pass, Run, Slope, Sums, sloped, summed
 from bert_ft.models.bert import Batch
 
 Terms = dict[str, jax.Array]
 LEARNT = {"fixed": "", "uncertainty": "log_variance", "gradnorm": "task_weight"}  # parameters
+
+
+def fixed_weights(config: ConfigDict, parts: Sequence[str]) -> list[float]:
+    """task.weights or task.alpha -> a weight a part."""
+    t = config.task
+    if t.alpha >= 0:
+        if len(parts) != 2 or t.weights:
+            raise InputError(
+                f"config.task.alpha is {t.alpha}; accepted: -1 where there are {len(parts)} parts "
+                f"({', '.join(parts)}) and task.weights is {t.weights!r}"
+            )
+        return [t.alpha, 1 - t.alpha]
+    weights = [float(w) for w in t.weights.split(",")] if t.weights else [1.0] * len(parts)
+    if len(weights) != len(parts):
+        raise InputError(
+            f"config.task.weights gives {len(weights)} weights for {len(parts)} parts: "
+            f"{', '.join(parts)}"
+        )
+    return weights
+
+
+def chance_loss(task: Any, part: str, fitted: Mapping[str, Any]) -> float:
+    """The loss of a guess at chance, GradNorm's L(0) (Chen et al. 2018, 3.2); NaN if unknown."""
+    if task.name in ("classification", "tagging"):
+        return math.log(len(fitted["labels"]))
+    if task.name == "multilabel":
+        return math.log(2)
+    if task.name == "ordinal":
+        return (len(fitted["ranks"]) - 1) * math.log(2)
+    if task.name == "regression" and task.scaling == "standard":
+        return 1.0
+    return math.nan
 
 
 def weights_of(task: Any, learnt: jax.Array | None) -> jax.Array:
@@ -35,6 +71,22 @@ def weights_of(task: Any, learnt: jax.Array | None) -> jax.Array:
         assert learnt is not None
         return len(task.parts) * jax.nn.softmax(learnt)
     return jnp.asarray(task.weights)
+
+
+def _of_parts(task: Any, outputs: Any, values: Terms) -> jax.Array:
+    """sum_k w_k value_k."""
+    w = weights_of(task, outputs[""].get("learnt"))
+    if task.weighting == "gradnorm":
+        w = jax.lax.stop_gradient(w)
+    return jnp.dot(w, jnp.stack([values[k] for k in task.parts]))
+
+
+def divergence(task: Any, p: Any, q: Any, own: Mapping[str, Batch]) -> jax.Array:
+    """How far two outputs of a run of `loss_and_gradient` are apart: sum_k w_k D_k, each part's
+    divergence divided and weighed as its loss is. `own`: the batch as each part sees it."""
+    share = p[""]["share"]
+    far = {k: t.divergence(p[k], q[k], own[k]) * share[k] for k, t in task.parts.items()}
+    return _of_parts(task, p, far)
 
 
 def loss_and_gradient(
@@ -50,51 +102,51 @@ def loss_and_gradient(
     """({'loss': L, 'PART/loss': L_k, 'PART/gradient_norm': |grad w_k L_k| at the encoder's output,
     'PART/weight': w_k where learnt, …}, gradient) of the whole batch. L_k is a sum over the
     examples, or words, of the global batch divided once by their number; a part with none has the
-    loss 0. Of the `methods` those bear on it that wrap the gradient."""
+    loss 0. Of the `methods` those bear on it that wrap the loss as a whole or the gradient."""
     names = list(task.parts)
 
-    def terms(params: Any, taps: Any, batch: Batch, rng: Any) -> tuple[Terms, Terms, dict, Any]:
-        variables = {"params": params, "perturbations": taps}
-        outputs = model.apply(variables, batch, rng, rate)
-        return (*task.sums(outputs, batch), outputs[""].get("learnt"))
+    def read(both: Any, batch: Batch, rng: Any) -> tuple[Any, Terms, Terms, dict]:
+        """`both`: parameters, and what is added at the encoder's output of each part."""
+        params, taps = both
+        outputs = model.apply({"params": params, "perturbations": taps}, batch, rng, rate)
+        return (outputs, *task.sums(outputs, batch))
 
     def no_taps(batch: Batch) -> Any:
         shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["perturbations"]
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def objective(
-        params: Any, taps: Any, shift: Any, batch: Batch, counts: Terms | None, rng: Any
-    ) -> tuple[jax.Array, tuple[Terms, Terms, dict]]:
-        given = batch if shift is None else {**batch, SHIFT: shift}
-        totals, own, extra, learnt = terms(params, taps, given, rng)
-        counts = own if counts is None else counts
-        share = {k: jnp.where(counts[k] > 0, 1 / jnp.maximum(counts[k], 1e-6), 0.0) for k in names}
-        means = {k: totals[k] * share[k] for k in names}
-        extra = {k: {m: v * share[k] for m, v in extra[k].items()} for k in names}
-        w = weights_of(task, learnt)
-        if task.weighting == "gradnorm":
-            w = jax.lax.stop_gradient(w)
-        loss = jnp.dot(w, jnp.stack([means[k] for k in names]))
-        if task.weighting == "uncertainty":
-            assert learnt is not None
-            there = jnp.stack([counts[k] > 0 for k in names])
-            loss += jnp.sum(jnp.where(there, learnt, 0.0)) / 2 / accumulate
-        return loss, (means, counts, extra)
-
     def slope_of(counts: Terms | None) -> Pass:
         """Its total is L, or a micro-batch's part of it where `counts` are of the whole batch."""
 
-        def slope(params: Any, batch: Batch, rng: Any) -> Slope:
-            shift = batch.get(SHIFT)
-            by = (0, 1) if shift is None else (0, 1, 2)
-            (loss, (means, own, extra)), found = jax.value_and_grad(objective, by, has_aux=True)(
-                params, no_taps(batch), shift, batch, counts, rng
-            )
-            squares = {k: jnp.sum(jnp.square(found[1]["top"][f"tap_{k}"])) for k in names}
-            parts: dict[str, Any] = {"means": means, "parts": extra, "squares": squares}
+        def weighed(both: Any, batch: Batch, rng: Any) -> Sums:
+            outputs, totals, own, extra = read(both, batch, rng)
+            number = own if counts is None else counts
+            share = {k: jnp.where(n > 0, 1 / jnp.maximum(n, 1e-6), 0.0) for k, n in number.items()}
+            means = {k: totals[k] * share[k] for k in names}
+            learnt = outputs[""].get("learnt")
+            outputs = {**outputs, "": {**outputs[""], "share": share}}
+            loss = _of_parts(task, outputs, means)
+            if task.weighting == "uncertainty":
+                assert learnt is not None
+                there = jnp.stack([number[k] > 0 for k in names])
+                loss += jnp.sum(jnp.where(there, learnt, 0.0)) / 2 / accumulate
+            parts: dict[str, Any] = {"means": means}
+            parts["parts"] = {k: {m: v * share[k] for m, v in extra[k].items()} for k in names}
             parts |= {"counts": own} if counts is None else {}
-            by_shift = found[2] if shift is not None else None
-            return Slope(loss, jnp.ones(()), parts, found[0], by_shift)
+            return Sums(loss, jnp.ones(()), parts, outputs)
+
+        run: Run = weighed
+        for method in methods:
+            run = method.objective(run, task, model)
+        of_both = sloped(run, divided=False)
+
+        def slope(params: Any, batch: Batch, rng: Any) -> Slope:
+            made = of_both((params, no_taps(batch)), batch, rng)
+            gradient, by_taps = made.gradient
+            squares = {k: jnp.sum(jnp.square(by_taps["top"][f"tap_{k}"])) for k in names}
+            return dataclasses.replace(
+                made, gradient=gradient, extra={**made.extra, "squares": squares}
+            )
 
         made: Pass = slope
         for method in methods:
@@ -106,7 +158,7 @@ def loss_and_gradient(
         done = slope_of(None)(params, batch, rng)
         counts = done.extra["counts"]
     else:
-        each = jax.lax.map(lambda b: terms(params, no_taps(b), b, rng)[1], batch)
+        each = jax.lax.map(lambda b: read((params, no_taps(b)), b, rng)[2], batch)
         counts = jax.tree.map(jnp.sum, each)
         done = summed(slope_of(counts), params, batch, rng)
     found: dict[str, Any] = done.extra

@@ -11,18 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_ft.methods.method import (
-    SHIFT,
-    STEP,
-    Method,
-    Params,
-    Pass,
-    Run,
-    Slope,
-    Sums,
-    Whole,
-    summed,
-)
+from bert_ft.methods.method import STEP, Method, Params, Run, Sums, Whole, sloped, summed
 from bert_ft.methods.weights import ALL, FormedModel, Weights
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Model
@@ -69,7 +58,7 @@ def loss_and_gradient(
     for method in methods:
         run = method.objective(run, task, model)
     # Dividing the loss, not the gradient, saves a pass over memory as large as the model.
-    slope = _pass(run, divided=accumulate == 1)
+    slope = sloped(run, divided=accumulate == 1)
     for method in methods:
         slope = method.gradient(slope, task, model)
     if accumulate == 1:
@@ -81,29 +70,6 @@ def loss_and_gradient(
         **{k: v / done.count for k, v in done.extra.items()},
     }
     return metrics, jax.tree.map(lambda g: g / done.count, done.gradient)
-
-
-def _pass(run: Run, divided: bool) -> Pass:
-    """`run` with its gradient; `divided`: by the number of examples."""
-
-    def total(
-        params: Params, shift: jax.Array | None, batch: Batch, rng: jax.Array | None
-    ) -> tuple[jax.Array, tuple[jax.Array, dict]]:
-        made = run(params, batch if shift is None else {**batch, SHIFT: shift}, rng)
-        if not divided:
-            return made.total, (made.count, made.extra)
-        extra = {k: v / made.count for k, v in made.extra.items()}
-        return made.total / made.count, (jnp.ones_like(made.count), extra)
-
-    def slope(params: Params, batch: Batch, rng: jax.Array | None) -> Slope:
-        shift = batch.get(SHIFT)
-        by = (0,) if shift is None else (0, 1)
-        (value, (count, extra)), found = jax.value_and_grad(total, by, has_aux=True)(
-            params, shift, batch, rng
-        )
-        return Slope(value, count, extra, found[0], found[1] if len(found) > 1 else None)
-
-    return slope
 
 
 def train_step(
