@@ -18,11 +18,11 @@ from typing import Any
 
 from bert_ft.config import config_hash
 from bert_ft.evals.attack import attack, unbroken
-from bert_ft.train.record import git_commit, versions
+from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
-from experiments.methods.reading import attacked_texts, measured, scorer, train
-from experiments.sentiment.compare import spread
-from experiments.sentiment.dot_chart import dot_chart
+from experiments.dot_chart import dot_chart
+from experiments.lines import measured, spread, versions
+from experiments.methods.reading import attacked_texts, scorer, train
 
 HERE = Path(__file__).parent
 METHODS = ("", "fgm", "pgd", "freelb", "smart", "rdrop")
@@ -36,8 +36,6 @@ def what(method: str, seed: int, flags: Sequence[str], texts: int, edits: int) -
     """The part of a line that says what was run; equal parts need not run again."""
     c = get_config()
     c.train.seed, c.methods.use = seed, method
-    named = versions()
-    named.pop("bert_ft")
     return {
         "method": name_of(method),
         "seed": seed,
@@ -45,7 +43,7 @@ def what(method: str, seed: int, flags: Sequence[str], texts: int, edits: int) -
         "attacked": texts,
         "edits": edits,
         "config_hash": config_hash(c),
-        "versions": named,
+        "versions": versions(),
     }
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft.config import config_hash
-from bert_ft.train.record import git_commit, versions
-from experiments.methods.reading import measured, train
-from experiments.sentiment.compare import spread
-from experiments.sentiment.dot_chart import dot_chart
+from bert_ft.train.record import git_commit
+from experiments.dot_chart import dot_chart
+from experiments.lines import measured, spread, versions
+from experiments.methods.reading import train
 
 HERE = Path(__file__).parent
 # Every second layer of six, and every third: the last ones of each stretch, so that the top stays.
@@ -95,11 +95,9 @@ def main() -> None:
     p.add_argument("--results", type=Path, default=HERE / "distilling.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "distilling.svg")
     args = p.parse_args()
-    named = versions()
-    named.pop("bert_ft")
     runs: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:
-        shared = {"seed": seed, "flags": args.flags, "versions": named}
+        shared = {"seed": seed, "flags": args.flags, "versions": versions()}
         teacher = args.workdirs / f"teacher_{seed}"
         # The students need its workdir, whatever the results hold.
         of_teacher = teach(args.workdirs, seed, args.flags)

@@ -33,10 +33,9 @@ from bert_ft.config import cache_dir
 from bert_ft.data.shots import FewShots
 from bert_ft.data.sources import open_source
 from bert_ft.train.record import git_commit
-from bert_ft.train.record import versions as our_versions
 from configs.sentiment import get_config
+from experiments.lines import append, found, read, spread, versions
 from experiments.methods.curve_chart import curve_chart
-from experiments.sentiment.compare import found, read, spread
 
 HERE = Path(__file__).parent
 CONFIG = "configs/sentiment.py"
@@ -172,22 +171,14 @@ def grow(args: argparse.Namespace, method: str, seed: int) -> None:
         what = expected(method, size, seed, [f"--by={by}", *common(seed, args.steps)])
         if found(read(args.results), what) is None:
             flags = [*common(seed, args.steps), f"--config.data.train=files:{rows}"]
-            append(args.results, train(workdir, flags, what))
+            append(args.results, [train(workdir, flags, what)])
         size *= 2
     shutil.rmtree(workdir, ignore_errors=True)
 
 
 def expected(method: str, size: int, seed: int, flags: list[str]) -> dict[str, Any]:
     """The part of a result's line that says what was run; equal parts need not run again."""
-    versions = our_versions()
-    versions.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
-    return {"method": method, "size": size, "seed": seed, "flags": flags, "versions": versions}
-
-
-def append(path: Path, line: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    return {"method": method, "size": size, "seed": seed, "flags": flags, "versions": versions()}
 
 
 def measure(args: argparse.Namespace, method: str, seed: int) -> None:
@@ -196,7 +187,7 @@ def measure(args: argparse.Namespace, method: str, seed: int) -> None:
         what = expected(method, size, seed, flags)
         if found(read(args.results), what) is None:
             with tempfile.TemporaryDirectory() as scratch:
-                append(args.results, train(Path(scratch, "run"), flags, what))
+                append(args.results, [train(Path(scratch, "run"), flags, what)])
 
 
 def curves_of(args: argparse.Namespace) -> dict[str, dict[int, list[float]]]:

@@ -1,11 +1,11 @@
-"""A finished run as a function of texts, and lines of results that need not be measured again."""
+"""A run of the main program, and a finished one as a function of texts."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,3 @@ def attacked_texts(workdir: Path, limit: int) -> tuple[list[str], list[int]]:
     rows = open_source(c.data.test, cache_dir=cache_dir(c), bad_rows=c.data.bad_rows).read()
     texts, gold = rows.column(c.data.text)[:limit], rows.column(c.data.label)[:limit]
     return texts, [labels.index(str(value)) for value in gold]
-
-
-def measured(
-    results: Path, what: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
-) -> dict[str, Any]:
-    """The line of `results` that has `what`; made, and added, where there is none."""
-    lines = results.read_text().splitlines() if results.exists() else []
-    for line in map(json.loads, reversed(lines)):
-        if all(line.get(key) == value for key, value in what.items()):
-            return line
-    made = {**what, **make()}
-    with results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(made) + "\n")
-    return made

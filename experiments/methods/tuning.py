@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft.config import config_hash
-from bert_ft.train.record import versions as our_versions
+from experiments.dot_chart import dot_chart
+from experiments.lines import append, found, read, spread, versions
 from experiments.parity.tasks import Task
-from experiments.sentiment.compare import found, read, spread
-from experiments.sentiment.dot_chart import dot_chart
 
 HERE = Path(__file__).parent
 TASKS = {
@@ -59,11 +58,9 @@ def expected(task: str, method: str, seed: int, steps: int) -> dict[str, Any]:
     """The part of a result's line that says what was run; equal parts need not run again."""
     config = case(task, method, steps).read_config()
     config.train.seed = seed
-    versions = our_versions()
-    versions.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
     return {
         **{"task": task, "method": method, "seed": seed},
-        **{"config_hash": config_hash(config), "versions": versions},
+        **{"config_hash": config_hash(config), "versions": versions()},
     }
 
 
@@ -102,8 +99,7 @@ def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str
         "git_commit": result["git_commit"],
         "cores": len(os.sched_getaffinity(0)),
     }
-    with args.results.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append(args.results, [line])
     return line
 
 

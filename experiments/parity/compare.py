@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft.config import config_hash
-from bert_ft.train.record import versions as our_versions
+from experiments.dot_chart import dot_chart
+from experiments.lines import append, found, read, spread
+from experiments.lines import versions as our_versions
 from experiments.parity.hf_trainer import versions as their_versions
 from experiments.parity.tasks import TASKS
-from experiments.sentiment.compare import found, read, spread
-from experiments.sentiment.dot_chart import dot_chart
 
 HERE = Path(__file__).parent
 SYSTEMS = ("bert_ft", "trainer")
@@ -39,7 +39,6 @@ def expected(name: str, system: str, seed: int) -> dict[str, Any]:
         config = task.read_config()
         config.train.seed = seed
         settings, versions = {"config_hash": config_hash(config)}, our_versions()
-        versions.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
     return {"task": name, "system": system, "seed": seed, "settings": settings} | {
         "versions": versions
     }
@@ -85,8 +84,7 @@ def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dic
         line = trainers(name, seed) if system == "trainer" else ours(name, seed, workdir)
         if any(line[key] != value for key, value in what.items()):
             raise RuntimeError(f"{workdir} holds another run; remove it")
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(results, [line])
     return line
 
 

@@ -16,16 +16,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bert_ft.config import config_hash
 from bert_ft.train.record import git_commit
-from bert_ft.train.record import versions as our_versions
 from configs.sentiment import get_config
+from experiments import lines
+from experiments.dot_chart import dot_chart
+from experiments.lines import spread
 from experiments.sentiment import hf_trainer
-from experiments.sentiment.dot_chart import dot_chart
 
 HERE = Path(__file__).parent
 SYSTEMS = ("bert_ft", "trainer")
@@ -39,8 +39,7 @@ def expected(system: str, seed: int, padding: str) -> dict[str, Any]:
     else:
         config = get_config()
         config.train.seed = seed
-        settings, versions = {"config_hash": config_hash(config)}, our_versions()
-        versions.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
+        settings, versions = {"config_hash": config_hash(config)}, lines.versions()
     return {"system": system, "seed": seed, "settings": settings, "versions": versions}
 
 
@@ -77,26 +76,10 @@ def run_trainer(seed: int, padding: str) -> dict[str, Any]:
         return json.loads(out.read_text())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def found(lines: Sequence[dict[str, Any]], what: dict[str, Any]) -> dict[str, Any] | None:
-    """The last line of a run like `what`."""
-    like = [line for line in lines if all(line[key] == value for key, value in what.items())]
-    return like[-1] if like else None
-
-
-def spread(values: Sequence[float]) -> str:
-    """'82.90 ± 0.31', in per cent, with the sample standard deviation."""
-    std = 100 * statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{100 * statistics.fmean(values):.2f} ± {std:.2f}"
-
-
 def table(runs: dict[str, list[dict[str, Any]]], padding: str) -> str:
     """The table in Markdown, and the difference in a sentence."""
     names = {"bert_ft": "bert_ft, packed", "trainer": f"Trainer, padding to the {padding}"}
-    lines = [
+    said = [
         "| | seeds | test accuracy, % | each seed | dev accuracy, % |",
         "|---|---|---|---|---|",
     ]
@@ -104,13 +87,13 @@ def table(runs: dict[str, list[dict[str, Any]]], padding: str) -> str:
         test, dev = [r["accuracy"] for r in rows], [r["dev_accuracy"] for r in rows]
         seeds = ", ".join(str(r["seed"]) for r in rows)
         each = ", ".join(f"{100 * a:.2f}" for a in test)
-        lines.append(f"| {names[system]} | {seeds} | {spread(test)} | {each} | {spread(dev)} |")
+        said.append(f"| {names[system]} | {seeds} | {spread(test)} | {each} | {spread(dev)} |")
     n, dev_n = next(iter(runs.values()))[0]["n"], next(iter(runs.values()))[0]["dev_n"]
-    lines.append(f"\nMean ± standard deviation over seeds; test n = {n}, dev n = {dev_n}.")
+    said.append(f"\nMean ± standard deviation over seeds; test n = {n}, dev n = {dev_n}.")
     if len(runs) == len(SYSTEMS):
         for name in ("accuracy", "dev_accuracy"):
-            lines.append(difference(runs, name))
-    return "\n".join(lines)
+            said.append(difference(runs, name))
+    return "\n".join(said)
 
 
 def difference(runs: dict[str, list[dict[str, Any]]], name: str) -> str:
@@ -140,12 +123,11 @@ def main() -> None:
     for seed in args.seeds:
         for system in args.systems:
             what = expected(system, seed, args.padding)
-            line = found(read(args.results), what)
+            line = lines.found(lines.read(args.results), what)
             if line is None:
                 trainer = system == "trainer"
                 line = run_trainer(seed, args.padding) if trainer else run_bert_ft(seed, what)
-                with args.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                lines.append(args.results, [line])
             elif line.get("git_commit", git_commit()) != git_commit():
                 print(f"{system}, seed {seed}: kept from commit {line['git_commit']}")
             runs[system].append(line)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.sentiment.dot_chart import dot_chart
+from experiments.dot_chart import dot_chart
 
 HERE = Path(__file__).parent
 CASES = {"without": "memory given back", "with": "memory kept"}

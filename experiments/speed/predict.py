@@ -20,7 +20,7 @@ from typing import Any
 
 from bert_ft import command_line
 from configs.sentiment import get_config
-from experiments.sentiment.dot_chart import dot_chart
+from experiments.dot_chart import dot_chart
 from experiments.speed.turns import CLOCKS, about, by_turns, compared, write
 
 HERE = Path(__file__).parent

@@ -36,8 +36,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.dot_chart import dot_chart
 from experiments.sentiment import hf_trainer
-from experiments.sentiment.dot_chart import dot_chart
 
 HERE = Path(__file__).parent
 STEPS = {"ours": 120, "group": 50, "longest": 25, "max": 10}  # counted a round

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft.train.record import git_commit, versions
-from experiments.sentiment.compare import spread
-from experiments.sentiment.dot_chart import dot_chart
+from experiments.dot_chart import dot_chart
+from experiments.lines import spread
 
 HERE = Path(__file__).parent
 SEEDS = [0, 1, 2, 3, 4]

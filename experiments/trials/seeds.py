@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.train.record import git_commit, versions
-from experiments.sentiment.compare import found, read, spread
-from experiments.sentiment.dot_chart import dot_chart
+from bert_ft.train.record import git_commit
+from experiments.dot_chart import dot_chart
+from experiments.lines import append, found, read, spread, versions
 
 HERE = Path(__file__).parent
 TASKS = ("mrpc", "rte")
@@ -31,9 +31,7 @@ POINT = 1.0  # a difference that a paper would report
 
 
 def what_of(task: str, seed: int) -> dict[str, Any]:
-    own = versions()
-    own.pop("bert_ft")  # "" in a checkout that is not installed; git_commit says it
-    return {"task": task, "seed": seed, "versions": own}
+    return {"task": task, "seed": seed, "versions": versions()}
 
 
 def run(task: str, seeds: Sequence[int], data: Path) -> list[dict[str, Any]]:
@@ -82,9 +80,7 @@ def main() -> None:
     for task in args.tasks:
         missing = [k for k in range(args.seeds) if not found(read(args.results), what_of(task, k))]
         for first in range(0, len(missing), args.at_once):
-            lines = run(task, missing[first : first + args.at_once], args.data)
-            with args.results.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            append(args.results, run(task, missing[first : first + args.at_once], args.data))
         lines = [found(read(args.results), what_of(task, k)) for k in range(args.seeds)]
         for name in lines[0]["scores"]:
             cases[f"{task}, {name}"] = [100 * line["scores"][name] for line in lines]

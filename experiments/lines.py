@@ -1,0 +1,50 @@
+"""Results as lines of JSON, so that what has been measured need not be measured again."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_ft.train import record
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that bear on a result. Our own is "" in a checkout that is not installed; a
+    line's git_commit says it."""
+    return {name: version for name, version in record.versions().items() if name != "bert_ft"}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def found(lines: Sequence[dict[str, Any]], what: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The last line of a run like `what`."""
+    like = [line for line in lines if all(line.get(key) == value for key, value in what.items())]
+    return like[-1] if like else None
+
+
+def measured(
+    results: Path, what: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The line of `results` that has `what`; made, and added, where there is none."""
+    line = found(read(results), what)
+    if line is None:
+        line = {**what, **make()}
+        append(results, [line])
+    return line
+
+
+def spread(values: Sequence[float]) -> str:
+    """'82.90 ± 0.31', in per cent, with the sample standard deviation."""
+    std = 100 * statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{100 * statistics.fmean(values):.2f} ± {std:.2f}"
