@@ -10,8 +10,8 @@ python -m experiments.methods.learning_curves
     random       16 rows to begin with, then twice as many each time, by chance
     active       the same 16, and those that the run of the last size has chosen (bert_ft.select)
 
-All train for the same number of steps, 16 labelled rows each. Runs what results.jsonl does not hold
-yet with the same flags and versions, one run at a time, then prints the table and draws
+All train for the same number of steps, 16 labelled rows each. Runs what learning_curves.jsonl does
+not hold yet with the same flags and versions, one run at a time, then prints the table and draws
 learning_curves.svg. What `random` and `active` have chosen so far lies in --work, so that they too
 go on where they stopped.
 """
@@ -226,7 +226,7 @@ def main() -> None:
     p.add_argument("--methods", nargs="+", choices=every, default=every)
     p.add_argument("--by", default="margin", help="of active: margin, entropy, badge, k_centre")
     p.add_argument("--steps", type=int, default=200, help="of each run, 16 examples each")
-    p.add_argument("--results", type=Path, default=HERE / "results.jsonl")
+    p.add_argument("--results", type=Path, default=HERE / "learning_curves.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "learning_curves.svg")
     p.add_argument("--work", type=Path, default=Path("runs/learning_curves"))
     args = p.parse_args()
