@@ -71,7 +71,7 @@ def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:
     require(t.halving == 0 or t.halving >= 2, "trial.halving", t.halving, "2 or more, or 0 (off)")
     require(t.samples >= 0, "trial.samples", t.samples, "0 or more")
     if not c.trials:
-        for key in ("halving", "space", "samples"):
+        for key in ("halving", "space", "samples", "at_once"):
             require(not t[key], f"trial.{key}", t[key], "nothing where config.trials is ''")
         return
     if t.halving:
@@ -82,9 +82,12 @@ def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:
         require(bool(t.space) == bool(t.samples), "trial.samples", t.samples, both)
         freed = "0 where trial.halving is 0: no place becomes free"
         require(t.halving > 0, "trial.samples", t.samples, freed)
-        shared = "False with trial.samples, whose trials begin later"
-        require(not t.share_batches, "trial.share_batches", True, shared)
         check_space(c, parsed(t.space, "config.trial.space"), "config.trial.space", mode)
+    full = f"a multiple of mesh.trial ({c.mesh.trial}), or 0 (all)"
+    require(t.at_once >= 0 and t.at_once % c.mesh.trial == 0, "trial.at_once", t.at_once, full)
+    shared = "False with trial.samples or trial.at_once, with which trials begin later"
+    later = t.samples > 0 or t.at_once > 0
+    require(not (t.share_batches and later), "trial.share_batches", True, shared)
     for number, one in enumerate(trials.settings(c)):
         _check_trial(c, one, f"config.trials: trial {number}", mode)
 

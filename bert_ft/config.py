@@ -232,6 +232,7 @@ def default() -> ConfigDict:
     c.trials = ""
     c.trial = ConfigDict()
     c.trial.width = 0  # how many a device computes at once; 0 is 1 on a CPU, else all it has
+    c.trial.at_once = 0  # how many hold memory; the others begin where one has ended; 0 is all
     c.trial.ensembles = True  # the mean of their predictions and of their weights, scored beside
     c.trial.share_batches = False  # True: all see the same batches, those of train.seed
     # Successive halving by 2 or more, 0 is off: after 1, n, n^2, … times eval.every_steps of its

@@ -93,7 +93,7 @@ def config_of(config: ConfigDict, one: Settings) -> ConfigDict:
     c = copy.deepcopy(config)
     with c.unlocked():
         c.trials, c.mesh.trial = "", 1
-        c.trial.halving, c.trial.space, c.trial.samples = 0, "", 0
+        c.trial.halving, c.trial.space, c.trial.samples, c.trial.at_once = 0, "", 0, 0
         for key, value in one.items():
             c.update_from_flattened_dict({key: value})
     return c

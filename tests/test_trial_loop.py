@@ -92,6 +92,40 @@ def test_trials_go_on_exactly(done, run_here, tmp_path):
     run_here(tmp_path / "cut", *flags, of({"seed": [1, 2]})).refused("config.trials has changed")
 
 
+def test_trials_that_wait_are_the_same_once_they_begin(done, run_here, tmp_path):
+    run, flags = done
+    few = run_here(tmp_path / "few", *flags, "--config.trial.at_once=3").ok()
+    assert "trials: 4, 3 at a time" in few.err
+    assert "begins at step 6 in the place of 0" in few.err
+    for k in range(4):
+        assert few.result["trials"][k]["params_sha256"] == run.result["trials"][k]["params_sha256"]
+        here, there = (
+            {
+                (line["step"], line["name"]): line["value"]
+                for line in read_jsonl(w / f"trials/{k}/metrics.jsonl")
+                if "_per_s" not in line["name"]
+            }
+            for w in (few.workdir, run.workdir)
+        )
+        assert here == there
+
+
+def test_trials_that_wait_without_dev_and_go_on_exactly(done, run_here, tmp_path):
+    run, flags = done
+    flags = (*flags, "--config.data.dev=", "--config.trial.at_once=2")
+    few = run_here(tmp_path / "few", *flags).ok()
+    before = few.result
+    for one, other in zip(before["trials"], run.result["trials"], strict=True):
+        assert one["params_sha256"] == other["params_sha256"]
+    (few.workdir / "result.json").unlink()
+    for later in ("checkpoints/12", "trials/2", "trials/3"):
+        shutil.rmtree(few.workdir / later)
+    run_here(few.workdir, *flags, "--config.trial.at_once=4").refused("trial.at_once: 2 -> 4")
+    again = run_here(few.workdir, *flags).ok()
+    assert "own checkpoint of step 9, 2 trials" in again.err
+    assert again.result["params_sha256"] == before["params_sha256"]
+
+
 def test_stacked_trials_learn_the_same(done, run_here, tmp_path):
     run, flags = done
     wide = run_here(tmp_path / "wide", *flags, "--config.trial.width=4").ok()

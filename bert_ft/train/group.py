@@ -140,12 +140,14 @@ def make_group(system: System, settings: list[Settings], numbers: list[int]) -> 
     steps = [total_steps(c, data.of_an_epoch) for c in configs]
     platform = system.mesh.devices.flat[0].platform
     width = config.trial.width or WIDTHS.get(platform, WIDEST)
-    waves = fleet.waves(len(numbers) - config.trial.samples, system.mesh, width)
+    places = len(numbers) - config.trial.samples
+    places = min(places, config.trial.at_once or places)
+    waves = fleet.waves(places, system.mesh, width)
     plans = [batch_plan(s, max(steps)) for s in systems]
     if config.trial.share_batches:
         plans = [dataclasses.replace(plan, seed=config.train.seed) for plan in plans]
     alike = waves
-    if config.trial.samples:  # a wave's trials may be at any steps, so its batches have one shape
+    if places < len(plans):  # a wave's trials may be at any steps, so its batches have one shape
         alike = [range(k, k + 1) for k in range(len(plans))]
         if len(waves[0]) > 1:
             alike = [range(len(plans))]
@@ -266,6 +268,7 @@ def group_meta(group: Group) -> dict[str, Any]:
     shared = {k: v for k, v in own[0]["config"].items() if all(o["config"][k] == v for o in own)}
     own_keys = [{k: v for k, v in o["config"].items() if k not in shared} for o in own]
     about = {"config": shared, "data": own[0]["data"], "trials": own_keys, "numbers": group.numbers}
+    about["at_once"] = {"trial.at_once": group.waves[-1].stop}
     if group.halving:  # the number of evaluations bears on who goes on
         every = group.systems[0].config.eval.every_steps
         about["halving"] = {"trial.halving": group.halving, "eval.every_steps": every}

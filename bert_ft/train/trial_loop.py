@@ -60,6 +60,7 @@ def run_trials(
     say(
         f"trials: {len(settings)}"
         + (f", {drawn} of them drawn from trial.space" if drawn else "")
+        + (f", {config.trial.at_once} at a time" if config.trial.at_once else "")
         + (f" in {len(numbers_of)} programs" if several else "")
     )
     for number, numbers in enumerate(numbers_of):

@@ -95,13 +95,13 @@ class Training:
         return {**meta(self.group.systems[k]), "frozen": self.beside.digests[k]}
 
     def run(self) -> int:
-        first = step = self.start.step
-        has_dev, compiled = "dev" in self.system.sets, False
+        first, compiled = self.start.step, False
+        step = first
         with CompileCount("train_step") as compiles, ExitStack() as opened:
             batches = opened.enter_context(closing(self.batches(step)))
             while True:
                 fresh = step > first or not self.start.assessed
-                if has_dev and fresh and self.places.due(step):
+                if fresh and self.places.due(step):
                     try:
                         moved = self.assess(step)
                     except Preempted:
@@ -221,10 +221,17 @@ class Training:
         return EXIT_PREEMPTED
 
     def assess(self, step: int) -> bool:
-        """Scores dev for each trial that is due; under keep_best keeps the parameters of the better
-        ones. Stops those that lose; whether others have taken places."""
-        group, places, due = self.group, self.places, self.places.due(step)
+        """Scores the trials that are due, where there is dev, and gives places that are free to
+        those that wait; whether there were any."""
         kept = self.kept()
+        if "dev" in self.system.sets:
+            self.score(step, kept)
+        return self.fill(step, kept)
+
+    def score(self, step: int, kept: list[Any]) -> None:
+        """Scores dev for each trial that is due; under keep_best keeps the parameters of the better
+        ones. Stops those that lose."""
+        group, places, due = self.group, self.places, self.places.due(step)
         scores: dict[int, dict[str, float]] = {}
         for place in due:
             k = places.trial[place]
@@ -251,7 +258,6 @@ class Training:
         places.judge(step, {k: v for k, v in defined.items() if k not in places.stopped})
         for k in scores.keys() & places.stopped.keys():
             self.writer.say(f"{self.named(k)}: stopped after {places.age(k, step)} steps")
-        return self.fill(step, kept)
 
     def fill(self, step: int, kept: list[Any]) -> bool:
         """Begins the trials that wait where there is room; whether there was."""
