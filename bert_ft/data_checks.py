@@ -6,11 +6,12 @@ from ml_collections import ConfigDict
 
 from bert_ft.data.augment import GIVEN, steps
 from bert_ft.data.epochs import OVERSAMPLING
+from bert_ft.parts import part_configs
 from bert_ft.task_checks import require
 
 # Tasks whose label is that of the whole text, or moves with its words. An answer's place in a
 # context, and which of many texts is the right one, do not survive a change of the words.
-AUGMENTED = ("classification", "multilabel", "regression", "ordinal", "tagging")
+AUGMENTED = ("classification", "multilabel", "regression", "ordinal", "tagging", "multi")
 WITH_CLASSES = ("classification", "ordinal")
 
 
@@ -23,6 +24,12 @@ def check_training_rows(c: ConfigDict) -> None:
         d.augment,
         f"'' where task.name is {task!r} (it is for {', '.join(AUGMENTED)})",
     )
+    if kinds and task == "multi":  # its parts are asked one by one
+        parts = [*part_configs(c).values()]
+        read = {tuple(own.data[s] for s in ("train", "dev", "test")) for own in parts}
+        tags = {own.data.label for own in parts if own.task.name == "tagging"}
+        alone = "'' where parts read rows of their own, or two columns of tags"
+        require(len(read) == 1 and len(tags) <= 1, "data.augment", d.augment, alone)
     require(
         task != "tagging" or "paraphrase" not in kinds,
         "data.augment",

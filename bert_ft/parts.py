@@ -29,6 +29,15 @@ def part_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     return {part: _part(config, part, keys) for part, keys in given.items()}
 
 
+def carrier(config: ConfigDict) -> ConfigDict:
+    """The config whose data.text, text_pair and, where it tags, data.label change together: the
+    config itself, or of several parts on the same rows the first that tags, else the first."""
+    if config.task.name != "multi":
+        return config
+    parts = [*part_configs(config).values()]
+    return next((own for own in parts if own.task.name == "tagging"), parts[0])
+
+
 def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
     where = f"config.task.parts: {part!r}"
     if not part.isidentifier() or part in TAKEN:

@@ -219,10 +219,18 @@ def test_what_can_not_work_is_refused_before_anything():
     refused("data.augment_words", "synonyms", data__augment="synonyms:0.1")
     refused("data.augment_model", data__augment="masked:0.1")
     refused("data.augment_words", "none of", data__augment_words="words.tsv")
-    for task in ("span", "matching", "cross_encoder", "masked", "recommend", "multi"):
+    for task in ("span", "matching", "cross_encoder", "masked", "recommend"):
         refused("data.augment", task, "classification", data__augment="swap:1", task__name=task)
     refused("paraphrase", "tagging", data__augment="paraphrase:1", task__name="tagging",
             data__augment_paraphrases="x.tsv")  # fmt: skip
+    of_parts = {"task__name": "multi", "data__augment": "swap:1"}
+    tags = {"task.name": "tagging", "data.label": "tags", "task.stride": 8}
+    for other, why in (
+        ({**tags, "data.label": "chunks"}, "two columns of tags"),
+        ({"data.train": "files:z"}, "rows of their own"),
+        ({"task.name": "span", "task.stride": 8}, "where task.name is 'span'"),
+    ):
+        refused("data.augment", why, task__parts=json.dumps({"a": tags, "b": other}), **of_parts)
     refused("data.augment_share", data__augment_share=1.5)
     refused("data.augment_epochs", data__augment_epochs=0)
     refused("data.shots", data__shots=-1)

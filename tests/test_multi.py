@@ -19,6 +19,7 @@ from bert_ft.models.heads import Model
 from bert_ft.tasks.registry import make_task
 from bert_ft.tasks.weighting import chance_loss
 from bert_ft.train.step import loss_and_gradient
+from bert_ft.train.training_set import training_rows, with_order
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -128,6 +129,36 @@ def test_the_loss_is_the_weighted_sum_of_the_parts_own(files):
         np.testing.assert_allclose(metrics[f"{part}/loss"], total / count, rtol=1e-5)
         wanted += weight * total / count
     np.testing.assert_allclose(metrics["loss"], wanted, rtol=1e-5)
+
+
+def test_versions_of_the_rows_keep_the_labels_of_all_parts(files):
+    more = {"data__augment": "typos:1", "data__augment_epochs": 2, "data__augment_share": 0.9}
+    parts, given = json.dumps(JOINT), {"task__name": "multi", "data__text": "tokens"}
+    c = small.config(**given, **more, task__parts=parts)
+    task = make_task(c)
+    source = open_source(f"files:{files['train']}", cache_dir=files["root"])
+    versions = training_rows(c, source)
+    first, rows = source.read(), versions.read()
+    assert len(rows) == 2 * len(first) == 192
+    for name in ("intent", "good"):
+        assert rows.columns[name] == 2 * first.columns[name]
+    assert [[*tags] for tags in rows.columns["tags"]] == [[*t] for t in 2 * first.columns["tags"]]
+    changed = {
+        tag
+        for k, (words, tags) in enumerate(
+            zip(rows.columns["tokens"], rows.columns["tags"], strict=True)
+        )
+        for word, other, tag in zip(words, first.columns["tokens"][k % 96], tags, strict=True)
+        if word != other
+    }
+    assert changed == {"O"}
+    tokenizer = hf.load_tokenizer(files["model"])
+    made = encode(versions, task.groups[0], tokenizer, 16, files["root"], None, lambda _: None)
+    data = task.merge([with_order(c, made, versions)])
+    assert data.source_rows == 96 and sum(data.order.sizes) == len(data)
+    batches = BatchPlan(data, 8, 4, 32, seed=1, mixture=task.mixture(data, 8))
+    assert max(batches.examples(0)) < data.order.sizes[0]  # epoch 0 is of version 0
+    assert data.of_an_epoch == len(data) / 2
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty", "gradnorm"])

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft.data.encode import Encoded
+from bert_ft.data.epochs import Order
 from bert_ft.data.mixing import Mixture
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
@@ -90,6 +91,7 @@ class MultiTask:
             skipped=tuple(line for data in there for line in data.skipped),
             fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
             aside=aside,
+            order=there[0].order if len(there) == 1 else None,
         )
 
     def encode(
@@ -103,7 +105,9 @@ class MultiTask:
             ]
         )
 
-    def mixture(self, data: Encoded, batch_size: int) -> Mixture:
+    def mixture(self, data: Encoded, batch_size: int) -> Order:
+        if data.order:
+            return data.order
         sizes = tuple(int(n) for n in data.aside["examples"])
         return Mixture(sizes, self.mixing, self.temperature, batch_size)
 

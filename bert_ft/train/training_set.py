@@ -21,6 +21,7 @@ from bert_ft.data.unlabelled import TextsOf, joined
 from bert_ft.data_checks import WITH_CLASSES
 from bert_ft.method_checks import names, unlabelled_places
 from bert_ft.models import hf
+from bert_ft.parts import carrier
 from bert_ft.train.proposals import Proposer
 
 
@@ -39,8 +40,9 @@ def training_rows(config: ConfigDict, source: Readable) -> Readable:
     source = few(config, source)
     if "uda" in names(config):
         return source
-    tags = config.data.label if config.task.name == "tagging" else ""
-    return _versions(config, source, tags) or source
+    own = carrier(config)
+    tags = own.data.label if own.task.name == "tagging" else ""
+    return _versions(own, source, tags) or source
 
 
 def _versions(config: ConfigDict, source: Readable, tags: str) -> Augmented | None:
