@@ -254,6 +254,13 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
             *("sam", c.task.name != "multi" or c.task.weighting != "gradnorm", "methods.use", use),
             "no sam where task.weighting is 'gradnorm', whose weights follow another gradient",
         ),
+        *(
+            (
+                *(name, c.task.weighting != "gradnorm", "methods.use", use),
+                f"no {name} where task.weighting is 'gradnorm', which compares the losses alone",
+            )
+            for name in ("smart", "rdrop")
+        ),
         (
             *("pseudo", p.end >= p.begin, "methods.pseudo.end", p.end),
             f"methods.pseudo.begin ({p.begin}) or more",

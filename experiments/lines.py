@@ -23,6 +23,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
 

@@ -84,9 +84,9 @@ def _of_parts(task: Any, outputs: Any, values: Terms) -> jax.Array:
 def divergence(task: Any, p: Any, q: Any, own: Mapping[str, Batch]) -> jax.Array:
     """How far two outputs of a run of `loss_and_gradient` are apart: sum_k w_k D_k, each part's
     divergence divided and weighed as its loss is. `own`: the batch as each part sees it."""
-    share = p[""]["share"]
+    share = q[""]["share"]
     far = {k: t.divergence(p[k], q[k], own[k]) * share[k] for k, t in task.parts.items()}
-    return _of_parts(task, p, far)
+    return _of_parts(task, q, far)
 
 
 def loss_and_gradient(

@@ -117,10 +117,13 @@ def combined(
     digests = [r["params_sha256"] if r else None for r in results]
     dev = scores.get(f"dev/{first['metric']}", {}).get("per_trial", [])
     known = [k for k, v in enumerate(dev) if v is not None]
-    # Rates of a step while all trials are in it; with some stopped there is none for all.
+    # Rates of a step that all trials are in: there is none where some were stopped, had to wait, or
+    # had a program, and so a clock, of their own.
+    clocks = {r["speed"].get("step_ms_p50") for r in ended}
+    together = not any(stops) and not config.trial.at_once and len(clocks) == 1
     rates: dict[str, float | None] = {}
     for name in ("examples_per_s", "tokens_per_s"):
-        own = [r["speed"][name] for r in ended if not any(stops)]
+        own = [r["speed"][name] for r in ended if together]
         rates[name] = sum(own) if own and all(own) else None
     return {
         **first,

@@ -128,8 +128,14 @@ def programs_of_trials(config: ConfigDict, settings: list[Settings]) -> list[lis
             f"those of one, which differ in {', '.join(names)}"
         )
     for numbers in found:
-        fleet.require_full(len(numbers) - config.trial.samples, config.mesh.trial)
+        fleet.require_full(_places(config, len(numbers)), config.mesh.trial)
     return found
+
+
+def _places(config: ConfigDict, count: int) -> int:
+    """How many of so many trials there are at a time."""
+    given = count - config.trial.samples
+    return min(given, config.trial.at_once or given)
 
 
 def make_group(system: System, settings: list[Settings], numbers: list[int]) -> Group:
@@ -140,8 +146,7 @@ def make_group(system: System, settings: list[Settings], numbers: list[int]) -> 
     steps = [total_steps(c, data.of_an_epoch) for c in configs]
     platform = system.mesh.devices.flat[0].platform
     width = config.trial.width or WIDTHS.get(platform, WIDEST)
-    places = len(numbers) - config.trial.samples
-    places = min(places, config.trial.at_once or places)
+    places = _places(config, len(numbers))
     waves = fleet.waves(places, system.mesh, width)
     plans = [batch_plan(s, max(steps)) for s in systems]
     if config.trial.share_batches:

@@ -34,7 +34,8 @@ class Places:
     """`steps` of each trial; `every`: steps of its own between two evaluations, 0 for at its end
     only; `eta`: 0 stops none; `metric`: that of the scores. `trial` of each place is what it
     computes, or computed last; `begun` of each trial the program's step before its first, None
-    while it waits."""
+    while it waits. `lost`: the trials whose loss is not finite, and the program's step when it was
+    found."""
 
     steps: list[int]
     every: int
@@ -44,6 +45,7 @@ class Places:
     begun: list[int | None]
     rungs: dict[int, dict[int, float | None]] = dataclasses.field(default_factory=dict)
     stopped: dict[int, Stop] = dataclasses.field(default_factory=dict)
+    lost: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def seats(self) -> list[Seat]:
         """Of each place, as long as nothing changes."""
@@ -121,10 +123,13 @@ class Places:
         """What a checkpoint keeps, as JSON."""
         rungs = [[rung, k, v] for rung, of in self.rungs.items() for k, v in of.items()]
         stopped = [[k, *dataclasses.astuple(stop)] for k, stop in self.stopped.items()]
-        return {"trial": self.trial, "begun": self.begun, "rungs": rungs, "stopped": stopped}
+        lost = [*self.lost.items()]
+        where = {"trial": self.trial, "begun": self.begun}
+        return {**where, "rungs": rungs, "stopped": stopped, "lost": lost}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         self.trial, self.begun = list(record["trial"]), list(record["begun"])
         for rung, k, value in record["rungs"]:
             self.rungs.setdefault(rung, {})[k] = value
         self.stopped = {k: Stop(*stop) for k, *stop in record["stopped"]}
+        self.lost = {k: step for k, step in record["lost"]}

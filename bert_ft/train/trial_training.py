@@ -54,7 +54,8 @@ class Training:
         started: float,
         prune: Prune | None = None,
     ):
-        self.group, self.start, self.saved, self.bests = group, start, saved, bests
+        self.group, self.saved, self.bests = group, saved, bests
+        self.first, self.assessed = start.step, start.assessed
         self.places, self.writer, self.folders = start.places, writer, folders
         self.started, self.prune = started, prune
         self.system = group.systems[0]
@@ -62,6 +63,7 @@ class Training:
         held = [alone(one) for one in start.trials]
         self.state = [fleet.stack([held[k] for k in wave], mesh) for wave in group.waves]
         self.beside = Beside(group, start.places, start.trials)
+        start.trials.clear()  # stacked, they would lie in memory twice
         self.programs = programs_of(group, self.state[0], self.beside.alike)
         self.evaluators = eval_programs(self.system)
         self.like = abstract_state(self.system, optim.make_optimizer(self.system.config, 1))
@@ -70,7 +72,6 @@ class Training:
         found = [store.best() if self.keep_best else None for store in bests]
         self.best = [one or (-1, -math.inf) for one in found]
         self.scores: dict[int, dict[str, float]] = {}  # on dev, of trials at their end
-        self.lost: dict[int, int] = {}  # trials whose loss is not finite, and since when
         self.clock = StepClock()
 
     def trials(self) -> list[fleet.Trial]:
@@ -95,12 +96,11 @@ class Training:
         return {**meta(self.group.systems[k]), "frozen": self.beside.digests[k]}
 
     def run(self) -> int:
-        first, compiled = self.start.step, False
-        step = first
+        step, compiled = self.first, False
         with CompileCount("train_step") as compiles, ExitStack() as opened:
             batches = opened.enter_context(closing(self.batches(step)))
             while True:
-                fresh = step > first or not self.start.assessed
+                fresh = step > self.first or not self.assessed
                 if fresh and self.places.due(step):
                     try:
                         moved = self.assess(step)
@@ -110,7 +110,7 @@ class Training:
                     if moved:
                         batches.close()
                         batches = opened.enter_context(closing(self.batches(step)))
-                if step > first and self.saved.due(step):
+                if step > self.first and self.saved.due(step):
                     self.save(step)
                     self.clock.restart()
                 if not self.places.live(step).any():
@@ -129,7 +129,7 @@ class Training:
                 step += 1
             self.look(self.writer.flush(), step)
             self.writer.end_steps()
-        if first < step:
+        if self.first < step:
             self.save(step)
         with phases.within("saving", f"the save of step {step}"):
             self.saved.wait()
@@ -185,14 +185,14 @@ class Training:
         were not stopped."""
         if metrics is None:
             return
-        live = self.places.live(step - 1)
+        live, lost = self.places.live(step - 1), self.places.lost
         for k in map(int, np.flatnonzero(~np.isfinite(metrics["loss"]) & live)):
-            if k not in self.lost:
-                self.lost[k] = step
+            if k not in lost:
+                lost[k] = step
                 self.writer.say(f"{self.named(k)}: loss is not finite at step {step}")
-        if len(self.lost.keys() | self.places.stopped.keys()) == len(self.group) and self.lost:
-            plan = self.group.plans[0]
-            rows = np.asarray(plan.data.row[plan.examples(step - 1)])
+        if len(lost.keys() | self.places.stopped.keys()) == len(self.group) and lost:
+            k, plan = [*lost][-1], self.group.plans[[*lost][-1]]
+            rows = np.asarray(plan.data.row[plan.examples(self.places.age(k, lost[k]) - 1)])
             raise NotFinite(step, [int(r) for r in rows])
 
     def named(self, k: int) -> str:
@@ -223,6 +223,9 @@ class Training:
     def assess(self, step: int) -> bool:
         """Scores the trials that are due, where there is dev, and gives places that are free to
         those that wait; whether there were any."""
+        self.look(self.writer.flush(), step)  # while places are those of the step before
+        if "dev" not in self.system.sets and None not in self.places.begun:
+            return False
         kept = self.kept()
         if "dev" in self.system.sets:
             self.score(step, kept)
@@ -286,6 +289,7 @@ class Training:
         """Each trial's own record, in its folder."""
         group, quiet = self.group, Writer(self.folders[0], total_steps=0, active=False)
         here = dict(zip(self.places.trial, self.kept(), strict=True))
+        self.state = []  # what follows needs no moments
         members: dict[int, Any] = {}
         self.writer.flush()
         for k, system in enumerate(group.systems):
@@ -307,14 +311,14 @@ class Training:
             if "dev" in system.sets:
                 known = self.scores.get(k) if step == group.steps[k] else None
                 own["dev"] = known or score_set(system, self.evaluators, params, "dev")
-            if k not in self.lost:
+            if k not in self.places.lost and self.system.config.trial.ensembles:
                 members[k] = kept
             system, own = tune(system, params, own, self.evaluators, folder)
-            first, costs = max(0, self.start.step - begun), old_costs(folder)
+            first, costs = max(0, self.first - begun), old_costs(folder)
             if first < group.steps[k]:
                 costs = {"speed": speed(group.plans[k], first, compiles, self.clock)}
             conclude(system, params, step, own, costs, self.evaluators, folder, quiet)
-        if len(members) > 1 and self.system.config.trial.ensembles:
+        if len(members) > 1:
             digests, folder = {self.beside.digests[k] for k in members}, self.folders[0].parent
             by = self.metric, self.evaluators, folder.parent
             together = ensemble.together(group, members, self.full, digests, *by)
