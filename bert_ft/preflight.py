@@ -213,22 +213,26 @@ def examine(
     else:
         programs, state, batch = real_step(system)
         one, beside = batch, ()
-    at_once = len(group.waves[0]) if group else 1
+    in_step, others = 1, 0
+    if group:  # the states of the other waves lie in memory, too
+        in_step = len(group.waves[0])
+        others = (len(group.waves) - 1) * held_bytes(state)
     rows, row_length = one["tokens"].shape[-2:]
-    examples = at_once * config.train.batch_size
+    examples = in_step * config.train.batch_size
     devices, effort = list(mesh.devices.flat), config.preflight.effort
     params = system.abstract_params
-    flops = at_once * step_flops(system.model, system.task, params, one, accumulate)
+    flops = in_step * step_flops(system.model, system.task, params, one, accumulate)
     report: dict[str, Any] = {
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "preset": config.mesh.preset,
         "effort": effort,
-        "trials": group.waves[-1].stop if group else 1,
-        "at_once": at_once,
+        "trials": len(group) if group else 1,
+        "places": group.waves[-1].stop if group else 1,
+        "in_step": in_step,
         "batch": {
             "examples": examples,
-            "rows": at_once * rows * accumulate,
+            "rows": in_step * rows * accumulate,
             "row_length": row_length,
         },
         "compiled": False,
@@ -249,7 +253,8 @@ def examine(
         report["bytes"] = {
             "arguments": held_bytes((state, batch, beside)),
             **unknown,
-            "total": used,
+            "others": others,
+            "total": used + others,
         }
         return {**report, "advice": advice(system, report)}
     report |= {"compiled": True, "compile_s": time.monotonic() - begun}
@@ -258,7 +263,9 @@ def examine(
         "arguments": stats.argument_size_in_bytes,
         "outputs": stats.output_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
-        "total": stats.argument_size_in_bytes
+        "others": others,
+        "total": others
+        + stats.argument_size_in_bytes
         + stats.output_size_in_bytes
         - stats.alias_size_in_bytes
         + stats.temp_size_in_bytes

@@ -9,6 +9,7 @@ import pytest
 import small
 from conftest import BAD, GOOD, ROOT, SUBJECTS, VERBS, read_jsonl, write_bert, write_jsonl
 
+from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.encode import encode
 from bert_ft.data.sources import open_source
@@ -216,6 +217,15 @@ def test_fgm_shifts_words_along_the_gradient_of_the_weighted_sum(files):
     metrics, found = gradient(task, model, params, batch, rate=0.0, methods=make_methods(c))
     close(found, wanted)
     np.testing.assert_allclose(metrics["adversarial_loss"], loss(params, shift), rtol=1e-4)
+
+
+@pytest.mark.parametrize("use", ["rdrop", "smart", "sam"])
+def test_gradnorm_goes_by_the_losses_alone(use):
+    given = {"task__name": "multi", "data__text": "tokens", "task__weighting": "gradnorm"}
+    c = small.config(**given, task__parts=json.dumps(JOINT), methods__use=use)
+    c.data.train, c.model.pretrained = "files:x", "y"
+    with pytest.raises(InputError, match=f"methods.use is '{use}'; accepted: no {use} where"):
+        check(c)
 
 
 def test_rdrop_is_that_of_each_part_weighed_as_its_loss(files):

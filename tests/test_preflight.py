@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small import config
 
-from bert_ft import preflight
+from bert_ft import preflight, trials
 from bert_ft.data.batches import Shape
 from bert_ft.errors import InputError
 from bert_ft.models.bert import EncoderConfig
@@ -21,6 +21,7 @@ from bert_ft.models.hf import flatten
 from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.collectives import Collective, collectives, operations
 from bert_ft.train.cost import bound, product_flops, step_flops
+from bert_ft.train.group import make_group
 from bert_ft.train.sharding import abstract_batch, place
 from bert_ft.train.step import loss_and_gradient
 
@@ -423,6 +424,22 @@ def test_what_does_not_fit_is_said_with_what_to_change(monkeypatch):
     assert "DOES NOT FIT" in shown and "25.50 GiB of 16.00 GiB" in shown
 
 
+def test_trials_that_follow_each_other_all_lie_in_memory(monkeypatch):
+    small_base(monkeypatch)
+    made = system(jax.devices()[:1], trial__width=1, trial__at_once=3)
+    made.config.trials = '{"seed": [0, 1, 2, 3]}'
+    group = make_group(made, trials.settings(made.config), [0, 1, 2, 3])
+    report = preflight.examine(made, CHIPS["v5e"], evaluation=False, group=group)
+    assert [report[name] for name in ("trials", "places", "in_step")] == [4, 3, 1]
+    alone = preflight.examine(made, CHIPS["v5e"], evaluation=False)
+    # Parameters and two moments of each of the two others, and their few numbers.
+    state = 3 * 4 * sum(x.size for x in jax.tree.leaves(made.abstract_params))
+    assert 2 * state <= report["bytes"]["others"] < 2 * state + 1024
+    assert alone["bytes"]["others"] == 0
+    shown = preflight.table({"topology": "a CPU", "slices": 1, "assumed": [], **report})
+    assert "trials       4, 3 of them at a time, 1 of them in a step; the others in 2" in shown
+
+
 @needs_libtpu
 def test_trials_are_compiled_together_and_share_only_their_losses(monkeypatch, tmp_path):
     small_base(monkeypatch)
@@ -433,7 +450,7 @@ def test_trials_are_compiled_together_and_share_only_their_losses(monkeypatch, t
     )
     c.trials = '{"seed": [0, 1, 2, 3]}'
     [report] = preflight.preflight(c, tmp_path)
-    assert (report["trials"], report["at_once"], report["mesh"]["trial"]) == (4, 4, 2)
+    assert (report["trials"], report["in_step"], report["mesh"]["trial"]) == (4, 4, 2)
     assert report["batch"]["examples"] == 4 * BATCH
     made = system(preflight.topology_devices("v5e", "2x2"))
     _, state, batch = preflight.real_step(made)

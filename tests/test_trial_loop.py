@@ -94,7 +94,8 @@ def test_trials_go_on_exactly(done, run_here, tmp_path):
 
 def test_trials_that_wait_are_the_same_once_they_begin(done, run_here, tmp_path):
     run, flags = done
-    few = run_here(tmp_path / "few", *flags, "--config.trial.at_once=3").ok()
+    more = ("--config.trial.at_once=3", "--config.log.every_steps=4")
+    few = run_here(tmp_path / "few", *flags, *more).ok()
     assert "trials: 4, 3 at a time" in few.err
     assert "begins at step 6 in the place of 0" in few.err and "not finite" not in few.err
     assert few.result["ensembles"] == run.result["ensembles"]
@@ -109,7 +110,8 @@ def test_trials_that_wait_are_the_same_once_they_begin(done, run_here, tmp_path)
             }
             for w in (few.workdir, run.workdir)
         )
-        assert here == there
+        kept = [at for at in there if at[0] in (4, 6) or at[1].startswith("dev/")]
+        assert here == {at: there[at] for at in kept}  # each 4th of its own steps, and its last
 
 
 def test_trials_that_wait_without_dev_and_go_on_exactly(done, run_here, tmp_path):

@@ -32,7 +32,7 @@ def advice(system: System, report: dict[str, Any]) -> list[str]:
     bytes are known, and the rest is taken to grow with the rows of a device."""
     config, limit = system.config, USABLE * report["hbm_bytes"]
     total, examples = report["bytes"]["total"], report["batch"]["examples"]
-    if report["at_once"] > 1:
+    if report["places"] > 1:
         return _of_trials(report, limit)
     if report["devices"] > 1 and config.mesh.preset == "replicate":
         whole = state_bytes(system, "replicate")
@@ -65,12 +65,13 @@ def advice(system: System, report: dict[str, Any]) -> list[str]:
 
 
 def _of_trials(report: dict[str, Any], limit: float) -> list[str]:
-    each = report["at_once"] // report["mesh"]["trial"]  # on a device
+    axis = report["mesh"]["trial"]
+    each = report["places"] // axis  # on a device
     most = int(limit / (report["bytes"]["total"] / each))
     if most < 1:
         return ["no trial fits: a smaller batch, or more chips a trial by --config.mesh.trial"]
     if not report["fits"]:
-        return [f"--config.trial.width={most} fits by estimate"]
+        return [f"--config.trial.at_once={most * axis} fits by estimate; the others then wait"]
     return [f"up to about {most:,} trials at once on a chip fit by estimate"]
 
 
@@ -84,11 +85,14 @@ def _size(count: float | None) -> str:
     return f"{count:.2f} GiB"
 
 
-def _at_once(report: dict[str, Any]) -> list[str]:
+def _of_places(report: dict[str, Any]) -> list[str]:
+    places, in_step = report["places"], report["in_step"]
     if report["trials"] == 1:
         return []
-    waves = report["trials"] // report["at_once"]
-    line = f"  trials       {report['trials']}, {report['at_once']} of them in a step"
+    line = f"  trials       {report['trials']}, "
+    line += f"{places} of them at a time, " if places < report["trials"] else ""
+    line += f"{in_step} of them in a step"
+    waves = places // in_step
     return [f"{line}; the others in {waves - 1} steps more" if waves > 1 else line]
 
 
@@ -102,7 +106,7 @@ def table(report: dict[str, Any]) -> str:
         f"{report['topology']}{slices}: {report['devices']} chips; mesh {mesh}; preset "
         f"{report['preset']}",
         *(f"  assumed      {line}" for line in report["assumed"]),
-        *_at_once(report),
+        *_of_places(report),
         f"  batch        {made['examples']:,} examples in {made['rows']:,} rows of "
         f"{made['row_length']} tokens",
         f"  compiled in  {report['compile_s']:.0f} s"

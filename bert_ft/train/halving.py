@@ -66,6 +66,15 @@ class Places:
         out[[k for k, _, end in self.seats() if step < end]] = True
         return out
 
+    def recorded(self, step: int, every: int) -> np.ndarray:
+        """bool (trials,): those that have a place and of which `step`, the last of the program's,
+        is recorded: each multiple of `every` steps of its own, and its end."""
+        out = np.zeros(len(self.steps), bool)
+        for k in self.trial:
+            age = self.age(k, step)
+            out[k] = age % max(1, every) == 0 or age == self.steps[k]
+        return out
+
     def last(self) -> int:
         """The step at which no trial that has a place has anything left to do."""
         return max(end for _, _, end in self.seats())

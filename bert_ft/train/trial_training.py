@@ -161,6 +161,7 @@ class Training:
 
     def step(self, step: int, batches: list[dict[str, jax.Array] | None]) -> None:
         group, live, metrics = self.group, self.places.live(step), []
+        due = self.places.recorded(step + 1, self.system.config.log.every_steps) & live
         tokens = [
             group.plans[k].tokens(self.places.age(k, step)) for k in map(int, np.flatnonzero(live))
         ]
@@ -174,6 +175,7 @@ class Training:
                 step + 1,
                 metrics,
                 live=live,
+                due=due,
                 examples=self.system.config.train.batch_size * len(tokens),
                 tokens=sum(tokens),
             )

@@ -37,7 +37,8 @@ class _Pending:
     metrics: Any  # a dict, or of trials [(which, dict), …]
     examples: int
     tokens: int
-    live: np.ndarray | None = None  # of trials, those that have done this step
+    live: np.ndarray | None = None  # of trials, those that have done this step …
+    due: np.ndarray | None = None  # … and those of them for which it is to be recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,14 +154,16 @@ class Writer:
         waves: Waves,
         *,
         live: np.ndarray,
+        due: np.ndarray,
         examples: int,
         tokens: int,
     ) -> dict[str, Any] | None:
         """As `train`, for several trials: metrics of some of them at a time, scalars of one or
-        arrays of as many as are named. `live` bool [K]: those that have done this step; nothing is
-        written of the others, whose values are NaN in what is returned, arrays [K]."""
+        arrays of as many as are named. `live` bool [K]: those that have done this step; the
+        values of the others are NaN in what is returned, arrays [K]. `due` bool [K]: those of which
+        it is recorded, since each counts its own steps."""
         done = self._fetch()
-        self._pending = _Pending(step, waves, examples, tokens, live)
+        self._pending = _Pending(step, waves, examples, tokens, live, due)
         return done
 
     def scalars(self, step: int, values: dict[str, Any], live: np.ndarray | None = None) -> None:
@@ -250,14 +253,16 @@ class Writer:
         self._first_mark = self._first_mark or mark
         self._written_mark = self._written_mark or mark
         named = {f"train/{n}": value for n, value in metrics.items()}
-        if pending.step % self._every_steps == 0 or pending.step == self._total_steps:
-            values = _flatten(named, pending.live)
+        regular = pending.step % self._every_steps == 0 or pending.step == self._total_steps
+        due = regular if pending.due is None else pending.due.any()
+        values = _flatten(named, pending.due) if due else []
+        if regular:
             if mark is not self._written_mark:
                 examples_per_s, tokens_per_s = mark.rates_since(self._written_mark)
                 values.append(("train/examples_per_s", None, examples_per_s))
                 values.append(("train/tokens_per_s", None, tokens_per_s))
             self._written_mark = mark
-            self._write(pending.step, values)
+        self._write(pending.step, values)
         if self._progress is not None:
             loss = float(np.nanmean(named.get("train/loss", np.nan)))
             self._progress.show(mark.step, f"loss {loss:.4f}{self._pace(mark)}")
