@@ -130,6 +130,20 @@ def test_trials_that_wait_without_dev_and_go_on_exactly(done, run_here, tmp_path
     assert again.result["params_sha256"] == before["params_sha256"]
 
 
+def test_a_wave_of_stacked_trials_gives_all_its_places_away(done, run_here, tmp_path):
+    run, flags = done
+    more = ("--config.trial.at_once=2", "--config.trial.width=2")
+    wide = run_here(tmp_path / "wide", *flags, *more).ok()
+    assert wide.err.count("begins at step 6") == 2
+    for k in range(4):
+        here, there = (
+            {x["step"]: x["value"] for x in read_jsonl(w / f"trials/{k}/metrics.jsonl")
+             if x["name"] == "train/loss"}
+            for w in (wide.workdir, run.workdir)
+        )  # fmt: skip
+        assert here == pytest.approx(there, abs=1e-3)
+
+
 def test_stacked_trials_learn_the_same(done, run_here, tmp_path):
     run, flags = done
     wide = run_here(tmp_path / "wide", *flags, "--config.trial.width=4").ok()

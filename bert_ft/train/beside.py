@@ -3,7 +3,7 @@ the same for all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bert_ft.errors import InputError
@@ -32,15 +32,18 @@ class Beside:
     def _together(self, each: list[Any]) -> Any:
         return each[0] if self.alike else fleet.stack(each, self.mesh)
 
-    def begin(self, k: int, w: int, frozen: Any) -> None:
-        """A trial begins in a wave, in the place that it has by now."""
-        digest = frozen_digest(frozen)
-        same = next((other for other, known in self.digests.items() if known == digest), None)
-        self._frozen[k] = frozen if same is None else self._frozen[same]
-        self.digests[k], each = digest, self._here(w)
+    def begin(self, w: int, frozen: Mapping[int, Any]) -> None:
+        """Trials begin in a wave, in the places that they have by now; `frozen` of each."""
+        for k, own in frozen.items():
+            digest = frozen_digest(own)
+            same = next((other for other, known in self.digests.items() if known == digest), None)
+            self._frozen[k] = own if same is None else self._frozen[same]
+            self.digests[k] = digest
+        each = self._here(w)
         if self.alike and any(one is not each[0] for one in each):
+            numbers = ", ".join(str(self.group.numbers[k]) for k in frozen)
             raise InputError(
-                f"trial {self.group.numbers[k]} freezes other weights than those beside it, of a "
+                f"trial {numbers} freezes other weights than those beside it, of a "
                 "model that begins from nothing; accepted: config.model.pretrained, or "
                 "trial.width=1"
             )

@@ -267,19 +267,22 @@ class Training:
     def fill(self, step: int, kept: list[Any]) -> bool:
         """Begins the trials that wait where there is room; whether there was."""
         moved = self.places.fill(step)
-        for place, old, new in moved:
-            if old not in self.places.stopped and not self.keep_best:
-                self.keep(old, kept[place])
-            self.bests[old].wait()
-            with phases.within("restoring", f"the start of trial {self.group.numbers[new]}"):
-                begun = fresh_trial(self.group, new, quiet)
-            w, wave = next(x for x in enumerate(self.group.waves) if place in x[1])
-            trials = fleet.unstack(self.state[w], len(wave))
-            trials[place - wave.start] = alone(begun)
-            self.state[w] = fleet.stack(trials, self.system.mesh)
-            self.beside.begin(new, w, begun.state.frozen)
-            where = self.group.numbers[old]
-            self.writer.say(f"{self.named(new)} begins at step {step} in the place of {where}")
+        for w, wave in enumerate(self.group.waves):
+            here = [one for one in moved if one[0] in wave]
+            trials = fleet.unstack(self.state[w], len(wave)) if here else []
+            frozen = {}
+            for place, old, new in here:
+                if old not in self.places.stopped and not self.keep_best:
+                    self.keep(old, kept[place])
+                self.bests[old].wait()
+                with phases.within("restoring", f"the start of trial {self.group.numbers[new]}"):
+                    begun = fresh_trial(self.group, new, quiet)
+                trials[place - wave.start], frozen[new] = alone(begun), begun.state.frozen
+                where = self.group.numbers[old]
+                self.writer.say(f"{self.named(new)} begins at step {step} in the place of {where}")
+            if here:
+                self.state[w] = fleet.stack(trials, self.system.mesh)
+                self.beside.begin(w, frozen)
         return bool(moved)
 
     def keep(self, k: int, kept: Any) -> None:
