@@ -64,12 +64,14 @@ def soups(
     formed: Callable[[Any], Any],
     about: Mapping[str, Any],
     metric: str,
+    dev_scores: Mapping[int, float],
     programs: Programs,
     workdir: Path,
 ) -> dict[str, list[int]]:
     """Leaves a finished run of the uniform soup, and with a dev set of the greedy one, in
     WORKDIR/trials; {its name: the numbers of its members}. `members`: {place in the group: what is
-    trained}, of which `formed` makes what the model is given; `about` goes beside what is kept."""
+    trained}, of which `formed` makes what the model is given; `dev_scores`: the metric of each on
+    dev, where there is one; `about` goes beside what is kept."""
     system, places, params = group.systems[0], list(members), list(members.values())
     found = {UNIFORM: places}
     if "dev" in system.sets:
@@ -77,7 +79,8 @@ def soups(
         def dev(one: Any) -> float:
             return merit(metric, score_set(system, programs, formed(one), "dev")[metric])
 
-        found[GREEDY] = [places[i] for i in greedy(params, [dev(one) for one in params], dev)]
+        known = [merit(metric, dev_scores[k]) for k in places]
+        found[GREEDY] = [places[i] for i in greedy(params, known, dev)]
     for name, chosen in found.items():
         folder = workdir / "trials" / name
         soup = mean_of([members[k] for k in chosen])
@@ -100,13 +103,14 @@ def together(
     full: Callable[[int, Any, int], Any],
     digests: set[str],
     metric: str,
+    dev_scores: Mapping[int, float],
     programs: Programs,
     workdir: Path,
 ) -> dict[str, Any]:
     """What `gather` reads: scores of the mean prediction, members of the soups. `full` makes what
-    the model is given of a trial, of what is kept of it, at a step. Soups are cooked of what is
-    trained: frozen weights that differ (`digests`), those of models begun anew, have no mean that
-    anything was trained beside."""
+    the model is given of a trial, of what is kept of it, at a step; `dev_scores` as of `soups`.
+    Soups are cooked of what is trained: frozen weights that differ (`digests`), those of models
+    begun anew, have no mean that anything was trained beside."""
     each = [full(k, kept, group.steps[k]) for k, kept in members.items()]
     found = averaged(group, each, programs)
     of: dict[str, list[int]] = {}
@@ -116,5 +120,6 @@ def together(
         def formed(kept: Any) -> Any:
             return full(first, kept, group.steps[first])
 
-        of = soups(group, members, formed, {"frozen": digest}, metric, programs, workdir)
+        by = metric, dev_scores, programs
+        of = soups(group, members, formed, {"frozen": digest}, *by, workdir)
     return {"mean_prediction": found, "soups": of}

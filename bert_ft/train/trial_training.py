@@ -296,6 +296,7 @@ class Training:
         here = dict(zip(self.places.trial, self.kept(), strict=True))
         self.state = []  # what follows needs no moments
         members: dict[int, Any] = {}
+        dev_scores: dict[int, float] = {}
         self.writer.flush()
         for k, system in enumerate(group.systems):
             folder, begun = self.folders[k], self.places.begun[k] or 0
@@ -316,6 +317,7 @@ class Training:
             if "dev" in system.sets:
                 known = self.scores.get(k) if step == group.steps[k] else None
                 own["dev"] = known or score_set(system, self.evaluators, params, "dev")
+                dev_scores[k] = own["dev"][self.metric]
             if k not in self.places.lost and self.system.config.trial.ensembles:
                 members[k] = kept
             system, own = tune(system, params, own, self.evaluators, folder)
@@ -325,7 +327,7 @@ class Training:
             conclude(system, params, step, own, costs, self.evaluators, folder, quiet)
         if len(members) > 1:
             digests, folder = {self.beside.digests[k] for k in members}, self.folders[0].parent
-            by = self.metric, self.evaluators, folder.parent
+            by = self.metric, dev_scores, self.evaluators, folder.parent
             together = ensemble.together(group, members, self.full, digests, *by)
             if jax.process_index() == 0:
                 write_json(folder / "together.json", together)
