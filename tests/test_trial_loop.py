@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from conftest import read_jsonl
 
+from bert_ft.train.gather import collapsed
+from bert_ft.train.record import write_lines
+
 STEPS = "--config.train.steps=6"
 TRIALS = {"seed": [1, 2], "learning_rate": [1e-3, 3e-3]}
 
@@ -92,6 +95,15 @@ def test_trials_go_on_exactly(done, run_here, tmp_path):
     run_here(tmp_path / "cut", *flags, of({"seed": [1, 2]})).refused("config.trials has changed")
 
 
+def test_what_trials_are_worth_together_is_done_again_where_it_is_missing(done, run_here, tmp_path):
+    run, flags = done
+    shutil.copytree(run.workdir, tmp_path / "cut")
+    for later in ("trials/together.json", "result.json"):
+        (tmp_path / "cut" / later).unlink()
+    again = run_here(tmp_path / "cut", *flags).ok()
+    assert again.result["ensembles"] == run.result["ensembles"] != {}
+
+
 def test_trials_that_wait_are_the_same_once_they_begin(done, run_here, tmp_path):
     run, flags = done
     more = ("--config.trial.at_once=3", "--config.log.every_steps=4")
@@ -163,6 +175,22 @@ def test_what_cannot_share_a_program_has_its_own(run_here, tmp_path):
         if line["name"] == "train/loss":
             steps[line["trial"]] = max(line["step"], steps.get(line["trial"], 0))
     assert steps == {0: 6, 1: 6, 2: 4}
+
+
+@pytest.mark.parametrize(
+    ("right", "fell", "why"), [(70, 0.0, "has not fallen"), (70, 0.1, ""), (72, 0.0, "")]
+)
+def test_a_trial_that_has_learnt_nothing_is_named(tmp_path, right, fell, why):
+    # Of 120 rows of two labels 60 are right by chance; two standard errors are sqrt(120) = 10.95.
+    said = [
+        {"text": "a\x85b\u2028", "prediction": "ab"[i % 2], "label": "ab"[(i % 2) ^ (i >= right)]}
+        for i in range(120)
+    ]
+    write_lines(tmp_path / "predictions" / "test.jsonl", said)
+    losses = [0.7 - fell * (step > 50) for step in range(1, 101)]
+    write_lines(tmp_path / "metrics.jsonl", (
+        {"step": i, "name": "train/loss", "value": v} for i, v in enumerate(losses)))  # fmt: skip
+    assert why in collapsed(tmp_path) and bool(why) == bool(collapsed(tmp_path))
 
 
 def test_predict_and_export_choose_a_trial(done, run_here, tmp_path):

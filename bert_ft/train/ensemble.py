@@ -111,6 +111,8 @@ def together(
     the model is given of a trial, of what is kept of it, at a step; `dev_scores` as of `soups`.
     Soups are cooked of what is trained: frozen weights that differ (`digests`), those of models
     begun anew, have no mean that anything was trained beside."""
+    if len(members) < 2:
+        return {"mean_prediction": None, "soups": {}}
     each = [full(k, kept, group.steps[k]) for k, kept in members.items()]
     found = averaged(group, each, programs)
     of: dict[str, list[int]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from bert_ft import config as defaults
 from bert_ft.config import config_hash
 from bert_ft.errors import InputError
 from bert_ft.evals.merit import merit
-from bert_ft.evals.report import write_report
+from bert_ft.evals.report import read_rows, write_report
 from bert_ft.train import record
 from bert_ft.train.sinks import read_metrics
 from bert_ft.varying import Settings, said
 
 STOPPED = "stopped.json"  # in the place of result.json, of a trial that was stopped early
+TOGETHER = "trials/together.json"  # of a workdir: what its trials are worth together
 STUCK = 0.05  # a train loss that has not fallen by this share has learnt nothing
 
 
@@ -74,7 +76,7 @@ def gather(config: ConfigDict, workdir: Path, settings: Sequence[Settings]) -> l
     folders = [trial_dir(workdir, k) for k in range(len(settings))]
     stops = [_read(f / STOPPED) for f in folders]
     results = [_read(f / "result.json") for f in folders]
-    result = combined(config, settings, results, stops, [_collapsed(f) for f in folders])
+    result = combined(config, settings, results, stops, [collapsed(f) for f in folders])
     result["ensembles"] = _ensembles(workdir)
     record.write_json(workdir / "result.json", result)
     best = folders[result["best_trial"] or 0] / "predictions" / "test.jsonl"
@@ -149,7 +151,7 @@ def combined(
 
 def _ensembles(workdir: Path) -> dict[str, Any]:
     """{name: {'members', and SET/METRIC: value}}."""
-    path = workdir / "trials" / "together.json"
+    path = workdir / TOGETHER
     if not path.exists():
         return {}
     together, out = json.loads(path.read_text()), {}
@@ -165,15 +167,19 @@ def _ensembles(workdir: Path) -> dict[str, Any]:
     return out
 
 
-def _collapsed(folder: Path) -> str:
-    """Why a trial has learnt nothing, or ''."""
-    path = folder / "predictions" / "test.jsonl"
-    if path.exists():
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-        said = {str(row.get("prediction")) for row in rows}
-        known = {str(row.get("label")) for row in rows}
-        if len(rows) > 1 and len(said) == 1 and len(known) > 1:
-            return f"predicts {said.pop()!r} for all rows"
+def collapsed(folder: Path) -> str:
+    """Why a trial has learnt nothing, or ''. One whose loss has hardly fallen but which is right
+    more often than the commonest label is, by two standard errors, has."""
+    rows = read_rows(folder / "predictions" / "test.jsonl")
+    said = [str(row.get("prediction")) for row in rows]
+    known = [str(row.get("label")) for row in rows]
+    if len(rows) > 1 and len({*said}) == 1 and len({*known}) > 1:
+        return f"predicts {said[0]!r} for all rows"
+    if rows:
+        right = np.mean([a == b for a, b in zip(said, known, strict=True)])
+        common = max(Counter(known).values()) / len(rows)
+        if right > common + 2 * np.sqrt(common * (1 - common) / len(rows)):
+            return ""
     metrics = folder / "metrics.jsonl"
     losses = [
         line["value"]

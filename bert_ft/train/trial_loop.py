@@ -20,7 +20,7 @@ from bert_ft.config import flat
 from bert_ft.errors import EXIT_DONE, InputError
 from bert_ft.train import phases
 from bert_ft.train.finish import evaluate, require_metric
-from bert_ft.train.gather import STOPPED, gather, is_done, merged_metrics, trial_dir
+from bert_ft.train.gather import STOPPED, TOGETHER, gather, is_done, merged_metrics, trial_dir
 from bert_ft.train.group import (
     Group,
     Prune,
@@ -65,7 +65,8 @@ def run_trials(
     )
     for number, numbers in enumerate(numbers_of):
         folder = workdir / f"group_{number}" if several else workdir
-        if all(is_done(trial_dir(workdir, k)) for k in numbers):
+        over = not config.trial.ensembles or (workdir / TOGETHER).exists()
+        if over and all(is_done(trial_dir(workdir, k)) for k in numbers):
             continue
         if several:
             say(f"group {number}: {'; '.join(said(settings[k]) for k in numbers)}")

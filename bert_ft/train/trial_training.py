@@ -21,7 +21,7 @@ from bert_ft.train import ensemble, fleet, optim, phases, preemption
 from bert_ft.train.beside import Beside
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, score_set, tune
-from bert_ft.train.gather import STOPPED, own_metrics
+from bert_ft.train.gather import STOPPED, TOGETHER, own_metrics
 from bert_ft.train.group import (
     Group,
     Prune,
@@ -325,12 +325,12 @@ class Training:
             if first < group.steps[k]:
                 costs = {"speed": speed(group.plans[k], first, compiles, self.clock)}
             conclude(system, params, step, own, costs, self.evaluators, folder, quiet)
-        if len(members) > 1:
-            digests, folder = {self.beside.digests[k] for k in members}, self.folders[0].parent
-            by = self.metric, dev_scores, self.evaluators, folder.parent
+        if self.system.config.trial.ensembles:
+            digests, workdir = {self.beside.digests[k] for k in members}, self.folders[0].parents[1]
+            by = self.metric, dev_scores, self.evaluators, workdir
             together = ensemble.together(group, members, self.full, digests, *by)
-            if jax.process_index() == 0:
-                write_json(folder / "together.json", together)
+            if jax.process_index() == 0:  # the last of all: without it the run is not over
+                write_json(workdir / TOGETHER, together)
 
 
 def _defined(value: float) -> float | None:
