@@ -381,7 +381,7 @@ def test_preflight_without_a_tpu(run_cli, tmp_path):
     keys = "topology devices compile_s bytes hbm_bytes fits collectives flops_per_step bound"
     assert set(keys.split()) <= set(report)
     assert report["topology"] == "v5e:2x2" and report["devices"] == 4 and report["fits"]
-    assert {"arguments", "outputs", "temporaries", "total"} == set(report["bytes"])
+    assert {"arguments", "outputs", "temporaries", "others", "total"} == set(report["bytes"])
     assert {"ms", "mfu", "examples_per_s"} <= set(report["bound"])
     assert 0 < report["bound"]["mfu"] <= 1
     [reduction] = report["collectives"]

@@ -16,3 +16,8 @@ def merit(metric: str, value: float | None) -> float:
     if value is None or math.isnan(value):
         return -math.inf
     return -value if lower_is_better(metric) else value
+
+
+def defined(value: float) -> float | None:
+    """None for NaN."""
+    return None if math.isnan(value) else value

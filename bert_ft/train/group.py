@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft import trials
 from bert_ft.data.batches import BatchPlan, in_waves
-from bert_ft.errors import InputError
+from bert_ft.errors import InputError, NotFinite
 from bert_ft.tasks.registry import make_task
 from bert_ft.train import fleet, optim, phases
 from bert_ft.train.checkpoint import Checkpoints
@@ -31,7 +32,7 @@ from bert_ft.train.start import (
 )
 from bert_ft.train.step import Programs
 from bert_ft.train.system import System
-from bert_ft.varying import NAMES, VARYING, Settings
+from bert_ft.varying import NAMES, VARYING, Settings, said
 
 # Trials that a device computes at once, by platform: on a CPU one after the other is as fast
 # (experiments/trials), on the others a small batch leaves most of the chip idle.
@@ -283,3 +284,23 @@ def group_meta(group: Group) -> dict[str, Any]:
 def varied(group: Group, k: int) -> Settings:
     """What distinguishes a trial of a group."""
     return group_meta(group)["trials"][k]
+
+
+def named(group: Group, k: int) -> str:
+    return f"trial {group.numbers[k]} ({said(varied(group, k))})"
+
+
+def note_lost(
+    group: Group, places: Places, loss: np.ndarray, step: int, say: Callable[[str], None]
+) -> None:
+    """Notes the trials whose loss (trials,) in the program's step before `step` is not finite;
+    raises NotFinite where it is so in all that were not stopped."""
+    lost = places.lost
+    for k in map(int, np.flatnonzero(~np.isfinite(loss) & places.live(step - 1))):
+        if k not in lost:
+            lost[k] = step
+            say(f"{named(group, k)}: loss is not finite at step {step}")
+    if len(lost.keys() | places.stopped.keys()) == len(group) and lost:
+        k, plan = [*lost][-1], group.plans[[*lost][-1]]
+        rows = np.asarray(plan.data.row[plan.examples(places.age(k, lost[k]) - 1)])
+        raise NotFinite(step, [int(r) for r in rows])

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 
 from bert_ft.data.prefetch import prefetch
-from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, NotFinite, Preempted
-from bert_ft.evals.merit import merit
+from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, Preempted
+from bert_ft.evals.merit import defined, merit
 from bert_ft.train import ensemble, fleet, optim, phases, preemption
 from bert_ft.train.beside import Beside
 from bert_ft.train.checkpoint import Checkpoints
@@ -29,15 +29,15 @@ from bert_ft.train.group import (
     alone,
     fresh_trial,
     group_meta,
+    named,
+    note_lost,
     programs_of,
     quiet,
-    varied,
 )
 from bert_ft.train.record import StepClock, old_costs, speed, summary, write_json
 from bert_ft.train.start import abstract_state, full, meta, reported
 from bert_ft.train.step import CompileCount
 from bert_ft.train.writer import Writer
-from bert_ft.varying import said
 
 
 class Training:
@@ -74,8 +74,7 @@ class Training:
         self.scores: dict[int, dict[str, float]] = {}  # on dev, of trials at their end
         self.clock = StepClock()
 
-    def trials(self) -> list[fleet.Trial]:
-        """Of each place."""
+    def trials(self) -> list[fleet.Trial]:  # of each place
         return [
             one
             for wave, state in zip(self.group.waves, self.state, strict=True)
@@ -183,22 +182,8 @@ class Training:
         phases.stepped()
 
     def look(self, metrics: dict[str, np.ndarray] | None, step: int) -> None:
-        """Notes the trials whose loss is not finite; raises NotFinite where it is so in all that
-        were not stopped."""
-        if metrics is None:
-            return
-        live, lost = self.places.live(step - 1), self.places.lost
-        for k in map(int, np.flatnonzero(~np.isfinite(metrics["loss"]) & live)):
-            if k not in lost:
-                lost[k] = step
-                self.writer.say(f"{self.named(k)}: loss is not finite at step {step}")
-        if len(lost.keys() | self.places.stopped.keys()) == len(self.group) and lost:
-            k, plan = [*lost][-1], self.group.plans[[*lost][-1]]
-            rows = np.asarray(plan.data.row[plan.examples(self.places.age(k, lost[k]) - 1)])
-            raise NotFinite(step, [int(r) for r in rows])
-
-    def named(self, k: int) -> str:
-        return f"trial {self.group.numbers[k]} ({said(varied(self.group, k))})"
+        if metrics is not None:
+            note_lost(self.group, self.places, metrics["loss"], step, self.writer.say)
 
     def save(self, step: int, assessed: bool = True) -> None:
         self.look(self.writer.flush(), step)
@@ -249,20 +234,20 @@ class Training:
             values = np.full(len(group), np.nan)
             values[list(scores)] = [own[name] for own in scores.values()]
             self.writer.scalars(step, {f"dev/{name}": values}, live)
-        defined = {k: _defined(own[self.metric]) for k, own in scores.items()}
+        values = {k: defined(own[self.metric]) for k, own in scores.items()}
         for place in due:
             k = places.trial[place]
-            value, age = merit(self.metric, defined[k]), places.age(k, step)
+            value, age = merit(self.metric, values[k]), places.age(k, step)
             if self.keep_best and (self.best[k][0] < 0 or value > self.best[k][1]):
                 self.best[k] = age, value
                 self.bests[k].save_best(age, kept[place], self.about(k), value)
             if age == group.steps[k]:
                 self.scores[k] = scores[k]
-            elif self.prune and self.prune(group.numbers[k], age, defined[k]):
-                places.stop(k, step, defined[k])
-        places.judge(step, {k: v for k, v in defined.items() if k not in places.stopped})
+            elif self.prune and self.prune(group.numbers[k], age, values[k]):
+                places.stop(k, step, values[k])
+        places.judge(step, {k: v for k, v in values.items() if k not in places.stopped})
         for k in scores.keys() & places.stopped.keys():
-            self.writer.say(f"{self.named(k)}: stopped after {places.age(k, step)} steps")
+            self.writer.say(f"{named(self.group, k)}: stopped after {places.age(k, step)} steps")
 
     def fill(self, step: int, kept: list[Any]) -> bool:
         """Begins the trials that wait where there is room; whether there was."""
@@ -279,7 +264,9 @@ class Training:
                     begun = fresh_trial(self.group, new, quiet)
                 trials[place - wave.start], frozen[new] = alone(begun), begun.state.frozen
                 where = self.group.numbers[old]
-                self.writer.say(f"{self.named(new)} begins at step {step} in the place of {where}")
+                self.writer.say(
+                    f"{named(self.group, new)} begins at step {step} in the place of {where}"
+                )
             if here:
                 self.state[w] = fleet.stack(trials, self.system.mesh)
                 self.beside.begin(w, frozen)
@@ -331,7 +318,3 @@ class Training:
             together = ensemble.together(group, members, self.full, digests, *by)
             if jax.process_index() == 0:  # the last of all: without it the run is not over
                 write_json(workdir / TOGETHER, together)
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -26,8 +26,6 @@ from bert_ft.train.sinks import MetricsFile, Scalar, Sink, TensorBoard, WandB
 RATE_WINDOW_STEPS = 50
 # What a run adds to while it lasts; under a gs:// workdir `flush` brings it there.
 GROWING = ("metrics.jsonl", "log.txt", "tensorboard", "wandb_id.txt")
-
-
 Waves = Sequence[tuple[Sequence[int], dict[str, Any]]]  # metrics of some trials, and which
 
 
