@@ -234,18 +234,18 @@ class Training:
             values = np.full(len(group), np.nan)
             values[list(scores)] = [own[name] for own in scores.values()]
             self.writer.scalars(step, {f"dev/{name}": values}, live)
-        values = {k: defined(own[self.metric]) for k, own in scores.items()}
+        merits = {k: defined(own[self.metric]) for k, own in scores.items()}
         for place in due:
             k = places.trial[place]
-            value, age = merit(self.metric, values[k]), places.age(k, step)
+            value, age = merit(self.metric, merits[k]), places.age(k, step)
             if self.keep_best and (self.best[k][0] < 0 or value > self.best[k][1]):
                 self.best[k] = age, value
                 self.bests[k].save_best(age, kept[place], self.about(k), value)
             if age == group.steps[k]:
                 self.scores[k] = scores[k]
-            elif self.prune and self.prune(group.numbers[k], age, values[k]):
-                places.stop(k, step, values[k])
-        places.judge(step, {k: v for k, v in values.items() if k not in places.stopped})
+            elif self.prune and self.prune(group.numbers[k], age, merits[k]):
+                places.stop(k, step, merits[k])
+        places.judge(step, {k: v for k, v in merits.items() if k not in places.stopped})
         for k in scores.keys() & places.stopped.keys():
             self.writer.say(f"{named(self.group, k)}: stopped after {places.age(k, step)} steps")
 
