@@ -80,6 +80,8 @@ def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:
     if t.space or t.samples:
         both = "both or neither: so many trials are drawn from the space"
         require(bool(t.space) == bool(t.samples), "trial.samples", t.samples, both)
+        places = "0 where trial.halving is 0: draws take the places of those that it stops"
+        require(t.halving > 0, "trial.samples", t.samples, places)
         check_space(c, parsed(t.space, "config.trial.space"), "config.trial.space", mode)
     full = f"a multiple of mesh.trial ({c.mesh.trial}), or 0 (all)"
     require(t.at_once >= 0 and t.at_once % c.mesh.trial == 0, "trial.at_once", t.at_once, full)

@@ -122,10 +122,10 @@ def combined(
     # Rates of a step that all trials are in: there is none where some were stopped, had to wait, or
     # had a program, and so a clock, of their own.
     clocks = {r["speed"].get("step_ms_p50") for r in ended}
-    together = not any(stops) and not config.trial.at_once and len(clocks) == 1
+    in_one_step = not any(stops) and not config.trial.at_once and len(clocks) == 1
     rates: dict[str, float | None] = {}
     for name in ("examples_per_s", "tokens_per_s"):
-        own = [r["speed"][name] for r in ended if together]
+        own = [r["speed"][name] for r in ended if in_one_step]
         rates[name] = sum(own) if own and all(own) else None
     return {
         **first,

@@ -301,6 +301,7 @@ def note_lost(
             lost[k] = step
             say(f"{named(group, k)}: loss is not finite at step {step}")
     if len(lost.keys() | places.stopped.keys()) == len(group) and lost:
-        k, plan = [*lost][-1], group.plans[[*lost][-1]]
-        rows = np.asarray(plan.data.row[plan.examples(places.age(k, lost[k]) - 1)])
+        last = [*lost][-1]
+        plan, age = group.plans[last], places.age(last, lost[last])
+        rows = np.asarray(plan.data.row[plan.examples(age - 1)])
         raise NotFinite(step, [int(r) for r in rows])

@@ -74,7 +74,8 @@ class Training:
         self.scores: dict[int, dict[str, float]] = {}  # on dev, of trials at their end
         self.clock = StepClock()
 
-    def trials(self) -> list[fleet.Trial]:  # of each place
+    def trials(self) -> list[fleet.Trial]:
+        """Of each place."""
         return [
             one
             for wave, state in zip(self.group.waves, self.state, strict=True)
@@ -234,18 +235,18 @@ class Training:
             values = np.full(len(group), np.nan)
             values[list(scores)] = [own[name] for own in scores.values()]
             self.writer.scalars(step, {f"dev/{name}": values}, live)
-        merits = {k: defined(own[self.metric]) for k, own in scores.items()}
+        on_dev = {k: defined(own[self.metric]) for k, own in scores.items()}
         for place in due:
             k = places.trial[place]
-            value, age = merit(self.metric, merits[k]), places.age(k, step)
+            value, age = merit(self.metric, on_dev[k]), places.age(k, step)
             if self.keep_best and (self.best[k][0] < 0 or value > self.best[k][1]):
                 self.best[k] = age, value
                 self.bests[k].save_best(age, kept[place], self.about(k), value)
             if age == group.steps[k]:
                 self.scores[k] = scores[k]
-            elif self.prune and self.prune(group.numbers[k], age, merits[k]):
-                places.stop(k, step, merits[k])
-        places.judge(step, {k: v for k, v in merits.items() if k not in places.stopped})
+            elif self.prune and self.prune(group.numbers[k], age, on_dev[k]):
+                places.stop(k, step, on_dev[k])
+        places.judge(step, {k: v for k, v in on_dev.items() if k not in places.stopped})
         for k in scores.keys() & places.stopped.keys():
             self.writer.say(f"{named(self.group, k)}: stopped after {places.age(k, step)} steps")
 
@@ -254,8 +255,9 @@ class Training:
         moved = self.places.fill(step)
         for w, wave in enumerate(self.group.waves):
             here = [one for one in moved if one[0] in wave]
-            trials = fleet.unstack(self.state[w], len(wave)) if here else []
-            frozen = {}
+            if not here:
+                continue
+            trials, frozen = fleet.unstack(self.state[w], len(wave)), {}
             for place, old, new in here:
                 if old not in self.places.stopped and not self.keep_best:
                     self.keep(old, kept[place])
@@ -263,13 +265,10 @@ class Training:
                 with phases.within("restoring", f"the start of trial {self.group.numbers[new]}"):
                     begun = fresh_trial(self.group, new, quiet)
                 trials[place - wave.start], frozen[new] = alone(begun), begun.state.frozen
-                where = self.group.numbers[old]
-                self.writer.say(
-                    f"{named(self.group, new)} begins at step {step} in the place of {where}"
-                )
-            if here:
-                self.state[w] = fleet.stack(trials, self.system.mesh)
-                self.beside.begin(w, frozen)
+                begins = f"{named(self.group, new)} begins at step {step}"
+                self.writer.say(f"{begins} in the place of {self.group.numbers[old]}")
+            self.state[w] = fleet.stack(trials, self.system.mesh)
+            self.beside.begin(w, frozen)
         return bool(moved)
 
     def keep(self, k: int, kept: Any) -> None:

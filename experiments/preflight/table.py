@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from bert_ft import config
 from bert_ft.preflight import examine, system_for, topology_devices
 from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.record import versions
+from experiments.lines import append, read
 
 FILE = Path(__file__).with_name("table.jsonl")
 SLICES = ("v5e-8", "v4-32", "v5p-16", "v6e-16", "v5e-256")
@@ -52,10 +52,6 @@ def measure(name: str, model: str, length: int, preset: str, effort: str) -> dic
     }
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
-
-
 def cell(r: dict[str, Any] | None) -> str:
     if r is None:
         return "not compiled yet"
@@ -67,7 +63,7 @@ def cell(r: dict[str, Any] | None) -> str:
 
 
 def show() -> None:
-    done = {tuple(r[k] for k in KEY): r for r in rows()}
+    done = {tuple(r[k] for k in KEY): r for r in read(FILE)}
     print("| | | replicate | fsdp | tensor |\n|---|---|---|---|---|")
     for (model, length), name in itertools.product(CASES, SLICES):
         first = f"{model}, {length}" if name == SLICES[0] else ""
@@ -85,11 +81,10 @@ def main() -> None:
         return show()
     for (model, length), name, preset in itertools.product(CASES, SLICES, PRESETS):
         key = (name, model, length, preset, args.effort)
-        if any(tuple(r[k] for k in KEY) == key for r in rows()):
+        if any(tuple(r[k] for k in KEY) == key for r in read(FILE)):
             continue
         made = measure(*key)
-        with FILE.open("a") as f:
-            f.write(json.dumps(made) + "\n")
+        append(FILE, [made])
         print(*key, f"{made['compile_s']:.0f} s", made["bytes"]["total"], made["bound"], flush=True)
 
 

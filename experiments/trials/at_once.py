@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft.train.record import git_commit, versions
+from experiments.lines import append
 
 HERE = Path(__file__).parent
 CONFIG = "configs/sentiment.py"
@@ -79,8 +80,7 @@ def main() -> None:
     args = p.parse_args()
     base = None
     for line in measure(args.trials, args.steps, args.widths):
-        with args.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(args.results, [line])
         base = base or line["wall_s"]
         print(
             f"{line['way']}: {line['wall_s']:.0f} s, {base / line['wall_s']:.2f} x, "

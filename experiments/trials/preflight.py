@@ -18,6 +18,7 @@ from bert_ft.preflight import examine, on_devices, system_for, topology_devices
 from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.group import make_group
 from bert_ft.train.record import versions
+from experiments.lines import append, read
 
 FILE = Path(__file__).with_name("preflight.jsonl")
 SLICE, BATCH, LENGTH = "v5e-256", 32, 128
@@ -43,14 +44,10 @@ def measure(case: str) -> dict[str, Any]:
     return {"case": case, "slice": SLICE, "busy": axis * filled, **report, "versions": versions()}
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in FILE.read_text().splitlines()] if FILE.exists() else []
-
-
 def show() -> None:
     print("| | chips with real rows | a chip holds | bound of a step | examples/s, all trials |")
     print("|---|---|---|---|---|")
-    for r in rows():
+    for r in read(FILE):
         b, held = r["bound"], r["bytes"]["total"] / 2**30
         print(
             f"| {r['case']} | {r['busy']} of {r['devices']} | {held:.1f} GiB "
@@ -64,11 +61,10 @@ def main() -> None:
     if p.parse_args().show:
         return show()
     for case in CASES:
-        if any(r["case"] == case for r in rows()):
+        if any(r["case"] == case for r in read(FILE)):
             continue
         made = measure(case)
-        with FILE.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(made) + "\n")
+        append(FILE, [made])
         print(case, f"{made['compile_s']:.0f} s", made["bytes"], made["bound"], flush=True)
     show()
 

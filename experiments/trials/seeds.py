@@ -79,10 +79,14 @@ def main() -> None:
     args = p.parse_args()
     cases: dict[str, list[float]] = {}
     for task in args.tasks:
-        missing = [k for k in range(args.seeds) if not found(read(args.results), what_of(task, k))]
-        for first in range(0, 0 if args.show else len(missing), args.at_once):
+        known = read(args.results)
+        missing = [k for k in range(args.seeds) if not found(known, what_of(task, k))]
+        if args.show:
+            missing = []
+        for first in range(0, len(missing), args.at_once):
             append(args.results, run(task, missing[first : first + args.at_once], args.data))
-        every = [found(read(args.results), what_of(task, k)) for k in range(args.seeds)]
+        known = read(args.results)
+        every = [found(known, what_of(task, k)) for k in range(args.seeds)]
         lines = [line for line in every if line]
         scores = lines[0]["scores"] if lines else ()
         for name in (n for n in scores if n.split("/")[1] in TASKS[task]):
