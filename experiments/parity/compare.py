@@ -3,7 +3,8 @@
 python -m experiments.parity.compare
 
 Runs what results.jsonl does not hold yet with the same settings and versions, one run at a time,
-then prints the table and draws scores.svg.
+then prints the table and draws scores.svg. A run that fails does not end the others: its task has
+no line in the table, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -75,7 +77,8 @@ def trainers(name: str, seed: int) -> dict[str, Any]:
 
 
 def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dict[str, Any]:
-    """The line of a run, from `results` or made and added to it."""
+    """The line of a run, from `results` or made and added to it; its workdir stays without weights,
+    which would be gigabytes of all runs. Raises CalledProcessError where the run fails."""
     what = expected(name, system, seed)
     line = found(read(results), what)
     if line is None:
@@ -85,20 +88,25 @@ def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dic
         if any(line[key] != value for key, value in what.items()):
             raise RuntimeError(f"{workdir} holds another run; remove it")
         append(results, [line])
+        for weights in ("checkpoints", "best"):
+            shutil.rmtree(workdir / weights, ignore_errors=True)
     return line
 
 
 def row(name: str, runs: dict[str, Sequence[dict[str, Any]]]) -> str:
     """A task's line of the table: each system's score, and the difference in standard deviations of
     a single run (the two systems' pooled)."""
-    cells = [name, TASKS[name].score, str(runs["bert_ft"][0]["n"])]
+    counts = {r["n"] for of_one in runs.values() for r in of_one}
+    assert len(counts) == 1, f"{name}: scored on {sorted(counts)} rows, not on the same"
+    cells = [name, TASKS[name].score, str(counts.pop())]
     cells += [spread([r["score"] for r in runs[system]]) for system in SYSTEMS]
     us, them = ([r["score"] for r in runs[system]] for system in SYSTEMS)
     gap = 100 * (statistics.fmean(us) - statistics.fmean(them))
     if min(len(us), len(them)) > 1:
         pooled = 100 * math.hypot(statistics.stdev(us), statistics.stdev(them)) / math.sqrt(2)
         verdict = "" if gap >= -pooled else " **below**"
-        cells.append(f"{gap:+.2f} ({gap / pooled:+.1f} std){verdict}")
+        ratio = f" ({gap / pooled:+.1f} std)" if pooled else ""
+        cells.append(f"{gap:+.2f}{ratio}{verdict}")
     else:
         cells.append(f"{gap:+.2f}")
     return "| " + " | ".join(cells) + " |"
@@ -113,22 +121,30 @@ def main() -> None:
     p.add_argument("--workdirs", type=Path, default=Path("runs/parity"))
     args = p.parse_args()
     lines = [
-        "| task | score | n | bert_ft, packed | Trainer, grouped by length | difference |",
+        "| task | score | n | bert_ft, packed | Trainer, padded | difference |",
         "|---|---|---|---|---|---|",
     ]
-    cases = {}
+    cases, failed = {}, []
     for name in args.tasks:
-        runs = {
-            system: [one(name, system, s, args.results, args.workdirs) for s in args.seeds]
-            for system in args.systems
-        }
-        for system, lines_of in runs.items():
-            cases[f"{name}, {system}"] = [100 * r["score"] for r in lines_of]
+        runs: dict[str, list[dict[str, Any]]] = {system: [] for system in args.systems}
+        for system in args.systems:
+            for seed in args.seeds:
+                try:
+                    runs[system].append(one(name, system, seed, args.results, args.workdirs))
+                except subprocess.CalledProcessError as e:
+                    failed.append(f"{name}, {system}, seed {seed}: exit code {e.returncode}")
+        if any(len(of_one) < len(args.seeds) for of_one in runs.values()):
+            continue
+        for system, of_one in runs.items():
+            cases[f"{name}, {system}"] = [100 * r["score"] for r in of_one]
         if len(runs) == len(SYSTEMS):
             lines.append(row(name, runs))
     print("\n".join(lines))
-    plot = dot_chart("Score, %", cases, statistics.fmean, from_zero=False)
-    (HERE / "scores.svg").write_text(plot)
+    if cases:
+        plot = dot_chart("Score, %", cases, statistics.fmean, from_zero=False)
+        (HERE / "scores.svg").write_text(plot)
+    if failed:
+        sys.exit("failed: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ python -m experiments.parity.hf_trainer --task="MRPC" --seed=0 --out=FILE.jsonl
 It needs `pip install -e '.[torch]' accelerate`. Models are AutoModelFor{Sequence,Token}-
 Classification; scores are by scikit-learn, scipy and seqeval (strict, IOB2). Tags are read off the
 first sub-word of each word by argmax, the ratings of STS-B regressed as they are: as transformers'
-own examples do. Batches are grouped by length, for the time it saves. JAX is never imported.
+own examples do. Batches are drawn at random, as ours are: grouped by length they would be other
+batches, and transformers 5.24 would predict in that order too. JAX is never imported.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def make_trainer(c: ConfigDict, rows: Rows, seed: int, names: list[str], scratch
     # One output alone is a rating to transformers, and its loss the squared error.
     model = getattr(transformers, kind).from_pretrained(path, num_labels=len(names) or 1)
     collator = "DataCollatorForTokenClassification" if tagging else "DataCollatorWithPadding"
-    arguments = training_arguments(c.train, seed, scratch, "group_by_length")
+    arguments = training_arguments(c.train, seed, scratch, "random")
     return transformers.Trainer(
         model,
         arguments,
@@ -124,6 +125,11 @@ def make_trainer(c: ConfigDict, rows: Rows, seed: int, names: list[str], scratch
         data_collator=getattr(transformers, collator)(tokenizer),
         processing_class=tokenizer,
     )
+
+
+def logits_of(trainer: Any, texts: Any) -> np.ndarray:
+    """float32 (N, C), or (N, tokens, C) of tags: row i of `texts` at place i."""
+    return trainer.predict(examples(texts)).predictions
 
 
 def run(name: str, seed: int) -> dict[str, Any]:
@@ -138,7 +144,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
         trainer = make_trainer(c, training, seed, names, scratch)
         trainer.train()
         texts = tokenized(trainer.processing_class, rows, c)
-        logits = trainer.predict(examples(texts)).predictions
+        logits = logits_of(trainer, texts)
     scores = scores_of(logits, texts, rows, c, names)
     return {
         "task": name,
