@@ -35,5 +35,4 @@ def get_config(variant: str = "") -> ConfigDict:
     c.task.name, c.task.stride = "tagging", 32
     c.data.text, c.data.label = "tokens", "tags"
     c.data.train, c.data.dev, c.data.test = (DISEASES.format(s) for s in ("train", "devel", "test"))
-    c.eval.keep_best = True
     return c

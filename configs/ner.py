@@ -19,7 +19,6 @@ def get_config(variant: str = "") -> ConfigDict:
     c = config.default()
     c.task.name, c.task.stride = "tagging", 32
     c.data.text = "tokens"
-    c.eval.keep_best = True
     if variant == "":
         c.model.pretrained = "hf:bert-base-cased"
         c.data.train = "tfds:conll2003:train"

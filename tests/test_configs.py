@@ -44,6 +44,8 @@ def test_a_config_builds_and_passes_its_check(path):
     for name in names:
         made = load(path).get_config(name) if name else load(path).get_config()
         check(made)
+        chooses = made.eval.keep_best and not made.eval.every_steps
+        assert not chooses, f"{name!r}: keep_best with one score on dev keeps the last step"
         assert config.flat(made) != config.flat(config.default())
 
 
