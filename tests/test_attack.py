@@ -1,8 +1,11 @@
 """Misspellings: what an edit is, and that the greedy search finds what a small classifier hides."""
 
+import re
+
 import numpy as np
 
-from bert_ft.evals.attack import BESIDE, attack, misspelt, unbroken
+from bert_ft.data.noise import NEAR
+from bert_ft.evals.attack import attack, misspelt, unbroken
 
 GOOD = ("great", "lovely")
 
@@ -30,8 +33,7 @@ def test_edits_are_swaps_drops_additions_and_neighbouring_keys():
 
 
 def test_keys_that_touch_touch_each_other():
-    assert set(BESIDE["g"]) == set("fhtyvb") and set(BESIDE["q"]) == set("wa")
-    assert all(key in BESIDE[other] for key, near in BESIDE.items() for other in near)
+    assert all(key in NEAR[other] for key, near in NEAR.items() for other in near)
 
 
 def test_each_text_is_edited_where_it_helps_and_no_further():
@@ -69,3 +71,15 @@ def test_no_text_and_no_word():
     assert attack([], [], lambda texts: np.zeros((len(texts), 2))) == []
     (one,) = attack(["a b c 1234"], [0], lambda texts: np.tile([0.8, 0.2], (len(texts), 1)))
     assert one.text == "a b c 1234" and one.right and not one.broken
+
+
+def test_a_word_cut_to_three_letters_leaves_the_others_their_turns():
+    """Each drop costs 0.15, nothing else does; three of them break the text."""
+
+    def shortened(texts):
+        p = np.asarray([0.9 - 0.15 * len(re.findall(r"\b\w{3}\b", t)) for t in texts])
+        return np.stack([1 - p, p], axis=1)
+
+    (one,) = attack(["Good; kind view!"], [1], shortened)
+    assert one.edits == 3 and one.broken
+    assert re.fullmatch(r"G\w{1,2}; k\w{1,2} v\w{1,2}!", one.text)

@@ -14,10 +14,10 @@ config data.mixing evals.metrics evals.page data.columns data.packing data.wheel
 varying
 space
 parts trials task_checks mesh_rules train.chips evals.plots
-evals.attack evals.entities evals.ranking evals.squad
+evals.entities evals.ranking evals.squad
 data.words data.texts data.windows data.rows data.pieces data.epochs data.word_lists
 data.noise data.shots evals.acquisition
-data.augment
+data.augment evals.attack
 data_checks method_checks
 checks
 command_line evals.ranking_by_user

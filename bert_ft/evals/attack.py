@@ -17,25 +17,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from bert_ft.data.noise import NEAR
+
 Score = Callable[[Sequence[str]], np.ndarray]  # texts -> probabilities (N, C)
-_WORD = re.compile(r"[^\W\d_]{4,}")
-_KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-
-
-def _beside() -> dict[str, str]:
-    """The keys that touch a key: in its row, and above and below, each row being half a key to the
-    right of the one above."""
-    out = {}
-    for r, row in enumerate(_KEYS):
-        for c, key in enumerate(row):
-            near = [(r, c - 1), (r, c + 1), (r - 1, c), (r - 1, c + 1), (r + 1, c - 1), (r + 1, c)]
-            out[key] = "".join(
-                _KEYS[i][j] for i, j in near if 0 <= i < len(_KEYS) and 0 <= j < len(_KEYS[i])
-            )
-    return out
-
-
-BESIDE = _beside()
+_WORD = re.compile(r"([^\W\d_]{4,})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +39,7 @@ def misspelt(word: str) -> list[str]:
     found: dict[str, None] = {}
     for i in range(1, len(word) - 1):
         before, here, after = word[:i], word[i], word[i + 1 :]
-        near = BESIDE.get(here.lower(), "")
+        near = NEAR.get(here.lower(), "")
         near = near.upper() if here.isupper() else near
         if i < len(word) - 2:
             found[before + after[0] + here + after[1:]] = None
@@ -73,28 +58,30 @@ def attack(
     label = np.asarray(labels, np.int64)
     clean = score(texts)
     right = clean.argmax(axis=1) == label
-    now, chance = list(texts), clean[np.arange(len(texts)), label]
+    # Gaps and words in turn: a word stays one when an edit leaves it with three letters.
+    now, chance = [_WORD.split(text) for text in texts], clean[np.arange(len(texts)), label]
     broken, done = np.zeros(len(texts), bool), np.zeros(len(texts), np.int64)
-    order = _by_importance(texts, label, right, score)
+    order = _by_importance(now, label, right, score)
     for turn in range(edits):
         tries = {
-            int(i): _candidates(texts[int(i)], now[i], order[i], turn)
+            int(i): (order[i][turn], misspelt(now[i][order[i][turn]]))
             for i in np.flatnonzero(right & ~broken)
             if turn < len(order[i])
         }
-        flat = [text for options in tries.values() for text in options]
+        flat = [_with(now[i], at, word) for i, (at, words) in tries.items() for word in words]
         if not flat:
             continue
-        scored, at = score(flat), 0
-        for i, options in tries.items():
-            own = scored[at : at + len(options)]
-            at += len(options)
-            worst = int(own[:, label[i]].argmin()) if options else 0
-            if not options or own[worst, label[i]] >= chance[i]:
+        scored, first = score(flat), 0
+        for i, (at, words) in tries.items():
+            own = scored[first : first + len(words)]
+            first += len(words)
+            worst = int(own[:, label[i]].argmin())
+            if own[worst, label[i]] >= chance[i]:
                 continue
-            now[i], chance[i], done[i] = options[worst], own[worst, label[i]], done[i] + 1
+            now[i][at], chance[i], done[i] = words[worst], own[worst, label[i]], done[i] + 1
             broken[i] = own[worst].argmax() != label[i]
-    results = zip(now, done.tolist(), right.tolist(), broken.tolist(), strict=True)
+    left = ["".join(pieces) for pieces in now]
+    results = zip(left, done.tolist(), right.tolist(), broken.tolist(), strict=True)
     return [Attacked(*one) for one in results]
 
 
@@ -104,28 +91,20 @@ def unbroken(found: Sequence[Attacked]) -> float:
 
 
 def _by_importance(
-    texts: Sequence[str], label: np.ndarray, right: np.ndarray, score: Score
+    pieces: Sequence[list[str]], label: np.ndarray, right: np.ndarray, score: Score
 ) -> list[list[int]]:
-    """The words of each text that is worth an attack, by number, the most important first."""
-    words = [
-        [m.span() for m in _WORD.finditer(text)] if ok else []
-        for text, ok in zip(texts, right, strict=True)
-    ]
-    without = [t[:a] + t[b:] for t, own in zip(texts, words, strict=True) for a, b in own]
+    """The places of the words of each text that is worth an attack, the most important first."""
+    places = [range(1, len(p), 2) if ok else () for p, ok in zip(pieces, right, strict=True)]
+    without = [_with(p, at, "") for p, own in zip(pieces, places, strict=True) for at in own]
     left = score(without) if without else np.zeros((0, 1))
-    out, at = [], 0
-    for i, own in enumerate(words):
-        chance = left[at : at + len(own), label[i]] if own else np.zeros(0)
-        at += len(own)
-        out.append(np.argsort(chance, kind="stable").tolist())
+    out, first = [], 0
+    for i, own in enumerate(places):
+        chance = left[first : first + len(own), label[i]] if own else np.zeros(0)
+        first += len(own)
+        out.append([own[k] for k in np.argsort(chance, kind="stable").tolist()])
     return out
 
 
-def _candidates(clean: str, now: str, order: Sequence[int], turn: int) -> list[str]:
-    """The text with each edit of the word whose turn it is. Words keep their number, since an edit
-    neither makes nor unmakes one."""
-    spans = [m.span() for m in _WORD.finditer(now)]
-    if len(spans) != sum(1 for _ in _WORD.finditer(clean)):
-        return []
-    a, b = spans[order[turn]]
-    return [now[:a] + word + now[b:] for word in misspelt(now[a:b])]
+def _with(pieces: Sequence[str], at: int, word: str) -> str:
+    """The text with another piece at a place."""
+    return "".join([*pieces[:at], word, *pieces[at + 1 :]])
