@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ml_collections import ConfigDict
 
 from bert_ft import trials
@@ -22,6 +24,10 @@ SCHEDULES = ("linear", "cosine", "constant")
 DTYPES = ("auto", "float32", "bfloat16")
 SWITCH = ("on", "off")
 BAD_ROWS = ("stop", "skip")
+# The tasks of parts. Those that rank learn from other examples than they are scored on, the head of
+# 'recommend' reads fields of the batch, which carry their part's name here, and 'masked' draws its
+# own.
+PARTS = ("classification", "multilabel", "regression", "ordinal", "tagging", "span")
 
 
 def _check_multi(c: ConfigDict, mode: str) -> None:
@@ -55,15 +61,33 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
     if t.name != "multi":
         require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
         return
-    for part, own in part_configs(c).items():
-        # Those that rank learn from other examples than they are scored on, the head of 'recommend'
-        # reads fields of the batch, which carry their part's name here, and 'masked' draws its own.
-        alone = own.task.name not in ("multi", "matching", "cross_encoder", "recommend", "masked")
-        require(alone, f"task.parts: {part!r}: task.name", own.task.name, "another")
+    parts = part_configs(c)
+    for part, own in parts.items():
+        accepted = " or ".join(map(repr, PARTS))
+        require(own.task.name in PARTS, f"task.parts: {part!r}: task.name", own.task.name, accepted)
         try:
             check(own, mode)
         except InputError as e:
             raise InputError(f"config.task.parts: {part!r}: {e}") from None
+    _check_texts(parts)
+
+
+def _check_texts(parts: Mapping[str, ConfigDict]) -> None:
+    """Parts of the same files share the tokens of their rows: those of the first that tags or finds
+    spans, else of the first."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for part, own in parts.items():
+        groups.setdefault((own.data.train, own.data.dev, own.data.test), []).append(part)
+    for group in groups.values():
+        whole = [part for part in group if parts[part].task.name in ("tagging", "span")]
+        first = (whole or group)[0]
+        pair = "" if parts[first].task.name == "tagging" else parts[first].data.text_pair
+        for part in group:
+            d, same = parts[part].data, f", as of {first!r}, whose rows are the same"
+            where, text = f"task.parts: {part!r}: data.text", parts[first].data.text
+            require(d.text == text, where, d.text, f"{text!r}{same}")
+            tags = parts[part].task.name == "tagging"  # which reads no pair
+            require(tags or d.text_pair == pair, f"{where}_pair", d.text_pair, f"{pair!r}{same}")
 
 
 def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:

@@ -1,6 +1,7 @@
 """Several tasks on one encoder: the joint loss, its weights, mixed sets, and the program."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,10 @@ def test_one_example_carries_the_labels_of_all_parts(files):
     assert labels == [row["intent"] for row in rows]
     assert data.fields["good/label"][first].tolist() == [row["good"] for row in rows]
     assert data.fields["slots/owned"].sum() == sum(len(row["tokens"]) for row in rows)
+    cut = np.bincount(data.row)[data.row[first]] > 1  # beyond the window that an intent is read off
+    assert 0 < cut.sum() < len(rows)
+    np.testing.assert_array_equal(np.asarray(data.truncated)[first], cut)
+    assert np.asarray(data.truncated).sum() == cut.sum(), "once a row"
 
 
 def test_the_loss_is_the_weighted_sum_of_the_parts_own(files):
@@ -357,6 +362,42 @@ def test_parts_of_the_same_rows_must_read_the_same_text(files):
         joint(files, multi(parts))
 
 
+def checked(parts, **more):
+    given = {"task__name": "multi", "task__parts": parts, "model__pretrained": "x", **more}
+    c = small.config(**given)
+    c.data.train = "files:x"
+    check(c)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"slots": {"data.text": "words"}}, "'intent': data.text is 'tokens'; accepted: 'words', "),
+        ({"intent": {"data.text": "text"}}, "'intent': data.text is 'text'; accepted: 'tokens', "),
+        ({"good": {"data.text_pair": "b"}}, "'good': data.text_pair is 'b'; accepted: '', "),
+        ({"slots": {"task.name": "span", "data.text_pair": "b"}}, "'intent': data.text_pair is ''"),
+        ({"slots": {"task.name": "masked"}}, "task.name is 'masked'; accepted: 'classification' "),
+    ],
+)
+def test_parts_of_the_same_rows_that_read_other_columns(change, words):
+    parts = {part: {**keys, **change.get(part, {})} for part, keys in JOINT.items()}
+    with pytest.raises(InputError) as error:
+        checked(json.dumps(parts), data__text="tokens")
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parts_of_other_files_read_columns_of_their_own():
+    own = {"data.text": "text", "data.train": "files:y"}
+    checked(json.dumps({**JOINT, "good": {**JOINT["good"], **own}}), data__text="tokens")
+
+
+def test_the_example_of_readme():
+    text = (ROOT / "README.md").read_text()
+    found = re.search(r"data.text=(\w+) --config.task.parts='([^']+)'", text)
+    assert found
+    checked(found[2], data__text=found[1])
+
+
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
@@ -491,6 +532,30 @@ def test_data_sets_that_take_turns(run_here, files, flags, tmp_path):
     done = run_here(tmp_path / "run", *two_files(files, flags, "turns")).ok()
     seen = [v > 0 for v in done.values("train/good/loss").values()]
     assert seen == [False, True] * 10
+
+
+def test_rows_with_the_texts_of_one_data_set_get_its_answers(run_here, files, flags, tmp_path):
+    """The part that tags has no dev or test set, so no batch of these has its fields either."""
+    own = {"data.train": f"files:{files['other']}", "data.dev": "", "data.test": ""}
+    slots = {"task.name": "tagging", "data.label": "tags", "task.stride": 6, **own}
+    parts = f"--config.task.parts={json.dumps({'intent': TWO['intent'], 'slots': slots})}"
+    words = [*flags, parts, "--config.train.steps=2"]
+    done = run_here(tmp_path / "run", *words).ok()
+    rows = clauses(5, 7)
+
+    def predicted(*columns):
+        given = write_jsonl(tmp_path / "in.jsonl", [{c: r[c] for c in columns} for r in rows])
+        flags = ["--mode=predict", f"--config.predict.input={given}"]
+        return run_here(done.workdir, *words, *flags, f"--config.predict.output={tmp_path / 'out'}")
+
+    for columns, said in (
+        (["text"], {"intent"}),
+        (["tokens"], {"slots"}),
+        (["tokens", "text"], {"intent", "slots"}),
+    ):
+        predicted(*columns).ok()
+        assert [set(line["label"]) for line in read_jsonl(tmp_path / "out")] == [said] * 5
+    predicted("good").refused("its columns are 'good'; a part reads 'text' or 'tokens'")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared: the ATIS corpus")

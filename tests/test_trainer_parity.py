@@ -1,4 +1,4 @@
-"""The comparison with the Hugging Face Trainer: whose rows are whose, and the lines of its table."""
+"""The comparison with the Hugging Face Trainer: whose answers are whose, and its table."""
 
 import json
 import subprocess

@@ -18,7 +18,9 @@ class Joint:
     fields are named PART/FIELD; PART/weight is 1 where an example counts for a part.
 
     The tokens are those of the first part that is not about a whole text, if there is one: tags
-    stand on words, and say where these are."""
+    stand on words, and say where these are. checks.py sees that all parts read its columns. What is
+    about a whole text then reads the first window of its row, and is truncated where there are
+    more."""
 
     def __init__(self, parts: Mapping[str, Any], uris: Mapping[str, str]):
         self.parts, self.uris = dict(parts), dict(uris)
@@ -26,7 +28,13 @@ class Joint:
         self.carrier = names[0]
 
     def signature(self) -> dict[str, Any]:
-        return {"joint": {part: task.signature() for part, task in self.parts.items()}}
+        parts = {part: task.signature() for part, task in self.parts.items()}
+        return {"joint": parts, "truncated": "rows of several windows too"}
+
+    def texts(self) -> list[str]:
+        """The columns that the tokens are of."""
+        carrier = self.parts[self.carrier]
+        return [column for column in carrier.columns() if column != carrier.label]
 
     def columns(self) -> list[str]:
         """Of the texts, as the carrier has them, and of every label."""
@@ -47,6 +55,7 @@ class Joint:
         token_fields = {f"{self.carrier}/{k}": v for k, v in data.token_fields.items()}
         aside = {f"{self.carrier}/{k}": v for k, v in data.aside.items()}
         weight = {self.carrier: np.ones(len(data), np.float32)}
+        truncated = np.asarray(data.truncated)
         for part, task in self.parts.items():
             if part == self.carrier:
                 continue
@@ -56,6 +65,8 @@ class Joint:
                 fields = task.targets(rows, fitted[part]) if task.label in rows.columns else {}
                 made[part] = {k: np.asarray(v)[data.row] for k, v in fields.items()}
                 weight[part] = first.astype(np.float32)
+                windows = np.bincount(data.row, minlength=len(rows))
+                truncated = truncated | (first & (windows[data.row] > 1))
                 continue
             other = task.encode(rows, tokenizer, max_length, fitted[part])
             if not (
@@ -77,7 +88,7 @@ class Joint:
             data.types,
             data.offsets,
             data.row,
-            data.truncated,
+            truncated,
             fields,
             token_fields,
             data.pieces,

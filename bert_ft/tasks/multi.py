@@ -97,11 +97,19 @@ class MultiTask:
     def encode(
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
-        """Of the same rows for every group: what prediction reads."""
+        """What prediction reads: the same rows for every group whose texts they have. Raises
+        InputError where that is none."""
+        there = [all(c in rows.columns for c in group.texts()) for group in self.groups]
+        if not any(there):
+            wanted = " or ".join(", ".join(map(repr, group.texts())) for group in self.groups)
+            seen = ", ".join(map(repr, rows.columns))
+            raise InputError(f"{rows.origin}: its columns are {seen}; a part reads {wanted}")
         return self.merge(
             [
                 group.encode(rows, tokenizer, max_length, {p: fitted[p] for p in group.parts})
-                for group in self.groups
+                if reads
+                else None
+                for group, reads in zip(self.groups, there, strict=True)
             ]
         )
 
@@ -142,9 +150,11 @@ class MultiTask:
         return weighting.divergence(self, p, q, {part: _own(batch, part) for part in self.parts})
 
     def predict(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """{PART/NAME: …} of the parts that the set has examples of."""
         return {
             f"{part}/{name}": value
             for part, task in self.parts.items()
+            if f"{part}/weight" in batch
             for name, value in task.predict(outputs[part], _own(batch, part)).items()
         }
 
@@ -206,8 +216,8 @@ class MultiTask:
         self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows | Sequence[Rows]
     ) -> list[dict[str, Any]]:
         """One object a row, those of each group's `rows` after each other, or, where all groups
-        read the same `rows`, one with the answers of all. {'text', …, 'label', 'prediction',
-        'probabilities': {part: …}, 'truncated'}."""
+        read the same `rows`, one with the answers of those whose texts they have. {'text', …,
+        'label', 'prediction', 'probabilities': {part: …}, 'truncated'}."""
         out: list[dict[str, Any]] = []
         for g, group in enumerate(self.groups):
             own = rows if isinstance(rows, Rows) else rows[g]
@@ -217,9 +227,11 @@ class MultiTask:
                 if len(there):
                     said = _of(predicted, part, there)
                     by_part[part] = self.parts[part].answers(said, view, own)
+            if not by_part:
+                continue
             answers = [
                 _merged({part: said[i] for part, said in by_part.items()})
-                for i in range(len(next(iter(by_part.values()), [])))
+                for i in range(len(next(iter(by_part.values()))))
             ]
             if isinstance(rows, Rows) and out:
                 out = [_both(a, b) for a, b in zip(out, answers, strict=True)]
