@@ -14,6 +14,11 @@ from bert_ft.evals.merit import merit
         ("topic/f1", [math.nan, -1.0, 1.0]),
         ("rmse", [math.nan, 3.0, 0.2]),
         ("loss/intent", [None, 2.0, 0.0]),
+        ("rmse_cold_item", [None, 2.0, 1.0]),
+        ("dev/stars/mae_cold_user", [None, 2.0, 1.0]),
+        ("auc_cold_user", [None, 0.1, 0.9]),
+        ("brier", [None, 0.5, 0.1]),
+        ("f1/loss_of_appetite", [None, 0.1, 0.9]),
     ],
 )
 def test_more_is_better_and_undefined_is_worst(metric, rising):

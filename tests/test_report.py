@@ -163,6 +163,21 @@ def test_the_score_at_the_top_is_the_metric_of_the_run(tmp_path):
         assert min(names, key=text.index) == first
 
 
+def test_the_best_of_an_error_is_the_lowest(tmp_path):
+    values = {"dev/rmse_cold_item": (0.9, 0.7, 0.8), "dev/ndcg": (0.4, 0.6, 0.5)}
+    _lines(
+        _run(tmp_path) / "metrics.jsonl",
+        [
+            {"step": step, "name": name, "value": value}
+            for name, of_steps in values.items()
+            for step, value in enumerate(of_steps)
+        ],
+    )
+    text = write_report(tmp_path).read_text()
+    assert "0.800 at step 2; best 0.700 at step 1" in text
+    assert "0.500 at step 2; best 0.600 at step 1" in text
+
+
 def test_regression_is_a_scatter(tmp_path):
     rows = [{"text": f"t{i}", "label": i / 10, "prediction": i / 9} for i in range(50)]
     _lines(tmp_path / "predictions" / "test.jsonl", rows)

@@ -2,12 +2,13 @@
 
 import math
 
-_LOWER = frozenset({"loss", "ece", "rmse", "mae", "perplexity"})
+_LOWER = frozenset({"loss", "nll", "ece", "brier", "rmse", "mae", "perplexity"})
 
 
 def lower_is_better(metric: str) -> bool:
-    """Of a score's name, which may have the part it is of behind or before a '/'."""
-    return not _LOWER.isdisjoint(metric.split("/"))
+    """Of a score's name, which may have the part it is of behind or before a '/', and behind
+    '_cold_' whose unseen ones it is of (tasks/recommend.py)."""
+    return any(name.partition("_cold_")[0] in _LOWER for name in metric.split("/"))
 
 
 def merit(metric: str, value: float | None) -> float:

@@ -15,13 +15,13 @@ from bert_ft import paths
 from bert_ft.errors import InputError
 from bert_ft.evals import plots
 from bert_ft.evals.answers import prediction_sections
+from bert_ft.evals.merit import lower_is_better
 from bert_ft.evals.page import figure, fold, grid, header, note, page, section, table
 from bert_ft.evals.trials_page import trial_sections
 
 CURVES = 9
 # Scores between 0 and 1 that people quote in percent; correlations they don't.
 PERCENT = ("accuracy", "f1", "precision", "recall", "exact_match", "ece", "real_token_fraction")
-FALLING = ("loss", "perplexity", "rmse", "mae", "ece", "brier", "nll")  # the lower the better
 # The score at the top is the run's own metric, else the first of these, on test before dev.
 HEADLINES = (
     *(
@@ -148,7 +148,7 @@ def _last_and_best(name: str, trials: dict[int | None, np.ndarray]) -> str:
     x, y = next(iter(trials.values()))
     text = f"{_number(name, y[-1])} at step {x[-1]:,.0f}"
     if not name.startswith("train/") and np.isfinite(y).any():
-        best = int(np.nanargmin(y) if name.endswith(FALLING) else np.nanargmax(y))
+        best = int(np.nanargmin(y) if lower_is_better(name) else np.nanargmax(y))
         if best < len(x) - 1:
             text += f"; best {_number(name, y[best])} at step {x[best]:,.0f}"
     return text
