@@ -33,12 +33,24 @@ RIVALS = (
     ("contrastive", "mixup"),
     ("distil", "mixup"),
     ("hints", "mixup"),
+    ("rdrop", "mixup"),  # whose two passes would be of two mixtures
     ("pseudo", "mixup"),  # which would mix vectors with those of texts without labels …
     ("uda", "mixup"),
     ("pseudo", "contrastive"),  # … and which would compare them
     ("uda", "contrastive"),
     ("lora", "adalora"),
     ("ema", "swa"),
+)
+# The first stands before the others in methods.use.
+BEFORE = (
+    ("focal", ("distil", "contrastive", "rdrop"), "which weighs the loss that focal changes"),
+    ("unfreeze", ("adalora",), "which sets dropped triplets to 0 whatever is frozen"),
+    *(
+        (name, ("ema", "swa"), f"which averages what {name} leaves")
+        for name in ("unfreeze", "adalora")
+    ),
+    *((name, ("noise_scale",), f"which compares gradients that {name} makes") for name in ASCENTS),
+    ("noise_scale", ("sam",), "whose gradient is not that of the micro-batches"),
 )
 _BY_EXAMPLE = ("classification", "multilabel", "regression", "ordinal")
 TASKS_OF = {  # those that have what a method asks of a task
@@ -161,6 +173,10 @@ def check_methods(c: ConfigDict) -> None:
     for rivals in RIVALS:
         both = [name for name in used if name in rivals]
         require(len(both) <= 1, "methods.use", m.use, f"one of {', '.join(rivals)}")
+    for first, others, why in BEFORE:
+        for name in others:
+            ok = not {first, name} <= {*used} or used.index(first) < used.index(name)
+            require(ok, "methods.use", m.use, f"{first} before {name}, {why}")
     task, kind = c.task.name, c.model.kind
     for name in used:
         tasks = TASKS_OF.get(name, (task,))
@@ -174,6 +190,13 @@ def check_methods(c: ConfigDict) -> None:
         ):
             require(right, "methods.use", m.use, f"no {name} {why}")
     _check_combinations(c, used)
+
+
+def check_steps(c: ConfigDict, steps: int) -> None:
+    """Part of the above that asks for the steps of a run, which train.epochs do not tell alone."""
+    end = c.methods.adalora.end
+    accepted = f"{steps}, the steps of the run, or less"
+    require("adalora" not in names(c) or end <= steps, "methods.adalora.end", end, accepted)
 
 
 def _check_knobs(m: ConfigDict, known: list[str]) -> None:
@@ -207,13 +230,10 @@ def _check_knobs(m: ConfigDict, known: list[str]) -> None:
 
 def _check_combinations(c: ConfigDict, used: list[str]) -> None:
     """What methods ask of the rest of the config, and of each other."""
-    t, use, a, p = c.train, c.methods.use, c.methods.adalora, c.methods.pseudo
-    after_sam = used[used.index("sam") :] if "sam" in used else []
+    t, use, p = c.train, c.methods.use, c.methods.pseudo
+    if t.steps:
+        check_steps(c, t.steps)
     for name, ok, key, value, accepted in (
-        (
-            *("adalora", not t.steps or a.end <= t.steps, "methods.adalora.end", a.end),
-            f"train.steps ({t.steps}) or less",
-        ),
         (
             *("distil", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),
             "the workdir of a finished run",
@@ -245,10 +265,6 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
         (
             *("noise_scale", t.accumulate > 1, "train.accumulate", t.accumulate),
             "2 or more where methods.use names noise_scale, which compares micro-batches",
-        ),
-        (
-            *("sam", "noise_scale" not in after_sam, "methods.use", use),
-            "noise_scale before sam, whose gradient is not that of the micro-batches",
         ),
         (
             *("sam", c.task.name != "multi" or c.task.weighting != "gradnorm", "methods.use", use),

@@ -247,8 +247,18 @@ def test_mixup_mixes_vectors_and_labels_alike():
     np.testing.assert_allclose(total, -(targets * log_softmax(logits, axis=1)).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("use", ["smart,mixup", "mixup,smart"])
+def test_mixup_leaves_the_weight_of_other_terms(use):
+    """L + 2 D of one mixture, whichever stands first."""
+    metrics, _ = gradient(made(use, smart__weight=2.0), batch())
+    plain, _ = gradient(made("mixup"), batch())
+    assert metrics["smart_divergence"] > 0
+    expected = plain["loss"] + 2 * metrics["smart_divergence"]
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
 OFF = {
-    "smart,rdrop,focal,contrastive,mixup,fgm": {
+    "smart,focal,rdrop,contrastive,mixup,fgm": {
         "smart__weight": 0.0,
         "rdrop__alpha": 0.0,
         "focal__gamma": 0.0,

@@ -9,13 +9,15 @@ given `lora_a`, `lora_b` and `lora_scale`, as of LoRA. Steps count from 0.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bert_ft.methods.lora import dense_layers, low_rank_merged
+from bert_ft.method_checks import check_steps
+from bert_ft.methods.lora import dense_layers, layers_with, low_rank_merged
 from bert_ft.methods.method import Flat, Method, Params, Run, Sums, Wrapped
 from bert_ft.models.bert import Batch
 from bert_ft.models.hf import flatten, unflatten
@@ -74,6 +76,10 @@ class AdaLora(Method):
     freezes = True
     wraps_update = True
 
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.check_steps = functools.partial(check_steps, config)
+
     def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
         made, rank = {}, self.knobs.rank
         for path in dense_layers(model, self.knobs.targets):
@@ -86,7 +92,7 @@ class AdaLora(Method):
 
     def form(self, params: dict[str, Any], step: jax.Array) -> dict[str, Any]:
         given = {p: v for p, v in params.items() if not p.rpartition("/")[2].startswith("ada_")}
-        for path in dense_layers(params, self.knobs.targets):
+        for path in layers_with("ada_a", params):
             given[f"{path}/lora_a"] = params[f"{path}/ada_a"]
             given[f"{path}/lora_b"] = params[f"{path}/ada_e"][:, None] * params[f"{path}/ada_b"]
             given[f"{path}/lora_scale"] = jnp.float32(self.knobs.alpha / self.knobs.rank)
@@ -110,17 +116,16 @@ class AdaLora(Method):
     ) -> optax.GradientTransformation:
         k = self.knobs
 
-        def own_part(tree: Params) -> Scores:
-            return {p: v for p, v in flatten(tree).items() if "/ada_" in p}
-
         def init(params: Params) -> Wrapped:
-            zeros = [unflatten(jax.tree.map(jnp.zeros_like, own_part(params))) for _ in "ab"]
+            zeros = [unflatten(jax.tree.map(jnp.zeros_like, _own(params))) for _ in "ab"]
             return Wrapped(inner.init(params), (jnp.int32(0), *zeros))
 
         def update(gradient: Params, state: Wrapped, params: Params) -> tuple[Params, Wrapped]:
+            if isinstance(steps, int):  # here, for evaluation makes optimizers of no run
+                self.check_steps(steps)
             updates, wrapped = inner.update(gradient, state.inner, params)
             step, mean, spread = state.own
-            mean, spread, by, now = (own_part(t) for t in (mean, spread, gradient, params))
+            mean, spread, by, now = (_own(t) for t in (mean, spread, gradient, params))
             learns = step < k.end
             for path in now:  # sensitivity, its average and its uncertainty: section 3.2
                 sensitivity = jnp.abs(now[path] * by[path])
@@ -128,13 +133,30 @@ class AdaLora(Method):
                 u = k.beta2 * spread[path] + (1 - k.beta2) * jnp.abs(sensitivity - m)
                 mean[path] = jnp.where(learns, m, mean[path])
                 spread[path] = jnp.where(learns, u, spread[path])
-            scores = triplet_scores({path: mean[path] * spread[path] for path in now})
-            count = budget(step, k.rank * len(scores), k.target_rank * len(scores), k.begin, k.end)
-            flat = flatten(updates)
-            for layer, keep in kept(scores, count).items():
-                path = f"{layer}/ada_e"
-                flat[path] = jnp.where(keep, flat[path], -now[path])
             own = (step + 1, unflatten(mean), unflatten(spread))
+            flat = flatten(updates)
+            for path, keep in self._kept(own).items():
+                flat[path] = jnp.where(keep, flat[path], -now[path])
             return unflatten(flat), Wrapped(wrapped, own)
 
         return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+    def _kept(self, own: tuple[jax.Array, Params, Params]) -> Scores:
+        """{path of e: bool (rank,)}: the triplets within the budget of the last step that `own`,
+        this method's part of the optimizer's state, has seen."""
+        k, (done, mean, spread) = self.knobs, own
+        scores = triplet_scores(jax.tree.map(jnp.multiply, flatten(mean), flatten(spread)))
+        first, last = k.rank * len(scores), k.target_rank * len(scores)
+        keep = kept(scores, budget(done - 1, first, last, k.begin, k.end))
+        return {f"{layer}/ada_e": mask for layer, mask in keep.items()}
+
+    def reported(self, params: Params, state: Wrapped | None) -> Params:
+        """An average of e is not 0 where e has been dropped of late: here it is."""
+        assert state is not None
+        flat = flatten(params)
+        flat |= {p: jnp.where(keep, flat[p], 0) for p, keep in self._kept(state.own).items()}
+        return unflatten(flat)
+
+
+def _own(tree: Params) -> Scores:
+    return {p: v for p, v in flatten(tree).items() if "/ada_" in p}

@@ -41,9 +41,10 @@ class Unfreeze(Method):
     trained from its step on, counted from 0; before, their gradient and their update are 0.
 
     Their moments begin at 0 at that step, while Adam's count of steps t does not: its correction of
-    the bias would make their first updates 3 times too large. So they are multiplied by what sets
-    it right for t' steps, (1 - b1^t) / (1 - b1^t') sqrt((1 - b2^t') / (1 - b2^t)) (Kingma & Ba
+    the bias would make their first updates 3 times too large. So AdamW's are multiplied by what
+    sets it right for t' steps, (1 - b1^t) / (1 - b1^t') sqrt((1 - b2^t') / (1 - b2^t)) (Kingma & Ba
     2015, algorithm 1); the decay of weights is within the update, and is less for those steps.
+    Lion has no such correction, LAMB divides it out by the update's norm, Adafactor clips it.
     """
 
     name = "unfreeze"
@@ -53,6 +54,7 @@ class Unfreeze(Method):
         super().__init__(config)
         self.rules = unfreeze_rules(self.knobs.schedule)
         self.betas = config.train.beta1, config.train.beta2
+        self.corrected = config.train.optimizer == "adamw"
 
     def first_step(self, path: str) -> int:
         """The step from which a parameter is trained, by the first regex that finds it."""
@@ -68,7 +70,7 @@ class Unfreeze(Method):
             done, own = step + 1.0, jnp.maximum(step + 1.0 - first, 1.0)
             b1, b2 = self.betas
             right = (1 - b1**done) / (1 - b1**own) * jnp.sqrt((1 - b2**own) / (1 - b2**done))
-            return jnp.where(step < first, 0.0, right)
+            return jnp.where(step < first, 0.0, right if self.corrected else 1.0)
 
         def update(gradient: Params, state: Wrapped, params: Params) -> tuple[Params, Wrapped]:
             late = {p: first for p in flatten(params) if (first := self.first_step(p))}

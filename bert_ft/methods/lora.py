@@ -26,10 +26,15 @@ def dense_layers(params: Flat, pattern: str) -> list[str]:
     return [p for p in dense if re.search(pattern, p)]
 
 
+def layers_with(name: str, params: Flat) -> list[str]:
+    """Paths of the layers that have a parameter of this name."""
+    return [p.removesuffix(f"/{name}") for p in params if p.endswith(f"/{name}")]
+
+
 def low_rank_merged(params: dict[str, Any]) -> dict[str, Any]:
     """gain (W + s A B) in the place of W, of all that `form` has put beside it."""
     out = {p: v for p, v in params.items() if not p.rpartition("/")[2].startswith("lora_")}
-    for path in (p.removesuffix("/lora_a") for p in params if p.endswith("/lora_a")):
+    for path in layers_with("lora_a", params):
         a, b, scale = (params[f"{path}/lora_{name}"] for name in ("a", "b", "scale"))
         kernel = params[f"{path}/kernel"] + scale * (a @ b)
         out[f"{path}/kernel"] = kernel * params.get(f"{path}/lora_gain", 1.0)
@@ -70,7 +75,7 @@ class Lora(Method):
 
     def form(self, params: dict[str, Any], step: jax.Array) -> dict[str, Any]:
         own: dict[str, Any] = {}
-        for path in dense_layers(params, self.knobs.targets):
+        for path in layers_with("lora_a", params):
             own[f"{path}/lora_scale"] = jnp.float32(self.scale)
             if self.knobs.dropout:
                 own[f"{path}/lora_rate"] = jnp.float32(self.knobs.dropout)

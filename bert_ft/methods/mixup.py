@@ -42,13 +42,13 @@ class Mixup(Method):
             both = {**batch, "mixed_with": pairs, "mixed_share": share}
             made = run(params, both, rng)
             others = {name: batch[name][pairs] for name in LABELS if name in batch}
-            total, number, extra = task.loss(made.outputs, {**batch, **others})
-
-            def mean(own: Any, other: Any) -> Any:
-                return share * own + (1 - share) * other
-
-            extra = {**made.extra, **{k: mean(made.extra[k], v) for k, v in extra.items()}}
-            total, number = mean(made.total, total), mean(made.count, number)
-            return Sums(total, number, extra, made.outputs)
+            of_own = task.loss(made.outputs, batch)
+            of_others = task.loss(made.outputs, {**batch, **others})
+            # What the other labels change is added, so that terms of other methods stay.
+            total, count, extra = jax.tree.map(
+                lambda own, other: (1 - share) * (other - own), of_own, of_others
+            )
+            extra = {**made.extra, **{k: made.extra[k] + v for k, v in extra.items()}}
+            return Sums(made.total + total, made.count + count, extra, made.outputs)
 
         return mixed
