@@ -64,3 +64,6 @@ def test_two_students_learn_from_a_teacher_that_reads_once(run_here, world, tmp_
     assert len(far) and np.isfinite(far).all()
     other = run_here(tmp_path / "other", short, *words, "--config.task.name=ordinal")
     other.refused("config.methods.distil.teacher", "its task is 'classification'", "'ordinal'")
+    soft = ("--config.methods.use=distil,prompt", "--config.methods.prompt.length=3")
+    other = run_here(tmp_path / "soft", short, *words, *soft)
+    other.refused("config.methods.distil.teacher", "its prompt has 0 soft tokens", "student, 3 (")

@@ -23,7 +23,7 @@ from bert_ft.config import cache_dir, default
 from bert_ft.data.encode import tokenizer_hash
 from bert_ft.data.unlabelled import LABELLED
 from bert_ft.errors import InputError
-from bert_ft.method_checks import names
+from bert_ft.method_checks import names, prompt_length
 from bert_ft.methods.distil import TEACHER
 from bert_ft.methods.hints import TOLD
 from bert_ft.models.bert import Batch, EncoderConfig
@@ -129,6 +129,13 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
         ours, theirs = system.fitted.get(key), fitted.get(key)
         if ours != theirs:
             raise InputError(f"{said}its {key} are {theirs}; accepted: the student's, {ours}")
+    # Its places are in the data, which both read.
+    soft, its = prompt_length(system.config), prompt_length(config)
+    if soft != its:
+        raise InputError(
+            f"{said}its prompt has {its} soft tokens; accepted: a run with as many as the student, "
+            f"{soft} (config.methods.use, config.methods.prompt.length)"
+        )
     devices = tuple(system.mesh.devices.flat)
     model = workdir / "model"
     made = assemble(config, say, sets=(), model_dir=model, fitted=fitted, devices=devices)
