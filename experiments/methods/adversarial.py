@@ -4,14 +4,19 @@ the time of a step, method by method on the demo.
 python -m experiments.methods.adversarial
 
 Trains what adversarial.jsonl does not hold yet with the same settings and versions, one run at a
-time, attacks it, prints the table and draws adversarial.svg.
+time, attacks it, prints the table and draws adversarial.svg. A run stays under --workdirs until it
+has been attacked; one that fails is noted, and the others go on. A method may be given other knobs:
+--methods plain pgd:epsilon=3,step=1.5
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
+import json
+import shutil
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,38 +27,43 @@ from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
 from experiments.dot_chart import dot_chart
 from experiments.lines import measured, spread, versions
+from experiments.methods.attempts import Attempts
 from experiments.methods.reading import attacked_texts, scorer, train
 
 HERE = Path(__file__).parent
-METHODS = ("", "fgm", "pgd", "freelb", "smart", "rdrop")
+METHODS = ("plain", "fgm", "pgd", "freelb", "smart", "rdrop")
 
 
-def name_of(method: str) -> str:
-    return method or "plain"
+def flags_of(case: str) -> list[str]:
+    """'plain', 'NAME' or 'NAME:KNOB=VALUE,...' -> flags of the main program."""
+    name, _, knobs = case.partition(":")
+    name = "" if name == "plain" else name
+    own = [f"--config.methods.{name}.{knob}" for knob in knobs.split(",") if knob]
+    return [f"--config.methods.use={name}", *own]
 
 
-def what(method: str, seed: int, flags: Sequence[str], texts: int, edits: int) -> dict[str, Any]:
+def trained(case: str, seed: int, flags: Sequence[str]) -> dict[str, Any]:
+    """The part of a line that says what was trained."""
+    about = {"method": case, "seed": seed, "flags": list(flags)}
+    return {**about, "config_hash": config_hash(get_config()), "versions": versions()}
+
+
+def what(case: str, seed: int, flags: Sequence[str], texts: int, edits: int) -> dict[str, Any]:
     """The part of a line that says what was run; equal parts need not run again."""
-    c = get_config()
-    c.train.seed, c.methods.use = seed, method
-    return {
-        "method": name_of(method),
-        "seed": seed,
-        "flags": list(flags),
-        "attacked": texts,
-        "edits": edits,
-        "config_hash": config_hash(c),
-        "versions": versions(),
-    }
+    how = {"attacked": texts, "of_the_set": "evenly", "edits": edits}
+    return {**trained(case, seed, flags), **how}
 
 
-def measure(method: str, seed: int, flags: Sequence[str], texts: int, edits: int) -> dict[str, Any]:
-    """One run in a fresh workdir, and an attack on its first `texts` test texts."""
-    with tempfile.TemporaryDirectory() as scratch:
-        workdir = Path(scratch, "run")
-        own = [f"--config.train.seed={seed}", f"--config.methods.use={method}", *flags]
-        result = train("configs/sentiment.py", workdir, own)
-        found = attack(*attacked_texts(workdir, texts), scorer(workdir), edits)
+def measure(
+    workdirs: Path, case: str, seed: int, flags: Sequence[str], texts: int, edits: int
+) -> dict[str, Any]:
+    """One run, or what is there of it, and an attack on `texts` of its test texts."""
+    digest = hashlib.sha256(json.dumps(trained(case, seed, flags)).encode()).hexdigest()
+    workdir = workdirs / f"{case.partition(':')[0]}-{seed}-{digest[:8]}"
+    own = [f"--config.train.seed={seed}", *flags_of(case), *flags]
+    result = train("configs/sentiment.py", workdir, own)
+    found = attack(*attacked_texts(workdir, texts), scorer(workdir), edits)
+    shutil.rmtree(workdir)  # checkpoints are large
     test = result["eval"]["test/accuracy"]
     return {
         "accuracy": test["mean"],
@@ -84,24 +94,31 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--methods", nargs="+", default=[name_of(m) for m in METHODS])
+    p.add_argument("--methods", nargs="+", default=METHODS)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--texts", type=int, default=200, help="of the test set that are attacked")
     p.add_argument("--edits", type=int, default=3)
     p.add_argument("--flags", type=str.split, default=[], help="of the main program, in quotes")
+    p.add_argument("--workdirs", type=Path, default=Path("runs/adversarial"))
     p.add_argument("--results", type=Path, default=HERE / "adversarial.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "adversarial.svg")
     args = p.parse_args()
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in args.methods}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    attempts = Attempts()
     for seed in args.seeds:
-        for name in args.methods:
-            how = ("" if name == "plain" else name, seed, args.flags, args.texts, args.edits)
-            line = measured(args.results, what(*how), lambda how=how: measure(*how))
-            runs[name].append(line)
-    print(table(runs))
-    cases = {name: [100 * row["unbroken"] for row in rows] for name, rows in runs.items()}
-    title = f"Correct and unbroken by {args.edits} edits, %"
-    args.plot.write_text(dot_chart(title, cases, statistics.fmean, from_zero=False))
+        for case in args.methods:
+            how = (case, seed, args.flags, args.texts, args.edits)
+            make = functools.partial(measure, args.workdirs, *how)
+            wanted = functools.partial(measured, args.results, what(*how), make)
+            line = attempts.of(f"{case}, seed {seed}", wanted)
+            if line is not None:
+                runs.setdefault(case, []).append(line)
+    if runs:
+        print(table(runs))
+        cases = {name: [100 * row["unbroken"] for row in rows] for name, rows in runs.items()}
+        title = f"Correct and unbroken by {args.edits} edits, %"
+        args.plot.write_text(dot_chart(title, cases, statistics.fmean, from_zero=False))
+    attempts.end()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from bert_ft.evals.plots import tick_labels, ticks
 WIDTH, HEIGHT, TOP, LEFT, RIGHT = 640, 340, 34, 48, 24
 LEGEND = 20  # a line of it
 # Told apart by those who see no red or green as well (Okabe & Ito 2008).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080")
 
 # An image in a page follows the reader's light or dark scheme, not the page's.
 STYLE = """text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-weight:600}
@@ -22,7 +22,7 @@ STYLE = """text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-weight:6
 
 def curve_chart(title: str, curves: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
     """{method: {size: measurements}} -> the SVG; lines join means, whiskers are one sample standard
-    deviation either way."""
+    deviation either way. At most as many methods as there are colours."""
     sizes = sorted({size for curve in curves.values() for size in curve})
     ends = [edge for curve in curves.values() for v in curve.values() for edge in _edges(v)]
     at = ticks(min(ends), max(ends))
@@ -44,7 +44,7 @@ def curve_chart(title: str, curves: Mapping[str, Mapping[int, Sequence[float]]])
             f'<text x="{x(size):.1f}" y="{bottom + 20}" text-anchor="middle">{size}</text>'
         )
     for k, (name, curve) in enumerate(curves.items()):
-        colour, row = COLOURS[k % len(COLOURS)], HEIGHT + LEGEND * k
+        colour, row = COLOURS[k], HEIGHT + LEGEND * k
         points = [(x(size) + 3 * k, *map(y, _edges(v)), v) for size, v in sorted(curve.items())]
         line = "L".join(f"{a:.1f} {(low + high) / 2:.1f}" for a, low, high, _ in points)
         parts.append(f'<path class="line" stroke="{colour}" d="M{line}"/>')

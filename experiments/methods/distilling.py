@@ -5,16 +5,17 @@ python -m experiments.methods.distilling
 
 Trains what distilling.jsonl does not hold yet with the same flags and versions, one run at a
 time: for each seed a teacher, kept under --workdirs, then its students. Prints the table and draws
-distilling.svg.
+distilling.svg. A run that fails is noted, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bert_ft.config import config_hash
 from bert_ft.train.record import git_commit
 from experiments.dot_chart import dot_chart
 from experiments.lines import measured, spread, versions
+from experiments.methods.attempts import Attempts
 from experiments.methods.reading import train
 
 HERE = Path(__file__).parent
@@ -47,12 +49,12 @@ def line_of(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def of(student: str, way: str) -> dict[str, str]:
-    """What else tells a run apart from one of other defaults."""
+def of(student: str, way: str) -> dict[str, Any]:
+    """What else tells a run apart from one of other defaults, or of other layers."""
     module = importlib.import_module(STUDENTS[student][0].removesuffix(".py").replace("/", "."))
     c = module.get_config()
     c.methods.use = WAYS[way]
-    return {"config_hash": config_hash(c)}
+    return {"config_hash": config_hash(c), "own": list(STUDENTS[student][1])}
 
 
 def teach(workdirs: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
@@ -86,6 +88,12 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def show(runs: Mapping[str, Sequence[Mapping[str, Any]]], plot: Path) -> None:
+    print(table(runs))
+    cases = {name: [100 * row["accuracy"] for row in rows] for name, rows in runs.items()}
+    plot.write_text(dot_chart("Test accuracy, %", cases, statistics.fmean, from_zero=False))
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--students", nargs="+", choices=list(STUDENTS)[1:], default=list(STUDENTS)[1:])
@@ -96,23 +104,32 @@ def main() -> None:
     p.add_argument("--plot", type=Path, default=HERE / "distilling.svg")
     args = p.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {}
+    attempts = Attempts()
+
+    def add(name: str, seed: int, what: dict[str, Any], make: Callable[[], dict]) -> None:
+        said = f"{name}, seed {seed}"
+        line = attempts.of(said, lambda: measured(args.results, what, make))
+        if line is not None:
+            runs.setdefault(name, []).append(line)
+
     for seed in args.seeds:
         shared = {"seed": seed, "flags": args.flags, "versions": versions()}
         teacher = args.workdirs / f"teacher_{seed}"
         # The students need its workdir, whatever the results hold.
-        of_teacher = teach(args.workdirs, seed, args.flags)
+        learnt = functools.partial(teach, args.workdirs, seed, args.flags)
+        of_teacher = attempts.of(f"{TEACHER}, seed {seed}", learnt)
+        if of_teacher is None:
+            continue
         what = {"student": TEACHER, "way": "alone", **shared, **of(TEACHER, "alone")}
-        line = measured(args.results, what, lambda made=of_teacher: made)
-        runs.setdefault(TEACHER, []).append(line)
+        add(TEACHER, seed, what, lambda made=of_teacher: made)
         for student in args.students:
             for way in [w for w in WAYS if "hints" not in w or "layers" in student]:
                 what = {"student": student, "way": way, **shared, **of(student, way)}
                 how = (student, way, seed, teacher, args.flags)
-                line = measured(args.results, what, lambda how=how: learn(*how))
-                runs.setdefault(f"{student}, {way}", []).append(line)
-    print(table(runs))
-    cases = {name: [100 * row["accuracy"] for row in rows] for name, rows in runs.items()}
-    args.plot.write_text(dot_chart("Test accuracy, %", cases, statistics.fmean, from_zero=False))
+                add(f"{student}, {way}", seed, what, functools.partial(learn, *how))
+    if runs:
+        show(runs, args.plot)
+    attempts.end()
 
 
 if __name__ == "__main__":

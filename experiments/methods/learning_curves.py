@@ -12,20 +12,21 @@ python -m experiments.methods.learning_curves
 
 All train for the same number of steps, 16 labelled rows each. Runs what learning_curves.jsonl does
 not hold yet with the same flags and versions, one run at a time, then prints the table and draws
-learning_curves.svg. What `random` and `active` have chosen so far lies in --work, so that they too
-go on where they stopped.
+learning_curves.svg. A run that fails is noted, and the others go on. What `random` and `active`
+have chosen so far lies in --work, so that they too go on where they stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from bert_ft.data.shots import FewShots
 from bert_ft.data.sources import open_source
 from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
-from experiments.lines import append, found, read, spread, versions
+from experiments.lines import measured, read, spread, versions
+from experiments.methods.attempts import Attempts
 from experiments.methods.curve_chart import curve_chart
 
 HERE = Path(__file__).parent
@@ -101,13 +103,12 @@ def run(module: str, workdir: Path, flags: Sequence[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def train(workdir: Path, flags: Sequence[str], what: dict[str, Any]) -> dict[str, Any]:
-    """One run of the main program -> its line."""
+def train(workdir: Path, flags: Sequence[str]) -> dict[str, Any]:
+    """One run of the main program -> what its line says of it."""
     run("bert_ft.main", workdir, flags)
     result = json.loads((workdir / "result.json").read_text())
     test = result["eval"]["test/accuracy"]
     return {
-        **what,
         "accuracy": test["mean"],
         "n": test["n_examples"],
         "params_sha256": result["params_sha256"],
@@ -150,8 +151,8 @@ def grown(
     write_rows(path, own + more)
 
 
-def grow(args: argparse.Namespace, method: str, seed: int) -> None:
-    """The runs of a method that chooses its rows, size after size."""
+def grow(args: argparse.Namespace, method: str, seed: int) -> Iterator[dict[str, Any]]:
+    """The lines of a method that chooses its rows, size after size."""
     work = args.work / f"{method}-{args.by}-{args.steps}-{seed}"
     by = args.by if method == "active" else "random"
     size, workdir = START, work / "run"
@@ -168,10 +169,10 @@ def grow(args: argparse.Namespace, method: str, seed: int) -> None:
                 grown(rows, before, workdir, flags, by, seed)
         # A run's checkpoints are large; what it has chosen is all that the next size needs.
         shutil.rmtree(workdir, ignore_errors=True)
-        what = expected(method, size, seed, [f"--by={by}", *common(seed, args.steps)])
-        if found(read(args.results), what) is None:
-            flags = [*common(seed, args.steps), f"--config.data.train=files:{rows}"]
-            append(args.results, [train(workdir, flags, what)])
+        own = common(seed, args.steps)
+        what = expected(method, size, seed, [f"--by={by}", *own])
+        flags = [*own, f"--config.data.train=files:{rows}"]
+        yield measured(args.results, what, functools.partial(train, workdir, flags))
         size *= 2
     shutil.rmtree(workdir, ignore_errors=True)
 
@@ -181,26 +182,41 @@ def expected(method: str, size: int, seed: int, flags: list[str]) -> dict[str, A
     return {"method": method, "size": size, "seed": seed, "flags": flags, "versions": versions()}
 
 
-def measure(args: argparse.Namespace, method: str, seed: int) -> None:
-    for size in args.sizes:
-        flags = [*common(seed, args.steps), *METHODS[method](size, seed)]
-        what = expected(method, size, seed, flags)
-        if found(read(args.results), what) is None:
-            with tempfile.TemporaryDirectory() as scratch:
-                append(args.results, [train(Path(scratch, "run"), flags, what)])
+def measure(args: argparse.Namespace, method: str, size: int, seed: int) -> dict[str, Any]:
+    """The line of a method that takes the rows it is given."""
+    flags = [*common(seed, args.steps), *METHODS[method](size, seed)]
+    with tempfile.TemporaryDirectory() as scratch:
+        make = functools.partial(train, Path(scratch, "run"), flags)
+        return measured(args.results, expected(method, size, seed, flags), make)
 
 
-def curves_of(args: argparse.Namespace) -> dict[str, dict[int, list[float]]]:
-    """{method: {size: per cent, a seed each}} of the runs that these arguments ask for."""
+def collected(args: argparse.Namespace, attempts: Attempts) -> list[dict[str, Any]]:
+    """The lines of all runs that the arguments ask for, but for those that failed."""
+    lines: list[dict[str, Any]] = []
+
+    def keep(made: Iterable[dict[str, Any]]) -> None:
+        for line in made:
+            lines.append(line)
+
+    for seed in args.seeds:
+        for method in args.methods:
+            if method in GROWING:
+                growing = functools.partial(keep, grow(args, method, seed))
+                attempts.of(f"{method}, seed {seed}", growing)
+                continue
+            for size in args.sizes:
+                one = functools.partial(measure, args, method, size, seed)
+                attempts.of(f"{method}, {size} rows, seed {seed}", lambda one=one: keep([one()]))
+    return lines
+
+
+def curves_of(lines: Sequence[dict[str, Any]]) -> dict[str, dict[int, list[float]]]:
+    """{method: {size: per cent, a seed each}}."""
     out: dict[str, dict[int, list[float]]] = {}
-    for line in read(args.results):
-        asked = line["method"] in args.methods and line["seed"] in args.seeds
-        alike = f"--config.train.steps={args.steps}" in line["flags"]
-        chosen = line["method"] != "active" or f"--by={args.by}" in line["flags"]
-        if asked and alike and chosen and line["size"] <= max(args.sizes):
-            of = out.setdefault(line["method"], {}).setdefault(line["size"], [])
-            of.append(100 * line["accuracy"])
-    return {m: out[m] for m in args.methods if m in out}
+    for line in lines:
+        of = out.setdefault(line["method"], {}).setdefault(line["size"], [])
+        of.append(100 * line["accuracy"])
+    return {m: out[m] for m in (*METHODS, *GROWING) if m in out}
 
 
 def table(curves: dict[str, dict[int, list[float]]], n: int) -> str:
@@ -231,15 +247,16 @@ def main() -> None:
     p.add_argument("--work", type=Path, default=Path("runs/learning_curves"))
     args = p.parse_args()
     args.work = args.work.absolute()
-    for seed in args.seeds:
-        for method in args.methods:
-            (grow if method in GROWING else measure)(args, method, seed)
-    lines, curves = read(args.results), curves_of(args)
+    attempts = Attempts()
+    lines = collected(args, attempts)
     others = {line["git_commit"] for line in lines} - {git_commit()}
     if others:
         print(f"some runs are kept from commits {', '.join(sorted(others))}")
-    print(table(curves, lines[-1]["n"]))
-    args.plot.write_text(curve_chart("Test accuracy, %, by rows with labels", curves))
+    if lines:
+        curves = curves_of(lines)
+        print(table(curves, lines[-1]["n"]))
+        args.plot.write_text(curve_chart("Test accuracy, %, by rows with labels", curves))
+    attempts.end()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A run of the main program, and a finished one as a function of texts."""
+"""A run of the main program; a finished one as a function of texts, and what it trained."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft.config import cache_dir, default
+from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Rows
 from bert_ft.data.sources import open_source
 from bert_ft.evals.attack import Score
+from bert_ft.method_checks import prompt_length
+from bert_ft.models.hf import flatten
 from bert_ft.train import optim
 from bert_ft.train.finish import eval_programs, predict_set
 from bert_ft.train.start import trained_params
@@ -35,6 +39,18 @@ def config_of(workdir: Path) -> ConfigDict:
     return c
 
 
+def encoder_sizes(workdir: Path) -> tuple[int, int]:
+    """(parameters of a run's encoder that are trained, all of them), a method's own included."""
+    c, fitted = config_of(workdir), load_fitted(workdir)
+    system = assemble(c, print, sets=(), model_dir=workdir / "model", fitted=fitted)
+    parts = jax.eval_shape(lambda p: system.weights.begin(p, 0), system.abstract_params)
+    trained, frozen = (
+        sum(leaf.size for path, leaf in flatten(part).items() if path.startswith("encoder/"))
+        for part in parts
+    )
+    return trained, trained + frozen
+
+
 def scorer(workdir: Path) -> Score:
     """A run's probabilities of texts, (N, C)."""
     c, fitted = config_of(workdir), load_fitted(workdir)
@@ -45,14 +61,17 @@ def scorer(workdir: Path) -> Score:
     def score(texts: Sequence[str]) -> np.ndarray:
         rows = Rows({c.data.text: list(texts)}, None, "texts")
         data = system.task.encode(rows, system.tokenizer, c.data.max_length, fitted)
+        data = with_places(data, prompt_length(c))
         return predict_set(system, programs, params, data)["probabilities"]
 
     return score
 
 
 def attacked_texts(workdir: Path, limit: int) -> tuple[list[str], list[int]]:
-    """The first `limit` texts of a run's test set, and the columns of their labels."""
+    """`limit` texts of a run's test set, or all of fewer, and the columns of their labels; spread
+    evenly over the set, which may be sorted by label."""
     c, labels = config_of(workdir), load_fitted(workdir)["labels"]
     rows = open_source(c.data.test, cache_dir=cache_dir(c), bad_rows=c.data.bad_rows).read()
-    texts, gold = rows.column(c.data.text)[:limit], rows.column(c.data.label)[:limit]
-    return texts, [labels.index(str(value)) for value in gold]
+    count = min(limit, len(rows))
+    few = rows.take([i * len(rows) // count for i in range(count)])
+    return few.column(c.data.text), [labels.index(str(v)) for v in few.column(c.data.label)]

@@ -6,19 +6,21 @@ Full tuning, LoRA, AdaLoRA, adapters, a prefix and biases alone, each with three
 demo's reviews (one epoch), Banking77 (35 requests a class) and the NCBI diseases (2,000 sentences):
 as much as makes a method's table in two hours of two cores. --whole takes each config as it is.
 Runs what tuning.jsonl does not hold yet with the same settings and versions, one run at a time,
-then prints the tables and draws tuning.svg. Learning rates are those below for all tasks; none was
-tuned on them.
+then prints the tables and draws tuning.svg. A run that fails is noted, and the others go on.
+Learning rates are those below for all tasks; none was tuned on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from bert_ft.config import config_hash
 from configs.medical import DISEASES
 from experiments.dot_chart import dot_chart
 from experiments.lines import append, found, read, spread, versions
+from experiments.methods.attempts import Attempts
+from experiments.methods.reading import encoder_sizes
 from experiments.parity.tasks import Task
 
 HERE = Path(__file__).parent
@@ -95,12 +99,13 @@ def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str
         raise RuntimeError(f"{workdir} holds another run; remove it")
     score = result["eval"][wanted.score]
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    trained, encoder = encoder_sizes(workdir)
     line = {
         **what,
         "score": score["mean"],
         "n": score["n_examples"],
         "steps": result["steps"],
-        "params": result["params"],
+        "params": {**result["params"], "encoder": encoder, "trained_in_encoder": trained},
         "step_ms_p50": result["speed"]["step_ms_p50"],
         "checkpoint_bytes": bytes_below(workdir / "checkpoints" / str(last)),
         "reported_bytes": bytes_below(workdir / "best"),
@@ -113,21 +118,37 @@ def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str
     return line
 
 
-def row(method: str, runs: list[dict[str, Any]], whole: list[dict[str, Any]]) -> str:
-    """A method's line of a task's table; times and bytes as shares of those of full tuning."""
+TITLES = (
+    *("what is trained", "score, %", "of the encoder, %", "of all parameters, %", "step, ms"),
+    *("step, of full tuning's", "checkpoint, MB", "reported parameters, MB"),
+)
 
-    def ratio(key: str) -> str:
-        ours, all_of = ([r[key] for r in rows if r[key]] for rows in (runs, whole))
-        if not (ours and all_of):
-            return "-"
-        return f"{statistics.median(ours) / statistics.median(all_of):.2f}"
 
-    params = runs[0]["params"]
-    cells = [method, spread([r["score"] for r in runs])]
-    cells.append(f"{100 * params['trainable'] / params['total']:.2f}")
-    cells += [ratio("step_ms_p50"), f"{runs[0]['checkpoint_bytes'] / 1e6:.1f}"]
-    cells.append(f"{runs[0]['reported_bytes'] / 1e6:.1f}")
-    return "| " + " | ".join(cells) + " |"
+def table(task: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """{method: a line a seed} of a task, in Markdown."""
+    first = next(iter(runs.values()))
+    lines = [f"{task}: {TASKS[task].score}, n = {first[0]['n']}\n", f"| {' | '.join(TITLES)} |"]
+    lines.append("|---" * len(TITLES) + "|")
+    full = step_ms(runs["all"]) if "all" in runs else None
+    for method, rows in runs.items():
+        sizes, step = rows[0]["params"], step_ms(rows)
+        shares = (
+            sizes["trained_in_encoder"] / sizes["encoder"],
+            sizes["trainable"] / sizes["total"],
+        )
+        cells = [method, spread([r["score"] for r in rows]), *(f"{100 * s:.2f}" for s in shares)]
+        cells.append(f"{step:.0f}" if step else "-")
+        cells.append(f"{step / full:.2f}" if step and full else "-")
+        cells += [f"{rows[0][k] / 1e6:.1f}" for k in ("checkpoint_bytes", "reported_bytes")]
+        lines.append(f"| {' | '.join(cells)} |")
+    seeds = ", ".join(str(r["seed"]) for r in first)
+    return "\n".join([*lines, f"\nMean ± standard deviation over seeds {seeds}. Steps: medians."])
+
+
+def step_ms(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median over the runs that have one."""
+    known = [r["step_ms_p50"] for r in rows if r["step_ms_p50"]]
+    return statistics.median(known) if known else None
 
 
 def main() -> None:
@@ -140,20 +161,21 @@ def main() -> None:
     p.add_argument("--plot", type=Path, default=HERE / "tuning.svg")
     p.add_argument("--workdirs", type=Path, default=Path("runs/tuning"))
     args = p.parse_args()
-    cases = {}
+    cases, attempts = {}, Attempts()
     for task in args.tasks:
-        runs = {m: [one(task, m, seed, args) for seed in args.seeds] for m in args.methods}
-        first = next(iter(runs.values()))
-        print(
-            f"\n{task}: {TASKS[task].score}, n = {first[0]['n']}\n\n"
-            "| what is trained | score, % | % of the parameters | step time, of "
-            f"{args.methods[0]!r} | checkpoint, MB | reported parameters, MB |\n"
-            "|---|---|---|---|---|---|"
-        )
-        for method, rows in runs.items():
-            print(row(method, rows, first))
-            cases[f"{task}, {method}"] = [100 * r["score"] for r in rows]
-    args.plot.write_text(dot_chart("Score, %", cases, statistics.fmean, from_zero=False))
+        runs: dict[str, list[dict[str, Any]]] = {}
+        for method in args.methods:
+            for seed in args.seeds:
+                make = functools.partial(one, task, method, seed, args)
+                line = attempts.of(f"{task}, {method}, seed {seed}", make)
+                if line is not None:
+                    runs.setdefault(method, []).append(line)
+        if runs:
+            print(f"\n{table(task, runs)}")
+        cases |= {f"{task}, {m}": [100 * r["score"] for r in rows] for m, rows in runs.items()}
+    if cases:
+        args.plot.write_text(dot_chart("Score, %", cases, statistics.fmean, from_zero=False))
+    attempts.end()
 
 
 if __name__ == "__main__":
