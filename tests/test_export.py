@@ -119,8 +119,8 @@ def test_a_wrong_directory_is_not_left_behind(what, trained, run_here, tmp_path,
     """Faults put into what is written, each of which must be seen before the rename."""
     true_save = hf.save
 
-    def wrong(path, config, params, kind, labels=()):
-        true_save(path, config, params, kind, labels)
+    def wrong(path, config, params, kind, *more):
+        true_save(path, config, params, kind, *more)
         file = path / "model.safetensors"
         tensors = load_file(file)
         if what == "weight":

@@ -249,10 +249,15 @@ def encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
 
 
 def config_json(
-    config: EncoderConfig, kind: str = "", labels: Sequence[str] = (), outputs: int = 0
+    config: EncoderConfig,
+    kind: str = "",
+    labels: Sequence[str] = (),
+    outputs: int = 0,
+    problem: str = "",
 ) -> dict[str, Any]:
     """What config.json says of an encoder, and of its head of this kind: the names of its labels,
-    or the number of its outputs where they have none."""
+    or the number of its outputs where they have none; its problem_type, by which transformers'
+    pipelines choose softmax, sigmoid or neither."""
     out: dict[str, Any] = {"model_type": config.family}
     if kind:
         out["architectures"] = [architecture(config.family, kind)]
@@ -266,4 +271,6 @@ def config_json(
     if names:
         out["id2label"] = {str(i): name for i, name in enumerate(names)}
         out["label2id"] = {name: i for i, name in enumerate(names)}
+    if problem:
+        out["problem_type"] = problem
     return out

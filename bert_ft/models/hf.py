@@ -255,10 +255,8 @@ def load(
         if array is not None and ours.endswith("/kernel"):
             array = array.T
         if ours.startswith("top/") and array is not None:
-            if misfit and not str(name).startswith("."):
-                why.add(misfit)
-                array = None
-            elif new_head and not str(name).startswith("."):
+            if (misfit or new_head) and not str(name).startswith("."):
+                why |= {misfit} - {""}
                 array = None
             elif array.shape != leaf.shape:
                 why.add(f"its {name} has shape {array.shape}, ours {leaf.shape}")
@@ -300,9 +298,11 @@ def save(
     params: Mapping[str, Any],
     kind: str,
     labels: Sequence[str] = (),
+    problem: str = "",
 ) -> None:
-    """Writes model.safetensors and config.json as the architecture's save_pretrained does. `params`
-    is the model's tree of NumPy arrays. Raises InputError for a head that has no such form."""
+    """Writes model.safetensors and config.json, with `problem` as its problem_type, as the
+    architecture's save_pretrained does. `params`: the model's tree of NumPy arrays. Raises
+    InputError for a head that has no such form."""
     from safetensors.numpy import save_file
 
     prefix = "" if kind == "embedding" else families.FAMILIES[config.family].prefix
@@ -316,5 +316,5 @@ def save(
         tensors[name] = np.ascontiguousarray(array.T if ours.endswith("/kernel") else array)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     outputs = flat.get("top/classifier/bias", np.zeros(0)).shape[0]
-    about = families.config_json(config, kind, labels, outputs) | {"dtype": "float32"}
+    about = families.config_json(config, kind, labels, outputs, problem) | {"dtype": "float32"}
     (path / "config.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")

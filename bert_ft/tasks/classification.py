@@ -94,6 +94,7 @@ class Classification(SequenceTask):
 
     name = "classification"
     metric = "accuracy"  # the one that 'best' means
+    problem_type = "single_label_classification"  # to transformers
     knobs: ClassVar = {"task.label_smoothing": "smoothing"}  # that trials may differ in
 
     def __init__(self, config: ConfigDict):

@@ -33,6 +33,7 @@ class MultiLabel(SequenceTask):
 
     name = "multilabel"
     metric = "f1_micro"
+    problem_type = "multi_label_classification"  # to transformers
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)

@@ -26,11 +26,13 @@ class Regression(SequenceTask):
     The model's own unit is the label less `mean`, over `scale`. Under
     `task.label_scaling='standard'` those are of the training rows, so that the head begins at the
     mean and no learning rate depends on the label's unit. Scores and answers are in that unit;
-    predictions are not clipped to the range.
+    predictions are not clipped to the range. So are the outputs of an exported model: a run that
+    goes on from one wants 'none'.
     """
 
     name = "regression"
     metric = "pearson"
+    problem_type = "regression"  # to transformers
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)

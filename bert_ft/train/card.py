@@ -31,6 +31,15 @@ model = {architecture}.from_pretrained("{directory}")
 ```"""
 
 
+def thresholds(system: System) -> dict[str, float]:
+    """{label: the probability from which it is predicted}, of a task of several labels."""
+    if getattr(system.task, "problem_type", "") != "multi_label_classification":
+        return {}
+    labels = system.fitted["labels"]
+    chosen = system.fitted.get("thresholds", [0.5] * len(labels))
+    return dict(zip(labels, chosen, strict=True))
+
+
 def model_card(
     system: System,
     kind: str,
@@ -73,6 +82,7 @@ def model_card(
         "",
         *_score_lines(scores),
         "",
+        *_threshold_lines(thresholds(system)),
         "## Training",
         "",
         f"{about['step']:,} steps, seed {config['train.seed']}.",
@@ -107,6 +117,15 @@ def _score_lines(scores: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
         spread = f" ± {score['std']:.4f}" if len(score["per_trial"]) > 1 else ""
         rows.append(f"| {name} | {_number(score['mean'])}{spread} | {score['n_examples']:,} |")
     return ["| set/metric | value | n |", "|---|---|---|", *rows]
+
+
+def _threshold_lines(of_labels: Mapping[str, float]) -> list[str]:
+    """How its labels are chosen, those whose sigmoid reaches its threshold."""
+    if not of_labels:
+        return []
+    rows = [f"| {_code(label)} | {threshold:.4f} |" for label, threshold in of_labels.items()]
+    said = "A label is predicted where its sigmoid is its threshold or more:"
+    return ["## Thresholds", "", said, "", "| label | threshold |", "|---|---|", *rows, ""]
 
 
 def _number(value: float | None) -> str:
