@@ -23,13 +23,14 @@ def where(row, word):
 
 
 def all_tags(scheme, types=("X", "Y")):
-    return ["O", *(f"{p}-{t}" for p in schemes.SCHEMES[scheme] for t in types)]
+    """With the type '', prefixes alone."""
+    return ["O", *(f"{p}-{t}".removesuffix("-") for p in schemes.SCHEMES[scheme] for t in types)]
 
 
 @st.composite
-def two_sides(draw, scheme):
+def two_sides(draw, scheme, types=("X", "Y")):
     """Sentences of any tags at all, legal or not, and other tags for them, often the same."""
-    tags = st.sampled_from(all_tags(scheme))
+    tags = st.sampled_from(all_tags(scheme, types))
     gold = draw(st.lists(st.lists(tags, min_size=1, max_size=9), min_size=1, max_size=4))
     same = [[draw(st.one_of(st.just(t), st.just(t), tags)) for t in sentence] for sentence in gold]
     return gold, same
@@ -42,7 +43,7 @@ def compare(gold, guess, scheme):
         *([schemes.entities(s, scheme) for s in side] for side in (gold, guess))
     )
     if scheme == "BMES":
-        gold, guess = ([[t.replace("M-", "I-") for t in s] for s in side] for side in (gold, guess))
+        gold, guess = ([[t.replace("M", "I") for t in s] for s in side] for side in (gold, guess))
     how = {"mode": "strict", "scheme": getattr(seqeval_schemes, SEQEVAL[scheme])}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,9 +59,10 @@ def compare(gold, guess, scheme):
     return ours
 
 
+@pytest.mark.parametrize("types", [("X", "Y"), ("",)], ids=["typed", "untyped"])
 @pytest.mark.parametrize("scheme", SEQEVAL)
-def test_scores_equal_seqeval_on_any_tags(scheme):
-    @given(two_sides(scheme))
+def test_scores_equal_seqeval_on_any_tags(scheme, types):
+    @given(two_sides(scheme, types))
     @settings(max_examples=100, deadline=None)
     def check(sides):
         compare(*sides, scheme)
@@ -103,6 +105,7 @@ def test_iob1_becomes_the_same_entities_in_iob2():
     tags = ["I-X", "I-X", "B-X", "O", "I-Y", "I-X"]
     assert schemes.fault(tags, "IOB1") is None
     assert schemes.iob1_to_iob2(tags) == ["B-X", "I-X", "B-X", "O", "B-Y", "B-X"]
+    assert schemes.iob1_to_iob2(["I", "I", "B", "O", "I"]) == ["B", "I", "B", "O", "B"]
 
 
 @pytest.mark.parametrize("scheme", ["IOB2", "BIOES", "BMES", "BILOU"])
@@ -132,6 +135,13 @@ def test_spans_survive_tags(scheme):
         ("B-X M-X E-X O", "BMES"),
         ("B-X L-X U-Y O", "BILOU"),
         ("ANSWER REST O", "plain"),
+        ("B I O B", "IOB2"),
+        ("I I B O", "IOB1"),
+        ("B M E S S", "BMES"),
+        ("B E S O", "BIOES"),
+        ("B L U", "BILOU"),
+        ("I O I", "plain"),
+        ("A B O", "plain"),
     ],
 )
 def test_the_scheme_is_found(tags, scheme):
@@ -149,6 +159,8 @@ def test_the_scheme_is_found(tags, scheme):
         ("S-X O B-X", 2, ["'B-X' ends the sentence"]),
         ("B-X O-X", 1, ["'O-X'"]),
         ("B-X B-", 1, ["'B-'"]),
+        ("B-X I", 1, ["'I' has no type", "I-TYPE"]),
+        ("B M O", 2, ["'O' follows 'M'", "BMES"]),
     ],
 )
 def test_what_no_scheme_allows(tags, place, words):
@@ -157,6 +169,12 @@ def test_what_no_scheme_allows(tags, place, words):
     message = str(error.value)
     assert "\n" not in message and all(w in message for w in words), message
     assert message.startswith(f"file:1 word {place}:")
+
+
+def test_a_type_is_wanted_of_all_tags_where_the_scheme_is_given():
+    with pytest.raises(InputError, match="file:1 word 0: tag 'B' has no type, as 'B-X' has one"):
+        schemes.check([["B-X", "O"], ["B"]], "IOB2", where)
+    schemes.check([["B-X", "O"], ["B"]], "plain", where)
 
 
 @pytest.mark.parametrize("scheme", ["IOB2", "BIOES", "BMES", "BILOU", "plain"])

@@ -5,8 +5,9 @@
     BIOES   B-X I-X … E-X, or S-X for a single word; BMES and BILOU spell the same otherwise
     plain   tags without a prefix (ANSWER, REST, O): a run of one tag is an entity
 
-'O' is outside in each. Ramshaw and Marcus (1995), Tjong Kim Sang and Veenstra (1999), Ratinov and
-Roth (2009).
+'O' is outside in each. Tags may be prefixes alone (B I O, or B M E S for the words of Chinese): all
+entities are then of the type '_', as in seqeval. Ramshaw and Marcus (1995), Tjong Kim Sang and
+Veenstra (1999), Ratinov and Roth (2009).
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ SCHEMES: dict[str, dict[str, str]] = {
     "plain": {},
 }
 OUTSIDE = "O"
+UNTYPED = "_"  # the type of a tag that is a prefix alone
 # What an illegal step costs in Viterbi: more than any sum of log-probabilities over a window, and
 # finite, so that a label set which allows no legal path still has a best one.
 FORBIDDEN = -1e6
 
+_PREFIXES = frozenset(prefix for roles in SCHEMES.values() for prefix in roles)
 Span = tuple[str, int, int]  # type, first word, word after the last
 
 
@@ -43,9 +46,9 @@ def parse(tag: str, scheme: str) -> tuple[str, str]:
     if scheme == "plain":
         return "P", tag
     prefix, dash, kind = tag.partition("-")
-    if not dash or not kind:
+    if dash and not kind:
         raise KeyError(tag)
-    return SCHEMES[scheme][prefix], kind
+    return SCHEMES[scheme][prefix], kind or UNTYPED
 
 
 def legal(before: str, after: str, scheme: str) -> bool:
@@ -84,17 +87,20 @@ def fault(tags: Sequence[str], scheme: str) -> tuple[int, str] | None:
 def detect(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> str:
     """The scheme that all rows of tags keep. InputError at the first tag that none allows;
     `where(row, word)` names a place."""
-    seen = {tag for tags in rows for tag in tags}
+    seen = {tag for tags in rows for tag in tags} - {OUTSIDE}
     prefixed = {tag for tag in seen if re.fullmatch(r"[A-Z]-.+", tag)}
+    if not prefixed and "B" in seen and seen <= _PREFIXES:
+        prefixed = seen
     if not prefixed:
         return "plain"
+    _check_typed(rows, where)
     letters = {tag[0] for tag in prefixed}
     fits = [name for name, roles in SCHEMES.items() if letters <= set(roles)]
     for name in fits:
         if all(fault(tags, name) is None for tags in rows):
             return name
     if not fits:
-        unknown = letters - {prefix for roles in SCHEMES.values() for prefix in roles}
+        unknown = letters - _PREFIXES
         odd = {tag for tag in prefixed if tag[0] in unknown} or prefixed
         i, k = next((i, k) for i, row in enumerate(rows) for k, t in enumerate(row) if t in odd)
         accepted = ", ".join(f"{name} ({''.join(r)})" for name, r in SCHEMES.items() if r)
@@ -108,6 +114,8 @@ def detect(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> s
 
 def check(rows: Sequence[Sequence[str]], scheme: str, where: Callable[[int, int], str]) -> None:
     """InputError at the first tag that the scheme forbids."""
+    if scheme != "plain":
+        _check_typed(rows, where)
     for i, tags in enumerate(rows):
         if found := fault(tags, scheme):
             raise InputError(
@@ -116,11 +124,24 @@ def check(rows: Sequence[Sequence[str]], scheme: str, where: Callable[[int, int]
             )
 
 
+def _check_typed(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> None:
+    """InputError at the first tag without a type where others have one."""
+    typed = next((tag for tags in rows for tag in tags if "-" in tag), "")
+    for i, tags in enumerate(rows) if typed else ():
+        for k, tag in enumerate(tags):
+            if tag in _PREFIXES:
+                raise InputError(
+                    f"{where(i, k)}: tag {tag!r} has no type, as {typed!r} has one; accepted: "
+                    f"{tag}-TYPE, or no type in any tag"
+                )
+
+
 def iob1_to_iob2(tags: Sequence[str]) -> list[str]:
     """The same entities in IOB2."""
     out: list[str] = []
     for i, tag in enumerate(tags):
-        begins = tag[0] == "I" and (i == 0 or tags[i - 1][1:] != tag[1:])
+        before = tags[i - 1] if i else OUTSIDE
+        begins = tag[0] == "I" and (before == OUTSIDE or before[1:] != tag[1:])
         out.append("B" + tag[1:] if begins else tag)
     return out
 
