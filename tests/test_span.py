@@ -309,6 +309,16 @@ def test_answers_are_the_exact_characters(data):
     )
 
 
+def test_places_outside_a_window_are_no_answers(data):
+    """What fills up the n best of a window with fewer spans is any place of the batch's rows."""
+    predicted = scored_windows(data, [(24, 34, 5.0), (11, 18, 4.0), (0, 1, 3.0)])
+    wanted = task().answers(predicted, data, Fixed(ROWS).read())
+    more = {"start": np.full((len(data), 2), 39), "end": np.full((len(data), 2), 43)}
+    more |= {"score": np.full((len(data), 2), MASKED, np.float32)}
+    longer = {k: np.concatenate([predicted[k], more[k]], axis=1) for k in more}
+    assert task().answers({**predicted, **longer}, data, Fixed(ROWS).read()) == wanted
+
+
 def test_the_null_threshold(data):
     predicted = scored_windows(data, [(24, 34, 5.0), (11, 18, 4.0), (0, 1, 3.0)])
     predicted["null"][data.row == 0] = 9.0

@@ -59,6 +59,16 @@ def test_iob1_is_read_as_iob2(tmp_path, tokenizer):
     assert tags == [["B-A", "B-A", "O"]]
 
 
+def test_a_tag_of_conll_columns_is_named_by_its_own_line(tmp_path, tokenizer):
+    path = tmp_path / "a.conll"
+    path.write_text("-DOCSTART- O\n\na B-A\nb I-A\n\nc O\nd B-A\ne I-B\n")
+    rows = open_source(f"files:{path}", cache_dir=tmp_path).read()
+    with pytest.raises(InputError, match=r"a\.conll:8: tag 'I-B' follows 'B-A'"):
+        tagged.fit(rows, "tokens", "tags", "auto")
+    assert rows.take([1]).where_word(0, 2) == f"{path}:8"
+    assert str(tagged.unseen(rows, 0, 1, "I-A", ["O"])).startswith(f"{path}:4: tag 'I-A' is not")
+
+
 def test_a_span_that_cuts_a_word_can_be_widened(tmp_path, tokenizer):
     rows = rows_of(tmp_path, text("the films", (4, 8, "A")))
     assert read(rows, tokenizer, widen=True)[1] == [["O", "B-A"]]

@@ -54,7 +54,7 @@ def read_conll(path: Path, name: str, options: Options, bad: BadRows) -> Table:
             columns["tokens"].append(tokens)
             columns["tags"].append(tags)
             lines.append(sentence[0][0])
-    return Table(columns, lines)
+    return Table(columns, lines, word_lines=True)
 
 
 def _sentences(document: Document) -> Iterator[list[tuple[int, str]]]:
@@ -152,7 +152,9 @@ def read_spans(path: Path, name: str, options: Options, bad: BadRows) -> Table:
             if not isinstance(text, str):
                 raise ValueError('no "text" string')
             if "spans" in row:
-                spans = [(int(s["start"]), int(s["end"]), str(s["label"])) for s in row["spans"]]
+                spans = [
+                    (_whole(s["start"]), _whole(s["end"]), str(s["label"])) for s in row["spans"]
+                ]
                 rest = {key: value for key, value in row.items() if key != "spans"}
             else:
                 spans = _cluener_spans(text, row["label"])
@@ -169,12 +171,18 @@ def read_spans(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     return Table(as_columns(rows), lines)
 
 
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise ValueError(f"a span begins or ends at {value!r}, which is no whole number")
+    return value
+
+
 def _cluener_spans(text: str, label: dict[str, dict[str, list]]) -> list[tuple[int, int, str]]:
     spans = []
     for kind, mentions in label.items():
         for mention, places in mentions.items():
             for first, last in places:
-                if text[first : last + 1] != mention:
+                if text[_whole(first) : _whole(last) + 1] != mention:
                     seen = text[max(first, 0) : last + 1]
                     raise ValueError(f"[{first}, {last}] is {seen!r}, not {mention!r} ({kind})")
                 spans.append((first, last + 1, kind))
@@ -196,12 +204,13 @@ def read_squad(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     """SQuAD 1.1 or 2.0 JSON -> id, title, question, context, answers, is_impossible.
 
     `answers` is a list of {"text", "start"}, start in characters of the context (Rajpurkar et al.,
-    2016, 2018). An answer that is not in the context at its start is bad; rows have no lines, so
-    their id names them.
+    2016, 2018). Bad: an answer that is not in the context at its start, and a lone surrogate. Rows
+    have no lines; the id of a question, and the line where that stands, name it.
     """
-    document = load(path, name, options, BadRows())
+    text = "\n".join(load(path, name, options, BadRows()).lines)
+    escaped = "\\ud" in text.lower()
     try:
-        data = json.loads("\n".join(document.lines))["data"]
+        data = json.loads(text)["data"]
     except json.JSONDecodeError as error:
         raise InputError(f"{name}:{error.lineno}: not JSON: {error.msg}") from None
     except (ValueError, RecursionError) as error:
@@ -220,34 +229,44 @@ def read_squad(path: Path, name: str, options: Options, bad: BadRows) -> Table:
                         {"text": answer["text"], "start": answer["answer_start"]}
                         for answer in question.get("answers", [])
                     ]
-                    wrong = [a for a in answers if not _is_at(context, a["text"], a["start"])]
-                    if wrong:
-                        text, start = wrong[0]["text"], wrong[0]["start"]
-                        there = context[max(start, 0) : max(start, 0) + len(text)]
-                        bad.report(
-                            f"{name}: question {question_id}",
-                            f"answer {text[:60]!r} is not at its start {start}: there is "
-                            f"{there[:60]!r} in the context",
-                        )
+                    row = {
+                        "id": question_id,
+                        "title": article.get("title", ""),
+                        "question": question["question"],
+                        "context": context,
+                        "answers": answers,
+                        "is_impossible": bool(question.get("is_impossible", False)),
+                    }
+                    faults = [_not_there(context, a["text"], a["start"]) for a in answers]
+                    if escaped and _has_lone_surrogate(row):
+                        faults = ["a lone surrogate (\\ud800 to \\udfff)"]
+                    if any(faults):
+                        at = f"{name}{_line_of(question_id, text)}: question {question_id!r}"
+                        bad.report(at, next(filter(None, faults)))
                         continue
-                    rows.append(
-                        {
-                            "id": question_id,
-                            "title": article.get("title", ""),
-                            "question": question["question"],
-                            "context": context,
-                            "answers": answers,
-                            "is_impossible": bool(question.get("is_impossible", False)),
-                        }
-                    )
+                    rows.append(row)
     except (KeyError, TypeError) as error:
-        after = f" in or after question {question_id}" if question_id is not None else ""
-        raise InputError(f"{name}: not the JSON layout of SQuAD{after}: {error!r}") from None
+        at, after = name, ""
+        if question_id is not None:
+            at += _line_of(question_id, text)
+            after = f" in or after question {question_id!r}"
+        raise InputError(f"{at}: not the JSON layout of SQuAD{after}: {error!r}") from None
     return Table(as_columns(rows), None)
 
 
-def _is_at(context: str, text: str, start: int) -> bool:
-    return start >= 0 and bool(text) and context.startswith(text, start)
+def _not_there(context: str, text: str, start: int) -> str:
+    """Why an answer is none; '' where it stands at its start."""
+    if start >= 0 and text and context.startswith(text, start):
+        return ""
+    there = context[max(start, 0) : max(start, 0) + len(text)]
+    return f"answer {text[:60]!r} is not at its start {start}: there is {there[:60]!r}"
+
+
+def _line_of(question_id: Any, text: str) -> str:
+    """':LINE' of an id in the text of a JSON file; '' where it is written in no usual way."""
+    forms = {re.escape(json.dumps(question_id, ensure_ascii=short)) for short in (True, False)}
+    found = re.search(rf'"id"\s*:\s*({"|".join(sorted(forms))})', text)
+    return f":{text.count(chr(10), 0, found.start(1)) + 1}" if found else ""
 
 
 def as_columns(rows: list[dict[str, Any]]) -> dict[str, list]:

@@ -19,10 +19,12 @@ Options = dict[str, str]
 
 @dataclass(frozen=True)
 class Table:
-    """What one file holds: equal-length columns, and the first line (1-based) of each row."""
+    """What one file holds: equal-length columns, and the first line (1-based) of each row, with
+    `word_lines` that of its first word: the others follow line by line."""
 
     columns: dict[str, list]
     lines: list[int] | None
+    word_lines: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))

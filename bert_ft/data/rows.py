@@ -20,7 +20,8 @@ class Rows:
 
     `lines` is the first line (1-based) of each row in its file, None where that has no meaning.
     `origin` is the path or URI for messages; `paths` the file of each row where there are several.
-    `skipped` has 'file:line: reason' for each row left out under bad_rows='skip'.
+    `skipped` has 'file:line: reason' for each row left out under bad_rows='skip'. With `word_lines`
+    each word of a row has a line of its own, from the row's on.
     """
 
     columns: dict[str, list]
@@ -28,6 +29,7 @@ class Rows:
     origin: str
     skipped: tuple[str, ...] = ()
     paths: list[str] | None = None
+    word_lines: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
@@ -36,6 +38,12 @@ class Rows:
         """How messages name row i: 'path:line', or 'uri row i'."""
         path = self.paths[i] if self.paths else self.origin
         return f"{path}:{self.lines[i]}" if self.lines else f"{path} row {i}"
+
+    def where_word(self, i: int, k: int) -> str:
+        """How messages name word k of row i: by its own line where it has one."""
+        if self.word_lines and self.lines:
+            return f"{self.paths[i] if self.paths else self.origin}:{self.lines[i] + k}"
+        return f"{self.where(i)}: word {k + 1} of the row that begins there"
 
     def column(self, name: str) -> list:
         """The values of a column. InputError when there is none, or a row has no value (None)."""
@@ -58,6 +66,7 @@ class Rows:
             self.origin,
             self.skipped,
             [self.paths[i] for i in indices] if self.paths else None,
+            self.word_lines,
         )
 
 

@@ -251,7 +251,9 @@ def _joined(tables: list[tuple[str, Table]], bad: BadRows, uri: str) -> Rows:
         lines = [line for _, table in tables for line in table.lines or []]
     several = len(tables) > 1
     paths = [name for name, table in tables for _ in range(len(table))] if several else None
-    rows = Rows(columns, lines, uri if several else tables[0][0], tuple(bad.skipped), paths)
+    by_word = all(table.word_lines for _, table in tables)
+    origin = uri if several else tables[0][0]
+    rows = Rows(columns, lines, origin, tuple(bad.skipped), paths, by_word)
     if not len(rows):
         raise InputError(f"{uri}: it has no rows")
     return rows

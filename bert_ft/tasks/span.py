@@ -209,8 +209,11 @@ class SpanAnswers:
         first where that exceeds the best other one's by more than `task.null_threshold` (4.3)."""
         assert len(np.unique(data.row)) == data.source_rows, "a question without a window"
         aside, begin = data.aside, np.asarray(data.offsets[:-1])[:, None]
-        start_Wxk = aside["characters"][begin + predicted["start"], 0]
-        end_Wxk = aside["characters"][begin + np.minimum(predicted["end"], data.lengths - 1), 1]
+        # What a window with fewer spans is filled up with may lie outside it.
+        start_Wxk, end_Wxk = (
+            aside["characters"][begin + np.minimum(predicted[side], data.lengths - 1), i]
+            for i, side in enumerate(("start", "end"))
+        )
         bounds = np.searchsorted(data.row, np.arange(data.source_rows + 1))
         for row in range(data.source_rows):
             mine = slice(bounds[row], bounds[row + 1])

@@ -88,14 +88,14 @@ def tags(
 def unseen(rows: Rows, row: int, word: int, tag: str, known: Sequence[str]) -> InputError:
     """What to raise on a tag that training lacks."""
     return InputError(
-        f"{rows.where(row)}: word {word + 1}: tag {tag!r} is not among the training tags: "
+        f"{rows.where_word(row, word)}: tag {tag!r} is not among the training tags: "
         f"{shown(known, 20)}; with task.unseen_tags='score' it counts as missed"
     )
 
 
 def _where(rows: Rows, written: Sequence[tuple[int, list[str]]]) -> Any:
     def where(k: int, word: int) -> str:
-        return f"{rows.where(written[k][0])}: word {word + 1} of the row that begins there"
+        return rows.where_word(written[k][0], word)
 
     return where
 
