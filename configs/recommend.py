@@ -67,5 +67,6 @@ def get_config(variant: str = "") -> ConfigDict:
     c.task.numeric = "age,timestamp"
     c.train.batch_size = 128
     if variant == "bpr":
-        c.task.objective = "bpr"
+        # As many steps as three epochs of the same pairs, each of which is drawn anew.
+        c.task.objective, c.task.pairs, c.train.epochs = "bpr", 3, 1.0
     return c
