@@ -160,7 +160,8 @@ def compare_adapter(
         name = families.architecture(system.encoder.family, kind)
         load = functools.partial(_with_adapter, path=path, base=base, labels=len(bias), name=name)
         theirs = torch_outputs(load, kind, batch, system.encoder.pad_token_id)
-        largest["peft"] = _difference("peft", trained, theirs, batch)
+        same = {k: v for k, v in trained.items() if k in theirs}
+        largest["peft"] = _difference("peft", same, theirs, batch)
     return largest
 
 
