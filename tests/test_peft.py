@@ -85,11 +85,23 @@ def test_theirs_answers_as_there_and_is_written_as_it_was_read(name, base, tmp_p
         np.testing.assert_array_equal(written[key], value, err_msg=key)
 
 
+def answers_behind(model, given):
+    """A peft model's logits behind its prefix: peft 0.21 finds no past_key_values in transformers
+    5.24, which calls it cache."""
+    import torch
+    from transformers.cache_utils import DynamicCache
+
+    found, mask = model.get_prompt(len(given["input_ids"])), given["attention_mask"]
+    cache = found if hasattr(found, "get_seq_length") else DynamicCache(found)
+    seen = torch.cat([mask.new_ones(len(mask), cache.get_seq_length()), mask], dim=1)
+    hidden = model.base_model.bert(**{**given, "attention_mask": seen}, past_key_values=cache)
+    return model.base_model.classifier(hidden.pooler_output)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_peft_reads_what_is_written(name, base, tmp_path):
     torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")
     from transformers import BertForSequenceClassification
-    from transformers.cache_utils import DynamicCache
 
     path, model, flat, given = base
     adapter = peft.read(HERE / f"peft_{name}", flat, model.config, "sequence")
@@ -101,21 +113,13 @@ def test_peft_reads_what_is_written(name, base, tmp_path):
     ours, _ = answers(name, peft.read(tmp_path, flat, model.config, "sequence"), base)
     below = BertForSequenceClassification.from_pretrained(path, attn_implementation="eager")
     theirs = library.PeftModel.from_pretrained(below, tmp_path).eval()
-    ids, mask, types = (torch.tensor(x.astype(np.int64)) for x in given)
+    cut = -5 if name == "prefix" else None  # so many positions less
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    given = {
+        n: torch.tensor(x[:, :cut].astype(np.int64)) for n, x in zip(names, given, strict=True)
+    }
     with torch.no_grad():
-        if name != "prefix":
-            right = theirs(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
-        else:  # peft 0.21 finds no past_key_values in transformers 5.24, which calls it cache
-            ids, mask, types = (x[:, :-5] for x in (ids, mask, types))
-            found = theirs.get_prompt(len(ids))
-            cache = found if hasattr(found, "get_seq_length") else DynamicCache(found)
-            hidden = theirs.base_model.bert(
-                input_ids=ids,
-                attention_mask=torch.cat([mask.new_ones(len(mask), 5), mask], dim=1),
-                token_type_ids=types,
-                past_key_values=cache,
-            )
-            right = theirs.base_model.classifier(hidden.pooler_output)
+        right = answers_behind(theirs, given) if name == "prefix" else theirs(**given).logits
     np.testing.assert_allclose(ours, right.numpy(), atol=TOLERANCE, rtol=0)
 
 

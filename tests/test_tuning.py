@@ -2,12 +2,15 @@
 what they export."""
 
 import json
+import re
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from conftest import read_jsonl, write_jsonl
 from safetensors.numpy import load_file
+from test_peft import answers_behind
 
 FLAGS = (
     "--config.methods.use=lora,fgm,ema",
@@ -110,13 +113,77 @@ def test_starts_from_an_adapter_and_from_a_run(trained, run_here, tmp_path):
     wrong.refused("--config.methods.lora.rank=2")
 
 
-def test_what_cannot_be_merged_says_so(run_here, tmp_path):
-    few = ("--config.train.steps=1", "--config.eval.report=False")
+MODULES = ("--config.methods.use=houlsby,pfeiffer,prefix", "--config.train.steps=3",
+           "--config.data.test=", "--config.eval.report=False", "--config.data.row_counts=1",
+           "--config.model.dropout=0.1")  # fmt: skip
+
+
+def test_adapters_and_a_prefix_under_fsdp_are_those_of_one_device(run_here, run_cli, tmp_path):
+    one = run_here(tmp_path / "one", *MODULES).ok()
+    fsdp = (*MODULES, "--config.mesh.preset=fsdp", "--config.mesh.fsdp=8")
+    wide = run_cli(tmp_path / "wide", *fsdp, devices=8).ok()
+    assert wide.result["params"] == one.result["params"]
+    right = one.values("train/loss")
+    assert len(right) == 3 and max(right.values()) - min(right.values()) > 1e-3
+    for step, loss in wide.values("train/loss").items():
+        assert loss == pytest.approx(right[step], abs=1e-4)
+
+
+STATEFUL = (
+    "--config.methods.use=unfreeze,adalora,noise_scale",
+    '--config.methods.unfreeze.schedule=[["layer_1/", 2]]',
+    *("--config.methods.adalora.begin=1", "--config.methods.adalora.end=3"),
+    *("--config.train.accumulate=2", "--config.train.steps=4", "--config.data.row_counts=1"),
+    *("--config.checkpoint.every_steps=2", "--config.checkpoint.keep=9"),
+    "--config.eval.report=False",
+)
+
+
+def test_methods_with_a_memory_go_on_bit_for_bit_and_peft_reads_the_triplets(run_here, tmp_path):
+    """Scores of triplets, steps, averages of noise: all of it is in the checkpoint."""
+    done = run_here(tmp_path / "run", *STATEFUL).ok()
+    noise = done.values("train/noise_scale")
+    for later in ("checkpoints/4", "best", "result.json"):
+        path = tmp_path / "run" / later
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = run_here(tmp_path / "run", *STATEFUL).ok()
+    assert "own checkpoint of step 2" in again.err
+    assert again.result["params_sha256"] == done.result["params_sha256"]
+    assert again.values("train/noise_scale") == noise and len(noise) == 4
+    assert again.result["eval"] == done.result["eval"]
+
+    to = tmp_path / "out"
+    peft = (f"--config.export.to={to}", "--config.export.format=peft")
+    said = run_here(tmp_path / "run", "--mode=export", *STATEFUL, *peft).ok().out
+    written = load_file(to / "adapter_model.safetensors")
+    kept = [np.count_nonzero(v) for k, v in written.items() if k.endswith("lora_E")]
+    assert len(kept) == 4 and sum(kept) == 4 * 8 < 4 * 12
+    if find_spec("torch") and find_spec("peft"):
+        assert float(re.search(r"peft (\S+)\n", said)[1]) < 1e-4
+
+
+def test_what_cannot_be_merged_says_so_and_peft_reads_it(run_here, world, tmp_path):
+    few = ("--config.train.steps=2", "--config.data.dev=")
     use = "--config.methods.use=prefix"
     done = run_here(tmp_path / "run", *few, use).ok()
-    to = f"--config.export.to={tmp_path / 'out'}"
+    out = tmp_path / "out"
+    to = f"--config.export.to={out}"
     run_here(done.workdir, "--mode=export", use, *few, to).refused(
         "'prefix'", "can't be merged", "config.export.format=peft"
     )
     run_here(done.workdir, "--mode=export", use, *few, to, "--config.export.format=peft").ok()
-    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    tops = json.loads((out / "adapter_config.json").read_text())["modules_to_save"]
+    assert sorted(tops) == ["classifier", "pooler"]
+
+    torch, library = pytest.importorskip("torch"), pytest.importorskip("peft")
+    from transformers import BertForSequenceClassification, BertTokenizerFast
+
+    below = BertForSequenceClassification.from_pretrained(world.model, attn_implementation="eager")
+    theirs = library.PeftModel.from_pretrained(below, out).eval()
+    lines = read_jsonl(done.workdir / "predictions" / "test.jsonl")
+    texts = [row["text"] for row in read_jsonl(world.test)]
+    given = BertTokenizerFast.from_pretrained(out)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        right = torch.log_softmax(answers_behind(theirs, given), dim=-1).numpy()
+    ours = np.log([[*line["probabilities"].values()] for line in lines])
+    np.testing.assert_allclose(ours, right, atol=1e-4, rtol=0)

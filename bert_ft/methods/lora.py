@@ -54,6 +54,10 @@ class Lora(Method):
     name = "lora"
     freezes = True
 
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.draws = self.knobs.dropout > 0  # whatever model.dropout is
+
     @property
     def scale(self) -> float:
         k = self.knobs
