@@ -12,6 +12,8 @@ from conftest import read_jsonl, write_jsonl
 from safetensors.numpy import load_file
 from test_peft import answers_behind
 
+from experiments.methods import reading
+
 FLAGS = (
     "--config.methods.use=lora,fgm,ema",
     "--config.methods.lora.rank=2",
@@ -46,6 +48,18 @@ def test_only_what_is_trained_is_counted_and_kept(trained, world):
     assert size(trained.workdir / "best") < 4 * base / 2
     values = trained.values("train/loss")
     assert len(values) == 6 and np.isfinite(list(values.values())).all()
+
+
+def test_experiments_read_what_was_trained_and_ask_it(trained, world, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    whole = load_file(world.model / "model.safetensors")
+    base = sum(v.size for k, v in whole.items() if "pooler" not in k)
+    lora = 4 * (2 * 32 + 32 * 2 + 32)
+    assert reading.encoder_sizes(trained.workdir) == (lora, base + lora)
+    asked, _ = reading.attacked_texts(trained.workdir, 5)
+    answers = reading.scorer(trained.workdir)(asked)
+    assert answers.shape == (5, 2)
+    np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-5)
 
 
 def test_goes_on_bit_for_bit_and_under_fsdp_to_rounding(trained, run_here, run_cli, tmp_path):

@@ -2,7 +2,8 @@
 
 A method is a class in a file of its own, named in methods/registry.py, whose knobs are
 config.methods.NAME.*. config.methods.use lists the methods of a run; each wraps what those before
-it have made, so the last one named is the outermost.
+it have made, so the last one named is the outermost. Orders in which that is not what a method
+means are refused (method_checks.BEFORE).
 
 How weights are formed (`reparam`):
     freezes, trains     which of the model's parameters are trained
