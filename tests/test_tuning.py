@@ -176,6 +176,14 @@ def test_methods_with_a_memory_go_on_bit_for_bit_and_peft_reads_the_triplets(run
         assert float(re.search(r"peft (\S+)\n", said)[1]) < 1e-4
 
 
+def test_a_budget_that_epochs_do_not_reach(run_here, tmp_path):
+    flags = ("--config.train.steps=0", "--config.train.epochs=1.0", "--config.data.dev=",
+             "--config.data.test=", "--config.methods.use=adalora")  # fmt: skip
+    run_here(tmp_path / "run", *flags).refused(
+        "config.methods.adalora.end is 300; accepted: 20, the steps of the run, or less"
+    )
+
+
 def test_what_cannot_be_merged_says_so_and_peft_reads_it(run_here, world, tmp_path):
     few = ("--config.train.steps=2", "--config.data.dev=")
     use = "--config.methods.use=prefix"
