@@ -1,6 +1,7 @@
 """python -m bert_ft.compare RUN_A RUN_B: by how much two runs differ, and whether by chance.
 
-A RUN is a finished workdir, or several of the same system with other seeds, comma-separated.
+A RUN is a finished workdir, of one run or of config.trials, or several of the same system with
+other seeds, comma-separated.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ def compare(
     a: Sequence[Path], b: Sequence[Path], metric: str = "", resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
     """{'metric', 'n', 'a', 'b', 'difference', 'low', 'high', 'p', 'seeds', 'sentence'} of the test
-    sets of two systems, each the workdirs of its seeds. '' takes the first run's own metric.
+    sets of two systems, each the workdirs of its seeds; a run of trials is one workdir a trial. ''
+    takes the first run's own metric.
 
     Raises InputError where a run has no predictions, where the texts or labels of two runs differ,
     or where predictions don't give the score of their own result.json.
     """
+    a, b = ([one for run in side for one in _each(run)] for side in (a, b))
     results = {run: read_object(run / "result.json") for run in (*a, *b)}
     metric = metric or str(results[a[0]].get("metric", "accuracy"))
     rows = {run: _rows(run) for run in (*a, *b)}
@@ -69,6 +72,17 @@ def sentence(
         f"difference of {d.gap:+.4f} (95 % interval {d.low:+.4f} to {d.high:+.4f}{test}; "
         f"n = {count:,}, seeds {seeds[0]} and {seeds[1]}), {end}.{caution}"
     )
+
+
+def _each(run: Path) -> list[Path]:
+    """A run, or the trials of one that went to their ends."""
+    trials = read_object(run / "result.json").get("trials")
+    if trials is None:
+        return [run]
+    ended = [run / "trials" / str(k) for k, one in enumerate(trials) if not one.get("stopped")]
+    if not ended:
+        raise InputError(f"{run}: all its trials were stopped; accepted: a run with scores on test")
+    return ended
 
 
 def _file(run: Path) -> Path:

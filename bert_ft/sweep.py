@@ -98,7 +98,8 @@ def _outcomes(folder: Path, metric: str, count: int) -> list[tuple[float | None,
         return [(None, None)] * count
     result = json.loads(path.read_text())
     scores = result["eval"].get(f"dev/{metric}", {}).get("per_trial", [None] * count)
-    return [(v, one["stopped"]) for v, one in zip(scores, result["trials"], strict=True)]
+    stops = [one["stopped"] for one in result["trials"]]
+    return [(v, None if s and s.get("why") else s) for v, s in zip(scores, stops, strict=True)]
 
 
 def _record(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,6 +64,11 @@ def parsed(text: str) -> list[Settings]:
         given = json.loads(text)
     except ValueError as e:
         raise InputError(f"config.trials is no JSON ({e}); accepted: {SHAPE}") from None
+    count = len(given) if isinstance(given, list) else 0
+    if isinstance(given, dict) and given:
+        count = math.prod(len(v) if isinstance(v, list) else 1 for v in given.values())
+    if count > MOST:
+        raise InputError(f"config.trials makes {count:,} trials; accepted: at most {MOST:,}")
     if isinstance(given, dict) and given:
         listed: Iterable[dict[str, Any]] = _product(given)
     elif isinstance(given, list) and given and all(isinstance(g, dict) for g in given):
@@ -70,8 +76,6 @@ def parsed(text: str) -> list[Settings]:
     else:
         raise InputError(f"config.trials is {text!r}; accepted: {SHAPE}")
     trials = [known(one, "config.trials") for one in listed]
-    if len(trials) > MOST:
-        raise InputError(f"config.trials makes {len(trials):,} trials; accepted: at most {MOST:,}")
     for number, one in enumerate(trials):
         if one in trials[:number]:
             same = trials.index(one)

@@ -8,7 +8,6 @@ import pytest
 from small import init, model
 from test_weight_methods import methods
 
-from bert_ft.errors import InputError
 from bert_ft.methods import adalora
 from bert_ft.methods.method import Sums, Wrapped
 from bert_ft.methods.registry import make_methods, make_weights
@@ -97,15 +96,6 @@ def test_an_average_of_triplets_is_reported_within_the_budget():
             np.testing.assert_array_equal(value, right, err_msg=path)
     assert sum(np.count_nonzero(told[f"{x}/ada_e"]) for x in "uv") == 2
     assert sum(np.count_nonzero(average[f"{x}/ada_e"]) for x in "uv") == 8
-
-
-def test_more_steps_than_the_budget_takes():
-    """The optimizer of a run says it; that of an evaluation, which is not stepped, does not."""
-    params = {"u": {"ada_a": jnp.ones((2, 12)), "ada_e": jnp.ones(12), "ada_b": jnp.ones((12, 2))}}
-    optimizer = make_methods(methods("adalora"))[0].update(optax.sgd(0.1), 213)
-    state = optimizer.init(params)
-    with pytest.raises(InputError, match="adalora.end is 300; accepted: 213, the steps of the run"):
-        jax.jit(optimizer.update)(params, state, params)
 
 
 def test_the_penalty_is_equation_4_in_the_loss_and_none_without_its_weight():

@@ -146,6 +146,22 @@ def test_the_command(runs, tmp_path):
     assert "rarely bring" in done.stdout and "One seed on a side" in done.stdout
 
 
+def test_a_run_of_trials_is_its_trials_that_ended(runs, tmp_path):
+    a, *both = runs
+    whole = tmp_path / "whole"
+    for k, run in enumerate(both):
+        (whole / "trials").mkdir(parents=True, exist_ok=True)
+        (whole / "trials" / str(2 * k)).symlink_to(run)
+    trials = [{"stopped": None}, {"stopped": {"step": 3}}, {"stopped": None}]
+    (whole / "result.json").write_text(json.dumps({"trials": trials}))
+    found = compare.compare([a], [whole], resamples=50)
+    expected = compare.compare([a], both, resamples=50)
+    assert found["seeds"] == [1, 2] and found["difference"] == expected["difference"]
+    (whole / "result.json").write_text(json.dumps({"trials": trials[1:2]}))
+    with pytest.raises(InputError, match="all its trials were stopped"):
+        compare.compare([a], [whole])
+
+
 def test_a_small_difference_may_be_chance(runs):
     found = compare.compare(list(runs[1:2]), list(runs[2:]), resamples=300)
     assert found["p"] > 0.05 and "may well be chance" in found["sentence"]

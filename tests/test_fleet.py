@@ -58,7 +58,7 @@ def run(kinds, width=1, devices=1, trial=1, steps=STEPS, shared=False, of_steps=
     step = functools.partial(fleet.trial_step, model=made, task=task(), config=base, noisy=True)
     losses, params, programs = np.zeros((len(kinds), steps)), [None] * len(kinds), None
     for wave in groups:
-        state = fleet.stack([begin(configs[k], whole[k]) for k in wave], mesh)
+        state = fleet.stack((begin(configs[k], whole[k]) for k in wave), len(wave), mesh)
         programs = programs or fleet.wave_programs(state, len(wave), step, mesh, shared)
         for i in range(until or steps):
             first = plans[wave[0]]
@@ -70,8 +70,8 @@ def run(kinds, width=1, devices=1, trial=1, steps=STEPS, shared=False, of_steps=
             programs.compile(state, batch)
             state, metrics = programs(state, batch)
             losses[wave.start : wave.stop, i] = np.atleast_1d(metrics["loss"])
-        for k, one in zip(wave, fleet.unstack(state, len(wave)), strict=True):
-            params[k] = jax.device_get(one.state)
+        for lane, k in enumerate(wave):
+            params[k] = jax.device_get(fleet.take(state, lane, len(wave)).state)
     assert len(programs) == 1
     return losses, params
 
@@ -138,6 +138,22 @@ def test_a_trial_that_has_done_its_steps_stays_as_it_is():
     assert bits(some[0]) == bits(more[0]) and bits(some[1]) != bits(more[1])
 
 
+def test_a_lane_is_taken_and_put_bit_for_bit():
+    mesh = mesh_of(1, 1)
+    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    odd = np.array([-0.0, np.nan, np.inf, 1e-42, 3.5], np.float32)
+    trees = [
+        jax.device_put(
+            {"x": odd * (1 if k else -1), "half": odd.astype(jnp.bfloat16), "n": np.int32(-k)}, here
+        )
+        for k in range(4)
+    ]
+    wave = fleet.stack((tree for tree in trees[:3]), 3, mesh)
+    wave = fleet.put(wave, 1, trees[3], 3)
+    for lane, expected in enumerate([trees[0], trees[3], trees[2]]):
+        assert bits(fleet.take(wave, lane, 3)) == bits(expected)
+
+
 def test_waves_fill_the_mesh():
     one, two = mesh_of(1, 1), jax.sharding.AbstractMesh((2, 1, 1, 1), AXES)
     assert fleet.waves(6, one, 4) == [range(0, 3), range(3, 6)]  # the widest that divides
@@ -149,13 +165,35 @@ def test_waves_fill_the_mesh():
 def over_meshes():
     """In a process of eight devices: the greatest difference to one device for each mesh."""
     assert jax.device_count() == DEVICES
+    wave = a_wave_holds_only_its_share()
     kinds = list(enumerate(KINDS))
     expected, _ = run(kinds, steps=20)
     found = {}
     for name, (width, devices, trial) in MESHES.items():
         losses, _ = run(kinds, width, devices, trial, steps=20)
         found[name] = float(np.abs(losses - expected).max())
-    print(json.dumps(found))
+    print(json.dumps({**found, "lane": wave}))
+
+
+def a_wave_holds_only_its_share():
+    """The greatest difference of lanes taken from a wave over eight devices, of which each holds
+    one trial while the wave is made, and one more that is on its way."""
+    mesh, size = mesh_of(DEVICES, DEVICES), 1 << 16
+    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    values = [jax.random.normal(jax.random.key(k), (size,)) for k in range(2)]
+    held = []
+
+    def trials():
+        for k in range(DEVICES):
+            yield jax.device_put({"x": values[k % 2] * k}, here)
+            shards = (s for x in jax.live_arrays() if x.size >= size for s in x.addressable_shards)
+            held.append(sum(s.data.nbytes for s in shards if s.device.id == DEVICES - 1))
+
+    wave = fleet.stack(trials(), DEVICES, mesh)
+    assert max(held[1:]) <= 3 * 4 * size, held  # the share, the last trial and the next
+    assert {s.data.shape for s in wave["x"].addressable_shards} == {(1, size)}
+    taken = [fleet.take(wave, k, DEVICES)["x"] for k in range(DEVICES)]
+    return max(float(abs(x - values[k % 2] * k).max()) for k, x in enumerate(taken))
 
 
 MESHES = {"4 trials x 2": (1, 8, 4), "2 trials x 4, in pairs": (2, 8, 2), "8 data": (1, 8, 1)}
@@ -169,4 +207,5 @@ def test_trials_and_data_over_eight_devices():
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    assert found.pop("lane") == 0
     assert found.keys() == MESHES.keys() and max(found.values()) < 1e-4, found

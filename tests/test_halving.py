@@ -11,7 +11,7 @@ from bert_ft import trials
 from bert_ft.checks import check
 from bert_ft.errors import InputError
 from bert_ft.train.gather import combined
-from bert_ft.train.halving import Places, Stop
+from bert_ft.train.halving import LOST, Places, Stop
 
 STEPS = "--config.train.steps=8"
 COMMON = (STEPS, "--config.eval.every_steps=2", "--config.model.dropout=0.1")
@@ -67,10 +67,19 @@ def test_those_that_wait_take_the_places_and_meet_the_scores_there():
     assert p.fill(4) == [(1, 1, 4)]  # a trial that has ended leaves, too
 
 
+def test_a_trial_that_is_lost_makes_room():
+    p = places(count=2, more=1, eta=0)
+    assert not p.room(3)
+    p.stop(1, 3, None, why=LOST)
+    assert p.room(3) and list(p.live(3)) == [True, False, False]
+    assert p.fill(3) == [(1, 1, 2)] and not p.room(3) and p.last() == 11
+
+
 def test_a_record_is_all_there_is_to_know():
     p = places(count=3, more=1)
     p.judge(1, {0: 0.5, 1: None, 2: 0.7})
     p.fill(1)
+    p.stop(2, 2, None, why=LOST)
     again = places(count=3, more=1)
     again.restore(json.loads(json.dumps(p.record())))
     assert again == p
@@ -118,7 +127,7 @@ def test_halving_is_recorded(halved):
             assert not (own / "result.json").exists()
             assert result["eval"]["test/accuracy"]["per_trial"][k] is None
             assert (
-                f"stopped after {stop['step']} steps"
+                f"stopped at {stop['score']:.4f}, after {stop['step']} steps"
                 in (halved.workdir / "report.html").read_text()
             )
     assert "trials were stopped early" in halved.err

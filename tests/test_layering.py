@@ -71,8 +71,9 @@ train.export train.teacher
 train.loop
 train.halving
 train.group
-train.beside
+train.held
 train.ensemble
+train.trial_results
 train.trial_training
 train.trial_loop
 preflight

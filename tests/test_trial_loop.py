@@ -95,6 +95,42 @@ def test_trials_go_on_exactly(done, run_here, tmp_path):
     run_here(tmp_path / "cut", *flags, of({"seed": [1, 2]})).refused("config.trials has changed")
 
 
+def test_a_changed_config_is_refused_once_all_is_done(done, run_here):
+    run, flags = done
+    run_here(run.workdir, *flags, "--config.train.weight_decay=0.5").refused(
+        "config or data changed", "train.weight_decay: 0.01 -> 0.5"
+    )
+    alone = [flag for flag in flags if "trials" not in flag]
+    for mode in ("train", "eval"):
+        run_here(run.workdir, *alone, f"--mode={mode}").refused("is of a run of config.trials")
+
+
+def test_a_lost_trial_ends_and_counts_for_nothing(run_here, tmp_path):
+    """Its place goes to one that waits, and a start from the checkpoint behind that knows it."""
+    given = of([{"seed": 1}, {"seed": 2, "learning_rate": 1e30}, {"seed": 3}])
+    flags = (STEPS, given, "--config.trial.at_once=2", "--config.checkpoint.every_steps=1",
+             "--config.checkpoint.keep=99", "--config.trial.ensembles=False")  # fmt: skip
+    run = run_here(tmp_path / "run", *flags).ok()
+    stop = run.result["trials"][1]["stopped"]
+    assert stop["why"] == "its loss is not finite" and 0 < stop["step"] < 6
+    assert "counts for nothing: its loss is not finite after" in run.err
+    for name, score in run.result["eval"].items():
+        assert score["per_trial"][1] is None, name
+        assert score["mean"] == pytest.approx(np.mean(score["per_trial"][::2]))
+    assert run.result["best_trial"] in (0, 2)
+    begun = int(run.err.split("begins at step ")[1].split()[0])
+    assert begun < 6, "the trial that waited could have begun before the others' evaluation"
+    for path in (run.workdir / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > begun + 1:
+            shutil.rmtree(path)
+    shutil.rmtree(run.workdir / "trials")
+    (run.workdir / "result.json").unlink()
+    again = run_here(run.workdir, *flags).ok()
+    assert f"own checkpoint of step {begun + 1}, 2 trials" in again.err
+    assert again.result["trials"] == run.result["trials"]
+    assert again.result["eval"] == run.result["eval"]
+
+
 def test_what_trials_are_worth_together_is_done_again_where_it_is_missing(done, run_here, tmp_path):
     run, flags = done
     shutil.copytree(run.workdir, tmp_path / "cut")
@@ -166,15 +202,35 @@ def test_stacked_trials_learn_the_same(done, run_here, tmp_path):
 
 
 def test_what_cannot_share_a_program_has_its_own(run_here, tmp_path):
-    listed = [{"seed": 0}, {"train.batch_size": 4}, {"seed": 1, "steps": 4}]
+    listed = [{"seed": 0}, {"data.max_length": 4}, {"seed": 1, "steps": 4}]
+    listed.append({"seed": 1, "data.max_length": 4})
     run = run_here(tmp_path / "run", STEPS, of(listed)).ok()
-    assert "3 in 2 programs" in run.err
-    assert [t["steps"] for t in run.result["trials"]] == [6, 6, 4]
+    assert "4 in 2 programs" in run.err
+    assert [t["steps"] for t in run.result["trials"]] == [6, 6, 4, 6]
+    together = run.result["ensembles"]
+    assert together["soup_uniform_0"]["members"] == [0, 2]
+    assert together["soup_uniform_1"]["members"] == [1, 3]
+    assert together.keys() >= {"mean_prediction_0", "mean_prediction_1"}
+    for name, cut in (
+        ("0", False),
+        ("soup_uniform_0", False),
+        ("1", True),
+        ("soup_uniform_1", True),
+    ):
+        (tmp_path / "in.jsonl").write_text(
+            json.dumps({"text": "a great film of long words"}) + "\n"
+        )
+        out = tmp_path / f"{name}.jsonl"
+        run_here(
+            run.workdir, STEPS, "--mode=predict", f"--config.predict.input={tmp_path / 'in.jsonl'}",
+            f"--config.predict.output={out}", f"--config.predict.trial={name}",
+        ).ok()  # fmt: skip
+        assert read_jsonl(out)[0]["truncated"] is cut, "not by the config of its trial"
     steps: dict[int, int] = {}
     for line in run.metrics:
         if line["name"] == "train/loss":
             steps[line["trial"]] = max(line["step"], steps.get(line["trial"], 0))
-    assert steps == {0: 6, 1: 6, 2: 4}
+    assert steps == {0: 6, 1: 6, 2: 4, 3: 6}
 
 
 @pytest.mark.parametrize(
@@ -219,6 +275,12 @@ def test_eval_scores_all_trials_again(done, run_here):
     before = run.result
     again = run_here(run.workdir, *flags, "--mode=eval").ok().result
     assert again["eval"] == before["eval"] and again["best_trial"] == before["best_trial"]
+    assert again["ensembles"] == before["ensembles"]
+    fewer = [flag for flag in flags if "data.test" not in flag] + ["--config.data.test="]
+    without = run_here(run.workdir, *fewer, "--mode=eval").ok().result["ensembles"]
+    assert without.keys() == before["ensembles"].keys()
+    assert not any(name.startswith("test/") for of in without.values() for name in of)
+    run_here(run.workdir, *flags, "--mode=eval").ok()
     run_here(run.workdir, *flags, "--mode=eval", of({"seed": [1]})).refused("has changed")
 
 

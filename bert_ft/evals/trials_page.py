@@ -32,7 +32,8 @@ def trial_sections(result: Mapping[str, Any]) -> list[str]:
     for number, one in list(enumerate(trials))[:LISTED]:
         marks = ["best"] if number == result.get("best_trial") else []
         if stop := one.get("stopped"):
-            marks.append(f"stopped after {stop['step']:,} steps at {_score(stop['score'])}")
+            marks.append(stop.get("why") or f"stopped at {_score(stop['score'])}")
+            marks[-1] += f", after {stop['step']:,} steps"
         marks += [f"collapsed: {one['collapsed']}"] if one["collapsed"] else []
         rows.append(
             (

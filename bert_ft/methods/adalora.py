@@ -9,14 +9,12 @@ given `lora_a`, `lora_b` and `lora_scale`, as of LoRA. Steps count from 0.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bert_ft.method_checks import check_steps
 from bert_ft.methods.lora import dense_layers, layers_with, low_rank_merged
 from bert_ft.methods.method import Flat, Method, Params, Run, Sums, Wrapped
 from bert_ft.models.bert import Batch
@@ -76,10 +74,6 @@ class AdaLora(Method):
     freezes = True
     wraps_update = True
 
-    def __init__(self, config: Any):
-        super().__init__(config)
-        self.check_steps = functools.partial(check_steps, config)
-
     def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
         made, rank = {}, self.knobs.rank
         for path in dense_layers(model, self.knobs.targets):
@@ -121,8 +115,6 @@ class AdaLora(Method):
             return Wrapped(inner.init(params), (jnp.int32(0), *zeros))
 
         def update(gradient: Params, state: Wrapped, params: Params) -> tuple[Params, Wrapped]:
-            if isinstance(steps, int):  # here, for evaluation makes optimizers of no run
-                self.check_steps(steps)
             updates, wrapped = inner.update(gradient, state.inner, params)
             step, mean, spread = state.own
             mean, spread, by, now = (_own(t) for t in (mean, spread, gradient, params))

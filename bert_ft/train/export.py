@@ -27,7 +27,7 @@ from bert_ft.models.heads import Model, kind_of
 from bert_ft.parts import part_configs
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import adapters, card, optim, record
-from bert_ft.train.agreement import compare
+from bert_ft.train.agreement import compare, in_unit, label_unit
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.gather import chosen
 from bert_ft.train.start import full, trained_parts
@@ -41,7 +41,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
     AssertionError where the outputs of what was written are not those of what was trained."""
     to = paths.absolute(config.export.to)
     _refuse(to, workdir)
-    workdir = chosen(workdir, config.export.trial, "export.trial")
+    config, workdir = chosen(config, workdir, "export.trial")
     fitted = load_fitted(workdir)
     if jax.process_count() > 1:
         raise InputError("--mode=export works in one process; start it on one host")
@@ -67,16 +67,17 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         raise InputError(f"{to}: can't be written: {e.strerror}") from e
     try:
         scratch.chmod(0o755)
-        labels = next(iter(hf.label_names(system.fitted)), [])
+        labels, unit = next(iter(hf.label_names(system.fitted)), []), label_unit(system)
         if peft:
             largest = adapters.write(scratch, whole, (trained, frozen, step), params, rows)
         else:
-            hf.save(scratch, system.encoder, plain, kind, labels)
+            plain, problem = in_unit(plain, unit), getattr(system.task, "problem_type", "")
+            hf.save(scratch, system.encoder, plain, kind, labels, problem)
         system.tokenizer.save_pretrained(scratch)
         if kind == "embedding" and not peft:
             card.write_sentence_transformer(scratch, system)
         if not peft:
-            largest = compare(system, params, plain, rows, scratch)
+            largest = compare(system, params, plain, rows, scratch, unit)
         compared: dict[str, Any] = {
             "rows": len(rows),
             "of": f"data.{name}",
@@ -89,6 +90,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             "git_commit": record.git_commit(),
             "versions": record.versions(),
             "compared": compared,
+            "thresholds": card.thresholds(system),
         }
         (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")
         scores = _scores(workdir, sha256)

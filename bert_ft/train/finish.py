@@ -26,7 +26,7 @@ from bert_ft.train import adapters, optim, phases, record
 from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
-from bert_ft.train.gather import chosen
+from bert_ft.train.gather import chosen, refuse_trials
 from bert_ft.train.sharding import replicated
 from bert_ft.train.sinks import read_metrics
 from bert_ft.train.start import trained_params
@@ -103,16 +103,23 @@ def tune(
     """What a task chooses on dev once training is over, such as thresholds (its optional method
     `tune(predicted, data)`), joins what it learnt from the training rows: in the system, in
     WORKDIR/model, and in dev's scores. Without such a method, or a dev set, nothing changes."""
-    choose = getattr(system.task, "tune", None)
-    if choose is None or "dev" not in system.sets:
+    if not hasattr(system.task, "tune") or "dev" not in system.sets:
         return system, scores
     predicted = predict_set(system, programs, params, system.sets["dev"])
+    system = tuned(system, predicted)
+    if jax.process_index() == 0:
+        save_model_files(system, workdir)
+    return system, {**scores, "dev": system.task.score(predicted, system.sets["dev"])}
+
+
+def tuned(system: System, predicted: Mapping[str, Any]) -> System:
+    """The system with what its task chooses by what is predicted for dev."""
+    choose = getattr(system.task, "tune", None)
+    if choose is None:
+        return system
     fitted = {**system.fitted, **choose(predicted, system.sets["dev"])}
     sets = {n: dataclasses.replace(data, fitted=fitted) for n, data in system.sets.items()}
-    tuned = dataclasses.replace(system, sets=sets, fitted=fitted)
-    if jax.process_index() == 0:
-        save_model_files(tuned, workdir)
-    return tuned, {**scores, "dev": tuned.task.score(predicted, sets["dev"])}
+    return dataclasses.replace(system, sets=sets, fitted=fitted)
 
 
 def conclude(
@@ -124,11 +131,13 @@ def conclude(
     programs: Programs,
     workdir: Path,
     writer: Writer,
-) -> None:
+) -> dict[str, Any] | None:
     """Scores the test set, writes result.json, predictions/test.jsonl and report.html, and says the
-    score, a few predictions and where the results are. `scores` already has dev's; `costs` are
-    those of record.result, of which 'goodput' is by default that of this start."""
+    score, a few predictions and where the results are; returns what is predicted for the test set,
+    where there is one. `scores` already has dev's; `costs` are those of record.result, of which
+    'goodput' is by default that of this start."""
     answers: list[dict[str, Any]] = []
+    predicted = None
     if "test" in system.sets:
         data = system.sets["test"]
         with phases.within("evaluation", "the evaluation on test"):
@@ -140,7 +149,7 @@ def conclude(
     digest = params_sha256(params)
     writer.flush()
     if jax.process_index() != 0:
-        return
+        return predicted
     costs = {"goodput": {k: round(v, 4) for k, v in phases.goodput().items()}, **costs}
     sizes = {name: data.source_rows for name, data in system.sets.items()}
     if hasattr(system.task, "sizes"):
@@ -157,6 +166,7 @@ def conclude(
             write_report(workdir, defaults.default().to_dict())
     for line in _last_words(system, scores, answers, workdir):
         writer.say(line)
+    return predicted
 
 
 def _last_words(
@@ -192,8 +202,10 @@ def _writer(config: ConfigDict, workdir: Path) -> Writer:
     )
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
-    """--mode=eval: scores a trained workdir on dev and test, and renews its record and report."""
+def evaluate(config: ConfigDict, workdir: Path) -> tuple[System, dict[str, dict[str, Any]]]:
+    """--mode=eval: scores a trained workdir on dev and test, and renews its record and report;
+    returns what was scored, and {set: what is predicted for it}."""
+    refuse_trials(workdir)
     fitted, lines = load_fitted(workdir), list[str]()
     system = assemble(
         config, lines.append, sets=("dev", "test"), model_dir=workdir / "model", fitted=fitted
@@ -205,10 +217,14 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     try:
         for line in lines:
             writer.say(line)
-        scores = {}
+        scores, predicted = {}, {}
         if "dev" in system.sets:
-            scores["dev"] = score_set(system, programs, params, "dev")
-        conclude(system, params, step, scores, record.old_costs(workdir), programs, workdir, writer)
+            with phases.within("evaluation", "the evaluation on dev"):
+                predicted["dev"] = predict_set(system, programs, params, system.sets["dev"])
+            scores["dev"] = system.task.score(predicted["dev"], system.sets["dev"])
+        costs = record.old_costs(workdir)
+        on_test = conclude(system, params, step, scores, costs, programs, workdir, writer)
+        return system, predicted if on_test is None else {**predicted, "test": on_test}
     finally:
         writer.close()
 
@@ -218,7 +234,8 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     A task with a method `lists(lines)` also writes those, to <name of the file>.ranked.jsonl. With
     config.predict.adapters a file an adapter, <name of the file>.<name of the adapter>.jsonl, whose
     lines name it; returns their directory."""
-    of_all, workdir = workdir, chosen(workdir, config.predict.trial, "predict.trial")
+    of_all = workdir
+    config, workdir = chosen(config, workdir, "predict.trial")
     fitted = load_fitted(workdir)
     given, out = _predict_paths(config, of_all)
     source = open_source(
@@ -236,8 +253,6 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     # A task to which such rows are others than those of a set with labels says so.
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
-    data = with_places(data, prompt_length(config))
-    system = in_rows_for(system, data)
     if config.predict.adapters:
         for name, its, params, step in adapters.each(system, _tell):
             at = out.with_name(f"{out.stem}.{name}.jsonl")
@@ -258,7 +273,10 @@ def _label(
     by: str,
     more: Mapping[str, Any],
 ) -> None:
-    """Writes what `params` answer to the rows, with what `more` says of each."""
+    """Writes what `params` answer to the rows, with what `more` says of each. `data`: the rows
+    without the places of a prompt."""
+    data = with_places(data, prompt_length(system.config))
+    system = in_rows_for(system, data)
     answers = system.task.answers(
         predict_set(system, eval_programs(system), params, data), data, rows
     )

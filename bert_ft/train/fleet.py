@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -93,19 +94,25 @@ def require_full(trials: int, axis: int) -> None:
         )
 
 
-def stack(trials: Sequence[Any], mesh: Mesh) -> Any:
-    """Trials, or what each of them has, -> a wave on the mesh, the leading axis over 'trial'; one
-    alone stays as it is."""
-    if len(trials) == 1:
-        return trials[0]
+def stack(trials: Iterable[Any], size: int, mesh: Mesh) -> Any:
+    """`size` trials, or what each of them has, -> a wave on the mesh, the leading axis over
+    'trial'; one alone stays as it is. Each is asked for when those before are in their places, so
+    no device holds more than its share of the wave and one trial."""
+    each = iter(trials)
+    first = next(each)
+    if size == 1:
+        return first
 
     def place(x: Any) -> NamedSharding:
         return NamedSharding(mesh, P("trial", *getattr(x.sharding, "spec", P())))
 
-    def together(*trials: Any) -> Any:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trials)
+    def empty() -> Any:
+        return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), first)
 
-    return jax.jit(together, out_shardings=jax.tree.map(place, trials[0]))(*trials)
+    wave = jax.jit(empty, out_shardings=jax.tree.map(place, first))()
+    for k, one in enumerate(itertools.chain([first], each)):
+        wave = put(wave, k, one, size)
+    return wave
 
 
 def abstract_wave(tree: Any, size: int, mesh: Mesh) -> Any:
@@ -118,19 +125,57 @@ def abstract_wave(tree: Any, size: int, mesh: Mesh) -> Any:
     return tree if size == 1 else jax.tree.map(one, tree)
 
 
-def unstack(wave: Trial, size: int) -> list[Trial]:
-    """A wave -> its trials."""
+def put(wave: Any, k: int, one: Any, size: int) -> Any:
+    """The wave, which is given away, with another trial in place k."""
+    return one if size == 1 else _moving(_put, *_places(wave, lambda x: x.sharding))(wave, k, one)
+
+
+def take(wave: Any, k: int, size: int) -> Any:
+    """The trial in place k of a wave."""
     if size == 1:
-        return [wave]
+        return wave
 
     def place(x: Any) -> NamedSharding:
         return NamedSharding(x.sharding.mesh, P(*x.sharding.spec[1:]))
 
-    def one(wave: Trial, k: jax.Array) -> Trial:
-        return jax.tree.map(lambda x: x[k], wave)
+    return _moving(_take, *_places(wave, place))(wave, k)
 
-    take = jax.jit(one, out_shardings=jax.tree.map(place, wave))
-    return [take(wave, k) for k in range(size)]
+
+# By masks: indices would have the partitioner gather the whole axis on each device.
+def _put(wave: Any, k: jax.Array, one: Any) -> Any:
+    return jax.tree.map(lambda w, x: jnp.where(_at(w, k), x, w), wave, one)
+
+
+def _take(wave: Any, k: jax.Array) -> Any:
+    return jax.tree.map(lambda w: _sole(w, k), wave)
+
+
+def _places(wave: Any, of: Callable[[Any], NamedSharding]) -> tuple[Any, tuple[NamedSharding, ...]]:
+    leaves, treedef = jax.tree.flatten(wave)
+    return treedef, tuple(map(of, leaves))
+
+
+@functools.cache
+def _moving(
+    move: Callable[..., Any], treedef: Any, places: tuple[NamedSharding, ...]
+) -> Callable[..., Any]:
+    """`move` compiled for results in these places; a wave that changes is given away."""
+    donated = 0 if move is _put else ()
+    out = jax.tree.unflatten(treedef, places)
+    return jax.jit(move, out_shardings=out, donate_argnums=donated)
+
+
+def _at(wave: jax.Array, k: jax.Array) -> jax.Array:
+    """bool (W, 1, …): where the first axis is at k."""
+    return jnp.arange(len(wave)).reshape(-1, *[1] * (wave.ndim - 1)) == k
+
+
+def _sole(wave: jax.Array, k: jax.Array) -> jax.Array:
+    """wave[k], as a sum in which all else is 0; of bits, for -0.0 + 0.0 is 0.0."""
+    whole = jnp.issubdtype(wave.dtype, jnp.integer)
+    bits = wave if whole else jax.lax.bitcast_convert_type(wave, f"uint{8 * wave.dtype.itemsize}")
+    found = jnp.where(_at(bits, k), bits, 0).sum(0, dtype=bits.dtype)
+    return found if whole else jax.lax.bitcast_convert_type(found, wave.dtype)
 
 
 def wave_programs(

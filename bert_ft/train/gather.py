@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
+from bert_ft import paths, trials
 from bert_ft.config import config_hash
 from bert_ft.errors import InputError
 from bert_ft.evals.merit import merit
@@ -23,7 +23,6 @@ from bert_ft.train.sinks import read_metrics
 from bert_ft.varying import Settings, said
 
 STOPPED = "stopped.json"  # in the place of result.json, of a trial that was stopped early
-TOGETHER = "trials/together.json"  # of a workdir: what its trials are worth together
 STUCK = 0.05  # a train loss that has not fallen by this share has learnt nothing
 
 
@@ -31,23 +30,40 @@ def trial_dir(workdir: Path, number: int) -> Path:
     return workdir / "trials" / str(number)
 
 
+def together_path(workdir: Path, tag: str) -> Path:
+    """What the trials of a program are worth together; `tag` is that of its Group."""
+    return workdir / "trials" / f"together{tag}.json"
+
+
 def is_done(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("result.json", STOPPED))
 
 
-def chosen(workdir: Path, which: str, key: str) -> Path:
-    """The workdir of the trial that `which`, 'best' or a number, names; `workdir` itself where its
-    run has no trials. `key` is the config's, for the message."""
-    result = workdir / "result.json"
-    found = json.loads(result.read_text()) if result.is_file() else {}
+def refuse_trials(workdir: Path) -> None:
+    """Raises InputError where a workdir is of a run of trials: it has none of its own."""
+    if before := (_read(workdir / "config.json") or {}).get("trials"):
+        raise InputError(
+            f"{workdir} is of a run of config.trials={before!r}; accepted: the same --config.trials"
+            f", or one of its trials, such as {trial_dir(workdir, 0)}"
+        )
+
+
+def chosen(config: ConfigDict, workdir: Path, key: str) -> tuple[ConfigDict, Path]:
+    """The config and the workdir of the trial that the config's `key`, 'best', a number or a soup,
+    names; both as they are where the run has no trials."""
+    group, _, name = key.partition(".")
+    which = config[group][name]
+    found = _read(workdir / "result.json") or {}
     if which in found.get("ensembles", {}) and (workdir / "trials" / which).is_dir():
-        return workdir / "trials" / which
+        number = found["ensembles"][which]["members"][0]
+        settings = found["trials"][number]["settings"]
+        return trials.config_of(config, settings), workdir / "trials" / which
     if "trials" not in found:
         if which != "best":
             raise InputError(
                 f"config.{key} is {which!r}; accepted: 'best': {workdir} has no trials"
             )
-        return workdir
+        return config, workdir
     count = len(found["trials"])
     if which == "best" and found["best_trial"] is None:
         raise InputError(
@@ -62,7 +78,8 @@ def chosen(workdir: Path, which: str, key: str) -> Path:
             f"config.{key} is {which!r}, which was stopped after {stop['step']} steps; accepted: a "
             "trial that went to its end"
         )
-    return trial_dir(workdir, int(number))
+    settings = found["trials"][int(number)]["settings"]
+    return trials.config_of(config, settings), trial_dir(workdir, int(number))
 
 
 def _names(found: dict[str, Any]) -> str:
@@ -81,8 +98,7 @@ def gather(config: ConfigDict, workdir: Path, settings: Sequence[Settings]) -> l
     record.write_json(workdir / "result.json", result)
     best = folders[result["best_trial"] or 0] / "predictions" / "test.jsonl"
     if best.exists():
-        (workdir / "predictions").mkdir(exist_ok=True)
-        shutil.copyfile(best, workdir / "predictions" / "test.jsonl")
+        paths.write_whole(workdir / "predictions" / "test.jsonl", best.read_text())
     if config.eval.report:
         with record.writing(workdir / "report.html"):
             write_report(workdir, defaults.default().to_dict())
@@ -122,7 +138,8 @@ def combined(
     # Rates of a step that all trials are in: there is none where some were stopped, had to wait, or
     # had a program, and so a clock, of their own.
     clocks = {r["speed"].get("step_ms_p50") for r in ended}
-    in_one_step = not any(stops) and not config.trial.at_once and len(clocks) == 1
+    waited = 0 < config.trial.at_once < len(settings)
+    in_one_step = not any(stops) and not waited and len(clocks) == 1
     rates: dict[str, float | None] = {}
     for name in ("examples_per_s", "tokens_per_s"):
         own = [r["speed"][name] for r in ended if in_one_step]
@@ -150,20 +167,20 @@ def combined(
 
 
 def _ensembles(workdir: Path) -> dict[str, Any]:
-    """{name: {'members', and SET/METRIC: value}}."""
-    path = workdir / TOGETHER
-    if not path.exists():
-        return {}
-    together, out = json.loads(path.read_text()), {}
-    if together["mean_prediction"]:
-        out["mean_prediction"] = {
-            f"{name}/{metric}": value
-            for name, scores in together["mean_prediction"].items()
-            for metric, value in scores.items()
-        }
-    for name, members in together["soups"].items():
-        own = json.loads((workdir / "trials" / name / "result.json").read_text())
-        out[name] = {"members": members, **{k: v["mean"] for k, v in own["eval"].items()}}
+    """{name: {'members', and SET/METRIC: value}}; of several programs the name ends in the tag of
+    each."""
+    out: dict[str, Any] = {}
+    for path in sorted((workdir / "trials").glob("together*.json")):
+        together, tag = json.loads(path.read_text()), path.stem.removeprefix("together")
+        if together["mean_prediction"]:
+            out[f"mean_prediction{tag}"] = {
+                f"{name}/{metric}": value
+                for name, scores in together["mean_prediction"].items()
+                for metric, value in scores.items()
+            }
+        for name, members in together["soups"].items():
+            own = json.loads((workdir / "trials" / name / "result.json").read_text())
+            out[name] = {"members": members, **{k: v["mean"] for k, v in own["eval"].items()}}
     return out
 
 
@@ -222,8 +239,15 @@ def _said(result: dict[str, Any], settings: Sequence[Settings], workdir: Path) -
                 f"{name}: {score['mean']:.4f} ± {score['std']:.4f} over {count} trials "
                 f"(n = {score['n_examples']:,})"
             )
-    if early := sum(bool(one["stopped"]) for one in result["trials"]):
+    stops = [one["stopped"] for one in result["trials"]]
+    if early := sum(bool(stop) and not stop.get("why") for stop in stops):
         lines.append(f"{early} of {len(settings)} trials were stopped early")
+    for k, stop in enumerate(stops):
+        if stop and stop.get("why"):
+            after = f"after {stop['step']:,} steps"
+            lines.append(
+                f"trial {k} ({said(settings[k])}) counts for nothing: {stop['why']} {after}"
+            )
     if result["best_trial"] is not None:
         best = result["best_trial"]
         lines.append(f"best on dev: trial {best} ({said(settings[best])})")

@@ -15,21 +15,14 @@ from ml_collections import ConfigDict
 from bert_ft import trials
 from bert_ft.data.batches import BatchPlan, in_waves
 from bert_ft.errors import InputError, NotFinite
+from bert_ft.method_checks import check_steps
 from bert_ft.tasks.registry import make_task
-from bert_ft.train import fleet, optim, phases
-from bert_ft.train.checkpoint import Checkpoints
-from bert_ft.train.halving import Places, Seat
+from bert_ft.train import fleet, optim
+from bert_ft.train.halving import LOST, Places, Seat
 from bert_ft.train.knobs import knobs_of
 from bert_ft.train.loop import batch_plan, total_steps
 from bert_ft.train.sharding import abstract_batch, place
-from bert_ft.train.start import (
-    abstract_state,
-    fresh_state,
-    frozen_again,
-    frozen_digest,
-    meta,
-    saved_part,
-)
+from bert_ft.train.start import abstract_state, meta, saved_part
 from bert_ft.train.step import Programs
 from bert_ft.train.system import System
 from bert_ft.varying import NAMES, VARYING, Settings, said
@@ -48,7 +41,8 @@ Prune = Callable[[int, int, float | None], bool]
 class Group:
     """Trials of one program. `systems`: all share everything but their config and task; `numbers`:
     theirs among all trials; `steps` of each. `waves`: of the places that trials are computed in,
-    the first ones' at the start; `halving`: config.trial.halving."""
+    the first ones' at the start; `halving`: config.trial.halving. `tag` tells a program from the
+    others of the same command, '' where it is the only one."""
 
     systems: list[System]
     numbers: list[int]
@@ -56,6 +50,7 @@ class Group:
     waves: list[range]
     plans: list[BatchPlan]
     halving: int
+    tag: str
 
     def __len__(self) -> int:
         return len(self.systems)
@@ -63,6 +58,25 @@ class Group:
     @property
     def longest(self) -> int:
         return max(self.steps)
+
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        own = [meta(system) for system in self.systems]
+        first = own[0]["config"]
+        shared = {k: v for k, v in first.items() if all(o["config"][k] == v for o in own)}
+        about = {
+            "config": shared,
+            "data": own[0]["data"],
+            "trials": [{k: v for k, v in o["config"].items() if k not in shared} for o in own],
+            "numbers": self.numbers,
+            "at_once": {"trial.at_once": self.waves[-1].stop},
+            "wave": {"trial.width * mesh.trial": len(self.waves[0])},
+        }
+        if self.halving:  # the number of evaluations bears on who goes on
+            every = self.systems[0].config.eval.every_steps
+            about["halving"] = {"trial.halving": self.halving, "eval.every_steps": every}
+        return about
 
     def places(self, metric: str) -> Places:
         """Who is where before the first step."""
@@ -105,17 +119,6 @@ class Group:
         return list(found.values())
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """From what the loop goes on: the trial of each place, at a step of the program, and whether
-    the evaluation that may be due there was made."""
-
-    trials: list[fleet.Trial]
-    places: Places
-    step: int
-    assessed: bool
-
-
 def programs_of_trials(config: ConfigDict, settings: list[Settings]) -> list[list[int]]:
     """The numbers of the trials of each program. Raises InputError, before any data is read, where
     they don't fill the mesh's axis."""
@@ -139,12 +142,16 @@ def _places(config: ConfigDict, count: int) -> int:
     return min(given, config.trial.at_once or given)
 
 
-def make_group(system: System, settings: list[Settings], numbers: list[int]) -> Group:
+def make_group(
+    system: System, settings: list[Settings], numbers: list[int], tag: str = ""
+) -> Group:
     """The trials `numbers`, whose configs differ only in what a program takes as arguments."""
     config, data = system.config, system.sets["train"]
     configs = [trials.config_of(config, settings[k]) for k in numbers]
     systems = [dataclasses.replace(system, config=c, task=make_task(c)) for c in configs]
     steps = [total_steps(c, data.of_an_epoch) for c in configs]
+    for c, count in zip(configs, steps, strict=True):
+        check_steps(c, count)
     platform = system.mesh.devices.flat[0].platform
     width = config.trial.width or WIDTHS.get(platform, WIDEST)
     places = _places(config, len(numbers))
@@ -159,7 +166,7 @@ def make_group(system: System, settings: list[Settings], numbers: list[int]) -> 
             alike = [range(len(plans))]
             plans = [dataclasses.replace(plan, at_most=1) for plan in plans]
     plans = in_waves(plans, alike)
-    return Group(systems, numbers, steps, waves, plans, config.trial.halving)
+    return Group(systems, numbers, steps, waves, plans, config.trial.halving, tag)
 
 
 def programs_of(group: Group, first: fleet.Trial, alike: bool) -> Programs:
@@ -209,81 +216,13 @@ def alone(trial: fleet.Trial) -> fleet.Trial:
     return dataclasses.replace(trial, state=saved_part(trial.state))
 
 
-def initial_trials(
-    group: Group, places: Places, saved: Checkpoints, say: Callable[[str], None]
-) -> tuple[list[fleet.Trial], int, bool]:
-    """(the trial of each place, the step to go on from, whether the evaluation that may be due
-    there was made). `places` is then as it was. Frozen parameters that are the same are there
-    once."""
-    count = group.waves[-1].stop
-    held = [alone(abstract_trial(group, k)) for k in range(count)]
-    restored = saved.restore(held, group_meta(group))
-    if restored is None:
-        return (
-            shared([fresh_trial(group, k, say if k == 0 else quiet) for k in range(count)]),
-            0,
-            True,
-        )
-    found, step, about = restored
-    say(f"start: own checkpoint of step {step}, {count} trials")
-    phases.add(about.get("seconds", {}))
-    places.restore(about["places"])
-    digests = about.get("frozen", [""] * count)
-    made = [
-        beside(one, frozen_of(group, k, digest))
-        for k, one, digest in zip(places.trial, found, digests, strict=True)
-    ]
-    return shared(made), step, about["assessed"]
-
-
-def frozen_of(group: Group, k: int, digest: str) -> Any:
-    """What a trial's parameters stand beside, made anew; its digest must be this."""
-    system = group.systems[k]
-    return frozen_again(system, optim.make_optimizer(system.config, 1), digest, quiet)
-
-
-def beside(trial: fleet.Trial, frozen: Any) -> fleet.Trial:
-    """A trial with the frozen parameters that it stands beside."""
-    return dataclasses.replace(trial, state=dataclasses.replace(trial.state, frozen=frozen))
-
-
-def shared(trials: Sequence[fleet.Trial]) -> list[fleet.Trial]:
-    """The same trials; frozen parameters of one digest are one tree in all of them."""
-    known: dict[str, Any] = {}
-    return [
-        beside(one, known.setdefault(frozen_digest(one.state.frozen), one.state.frozen))
-        for one in trials
-    ]
-
-
-def fresh_trial(group: Group, k: int, say: Callable[[str], None]) -> fleet.Trial:
-    """A trial before its first step."""
-    system = group.systems[k]
-    state = fresh_state(system, optim.make_optimizer(system.config, 1), say)
-    knobs = knobs_of(system.config, group.steps[k], system.task)
-    return fleet.make_trial(state, knobs, system.mesh)
-
-
 def quiet(line: str) -> None:
     """In the place of `say`."""
 
 
-def group_meta(group: Group) -> dict[str, Any]:
-    """What a checkpoint of a group must agree with."""
-    own = [meta(system) for system in group.systems]
-    shared = {k: v for k, v in own[0]["config"].items() if all(o["config"][k] == v for o in own)}
-    own_keys = [{k: v for k, v in o["config"].items() if k not in shared} for o in own]
-    about = {"config": shared, "data": own[0]["data"], "trials": own_keys, "numbers": group.numbers}
-    about["at_once"] = {"trial.at_once": group.waves[-1].stop}
-    if group.halving:  # the number of evaluations bears on who goes on
-        every = group.systems[0].config.eval.every_steps
-        about["halving"] = {"trial.halving": group.halving, "eval.every_steps": every}
-    return about
-
-
 def varied(group: Group, k: int) -> Settings:
     """What distinguishes a trial of a group."""
-    return group_meta(group)["trials"][k]
+    return group.meta["trials"][k]
 
 
 def named(group: Group, k: int) -> str:
@@ -293,15 +232,13 @@ def named(group: Group, k: int) -> str:
 def note_lost(
     group: Group, places: Places, loss: np.ndarray, step: int, say: Callable[[str], None]
 ) -> None:
-    """Notes the trials whose loss (trials,) in the program's step before `step` is not finite;
-    raises NotFinite where it is so in all that were not stopped."""
-    lost = places.lost
+    """Stops the trials whose loss (trials,) in the program's step before `step` is not finite;
+    raises NotFinite where none is left and no other was stopped for its score."""
     for k in map(int, np.flatnonzero(~np.isfinite(loss) & places.live(step - 1))):
-        if k not in lost:
-            lost[k] = step
-            say(f"{named(group, k)}: loss is not finite at step {step}")
-    if len(lost.keys() | places.stopped.keys()) == len(group) and lost:
-        last = [*lost][-1]
-        plan, age = group.plans[last], places.age(last, lost[last])
-        rows = np.asarray(plan.data.row[plan.examples(age - 1)])
-        raise NotFinite(step, [int(r) for r in rows])
+        places.stop(k, step, None, why=LOST)
+        say(f"{named(group, k)}: loss is not finite at step {places.age(k, step)}; it ends here")
+    if len(places.stopped) == len(group) and all(s.why == LOST for s in places.stopped.values()):
+        last, stop = [*places.stopped.items()][-1]
+        plan = group.plans[last]
+        rows = np.asarray(plan.data.row[plan.examples(stop.step - 1)])
+        raise NotFinite(stop.step, [int(r) for r in rows])

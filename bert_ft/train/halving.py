@@ -17,16 +17,19 @@ import numpy as np
 from bert_ft.evals.merit import merit
 
 Seat = tuple[int, int, int]  # a trial, the program's step before its first, and after its last
+LOST = "its loss is not finite"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
     """Where a trial was stopped: after `step` steps of its own, with this score (None: undefined),
-    as one of so many that had come to the rung; 0 where it was no rung's decision."""
+    as one of so many that had come to the rung; 0 where it was no rung's decision. `why`: LOST, or
+    '' of one that was stopped for its score."""
 
     step: int
     score: float | None
     among: int
+    why: str = ""
 
 
 @dataclasses.dataclass
@@ -34,8 +37,7 @@ class Places:
     """`steps` of each trial; `every`: steps of its own between two evaluations, 0 for at its end
     only; `eta`: 0 stops none; `metric`: that of the scores. `trial` of each place is what it
     computes, or computed last; `begun` of each trial the program's step before its first, None
-    while it waits. `lost`: the trials whose loss is not finite, and the program's step when it was
-    found."""
+    while it waits."""
 
     steps: list[int]
     every: int
@@ -45,7 +47,6 @@ class Places:
     begun: list[int | None]
     rungs: dict[int, dict[int, float | None]] = dataclasses.field(default_factory=dict)
     stopped: dict[int, Stop] = dataclasses.field(default_factory=dict)
-    lost: dict[int, int] = dataclasses.field(default_factory=dict)
 
     def seats(self) -> list[Seat]:
         """Of each place, as long as nothing changes."""
@@ -114,8 +115,12 @@ class Places:
             turns //= self.eta
         return turns == 1
 
-    def stop(self, k: int, step: int, score: float | None, among: int = 0) -> None:
-        self.stopped[k] = Stop(self.age(k, step), score, among)
+    def stop(self, k: int, step: int, score: float | None, among: int = 0, why: str = "") -> None:
+        self.stopped[k] = Stop(self.age(k, step), score, among, why)
+
+    def room(self, step: int) -> bool:
+        """Whether a trial that waits could begin."""
+        return None in self.begun and any(end <= step for _, _, end in self.seats())
 
     def fill(self, step: int) -> list[tuple[int, int, int]]:
         """Gives the places of trials that have stopped or ended to those that wait; [(place, the
@@ -132,13 +137,10 @@ class Places:
         """What a checkpoint keeps, as JSON."""
         rungs = [[rung, k, v] for rung, of in self.rungs.items() for k, v in of.items()]
         stopped = [[k, *dataclasses.astuple(stop)] for k, stop in self.stopped.items()]
-        lost = [*self.lost.items()]
-        where = {"trial": self.trial, "begun": self.begun}
-        return {**where, "rungs": rungs, "stopped": stopped, "lost": lost}
+        return {"trial": self.trial, "begun": self.begun, "rungs": rungs, "stopped": stopped}
 
     def restore(self, record: Mapping[str, Any]) -> None:
         self.trial, self.begun = list(record["trial"]), list(record["begun"])
         for rung, k, value in record["rungs"]:
             self.rungs.setdefault(rung, {})[k] = value
         self.stopped = {k: Stop(*stop) for k, *stop in record["stopped"]}
-        self.lost = {k: step for k, step in record["lost"]}

@@ -18,9 +18,11 @@ from bert_ft.data.batches import BatchPlan
 from bert_ft.data.prefetch import prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError, Preempted
 from bert_ft.evals.merit import merit
+from bert_ft.method_checks import check_steps
 from bert_ft.train import footprint, optim, phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
+from bert_ft.train.gather import refuse_trials
 from bert_ft.train.record import StepClock, old_costs, require_finite, speed, summary, write_json
 from bert_ft.train.sharding import place, replicated
 from bert_ft.train.start import (
@@ -94,6 +96,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     started = time.monotonic() if started is None else started
     if jax.process_index() == 0:
         paths.require_writable(workdir, "--workdir")
+    refuse_trials(workdir)
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -107,6 +110,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     if "train" not in system.sets:
         raise InputError("config.data.train is ''; give a data URI")
     steps = total_steps(config, system.sets["train"].of_an_epoch)
+    check_steps(config, steps)
     plan = batch_plan(system, steps)
     with checkpoints(config, workdir, say) as saved:
         with phases.within("restoring", "the start from a checkpoint or a model"):

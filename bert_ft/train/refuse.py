@@ -24,7 +24,7 @@ def check_meta(
     ]
     if changed:
         raise InputError(
-            f"the config or data changed since checkpoint {where}: {'; '.join(changed)}; "
+            f"the config or data changed since {where}: {'; '.join(changed)}; "
             f"use another --workdir, or undo the change"
         )
 
@@ -48,7 +48,7 @@ def check_leaves(where: object, stored: Mapping[str, Any], now: Mapping[str, Any
             changed.append(f"{path}: {old} -> {new}")
     if changed:
         raise InputError(
-            f"checkpoint {where} is of another architecture: {few(changed, '; ')}; "
+            f"{where} is of another architecture: {few(changed, '; ')}; "
             f"use another --workdir, or the config it was written with"
         )
 

@@ -14,10 +14,12 @@ from ml_collections import ConfigDict
 
 from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded
+from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Rows, written
 from bert_ft.data.sources import open_source
 from bert_ft.errors import InputError
 from bert_ft.evals import acquisition
+from bert_ft.method_checks import prompt_length
 from bert_ft.models.bert import Batch
 from bert_ft.tasks.registry import make_task
 from bert_ft.train import optim
@@ -137,7 +139,7 @@ def _chosen(
         scores = np.random.default_rng(asked.seed).random(len(pool))
         places = acquisition.highest(scores, asked.n)
         return places, scores[places]
-    workdir = chosen(workdir, config.predict.trial, "predict.trial")
+    config, workdir = chosen(config, workdir, "predict.trial")
     fitted = load_fitted(workdir)
     system = assemble(config, say, sets=(), model_dir=workdir / "model", fitted=fitted)
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), say)
@@ -178,6 +180,7 @@ def _believer(
         rows = dataclasses.replace(rows, columns=columns)
         length = system.config.data.max_length
         data = system.task.encode(rows, system.tokenizer, length, system.fitted)
+        data = with_places(data, prompt_length(system.config))
         programs = Programs(step, replicated(system.mesh), donate=False)
         return data, predictions(programs, params, eval_plan(system, data), system.mesh)
 

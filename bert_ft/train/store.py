@@ -163,7 +163,7 @@ class Store:
         for candidate in [step] if step is not None else reversed(found):
             content, error = _attempt(self.read_meta, candidate)
             if everywhere(error is None):
-                where = self._directory / str(candidate)
+                where = f"checkpoint {self._directory / str(candidate)}"
                 check_meta(where, content["meta"], meta, self._ignore)
                 check_leaves(where, content["leaves"], flatten(abstract))
                 state, error = _attempt(self.read_state, candidate, content, abstract)

@@ -16,24 +16,28 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_ft import trials
-from bert_ft.config import flat
+from bert_ft.config import fixed, flat
 from bert_ft.errors import EXIT_DONE, InputError
 from bert_ft.train import phases
+from bert_ft.train.ensemble import Members
 from bert_ft.train.finish import evaluate, require_metric
-from bert_ft.train.gather import STOPPED, TOGETHER, gather, is_done, merged_metrics, trial_dir
-from bert_ft.train.group import (
-    Group,
-    Prune,
-    Start,
-    initial_trials,
-    make_group,
-    programs_of_trials,
+from bert_ft.train.gather import (
+    STOPPED,
+    gather,
+    is_done,
+    merged_metrics,
+    together_path,
+    trial_dir,
 )
+from bert_ft.train.group import Group, Prune, make_group, programs_of_trials
+from bert_ft.train.held import Held
 from bert_ft.train.loop import open_writer
 from bert_ft.train.record import write_json
+from bert_ft.train.refuse import check_meta
 from bert_ft.train.start import checkpoints, scored
 from bert_ft.train.system import assemble, save_model_files
 from bert_ft.train.teacher import taught
+from bert_ft.train.trial_results import Results
 from bert_ft.train.trial_training import Training
 from bert_ft.varying import said
 
@@ -54,18 +58,19 @@ def run_trials(
         if jax.process_index() == 0:
             print(line, file=sys.stderr, flush=True)
 
-    _require_same(settings, workdir)
+    _require_same(settings, workdir, config)
     several = len(numbers_of) > 1
     drawn = config.trial.samples
+    waiting = 0 < config.trial.at_once < len(settings)
     say(
         f"trials: {len(settings)}"
         + (f", {drawn} of them drawn from trial.space" if drawn else "")
-        + (f", {config.trial.at_once} at a time" if config.trial.at_once else "")
+        + (f", {config.trial.at_once} at a time" if waiting else "")
         + (f" in {len(numbers_of)} programs" if several else "")
     )
     for number, numbers in enumerate(numbers_of):
-        folder = workdir / f"group_{number}" if several else workdir
-        over = not config.trial.ensembles or (workdir / TOGETHER).exists()
+        folder, tag = (workdir / f"group_{number}", f"_{number}") if several else (workdir, "")
+        over = not config.trial.ensembles or together_path(workdir, tag).exists()
         if over and all(is_done(trial_dir(workdir, k)) for k in numbers):
             continue
         if several:
@@ -75,7 +80,7 @@ def run_trials(
             system = taught(assemble(base, say), say)
         if "train" not in system.sets:
             raise InputError("config.data.train is ''; give a data URI")
-        group = make_group(system, settings, numbers)
+        group = make_group(system, settings, numbers, tag)
         code = _run_group(group, config, folder, workdir, lines, say, started, prune)
         if code != EXIT_DONE:
             return code
@@ -91,29 +96,54 @@ def run_trials(
 
 
 def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
-    """--mode=eval: scores each trial again, and renews the record of all."""
+    """--mode=eval: scores each trial again, and what they are worth together, and renews the record
+    of all."""
     settings = trials.settings(config)
     _require_same(settings, workdir)
-    for number, one in enumerate(settings):
-        if (trial_dir(workdir, number) / STOPPED).exists():
+    numbers_of = programs_of_trials(config, settings)
+    for number, numbers in enumerate(numbers_of):
+        members = None
+        for k in numbers:
+            if (trial_dir(workdir, k) / STOPPED).exists():
+                continue
+            own = trials.config_of(config, settings[k])
+            system, predicted = evaluate(own, trial_dir(workdir, k))
+            members = members or Members(system)
+            members.numbers.append(k)
+            for name, of_set in predicted.items():
+                members.add(name, of_set)
+        path = together_path(workdir, f"_{number}" if len(numbers_of) > 1 else "")
+        if members is None or not path.exists():
             continue
-        evaluate(trials.config_of(config, one), trial_dir(workdir, number))
+        together = json.loads(path.read_text())
+        for name, cooked in together["soups"].items():
+            evaluate(trials.config_of(config, settings[cooked[0]]), workdir / "trials" / name)
+        if jax.process_index() == 0:
+            write_json(path, {**together, "mean_prediction": members.mean_prediction()})
     for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
         print(line, file=sys.stderr, flush=True)
 
 
-def _require_same(settings: list[trials.Settings], workdir: Path) -> None:
-    """Raises InputError where the workdir is of other trials."""
+def _require_same(
+    settings: list[trials.Settings], workdir: Path, config: ConfigDict | None = None
+) -> None:
+    """Raises InputError where the workdir is of other trials, or was begun with another `config`:
+    what has ended would stand beside what has not."""
     path = workdir / "config.json"
-    if path.exists():
-        before = {"trials": "", **json.loads(path.read_text())}
-        if trials.made(before) != settings:
-            keys = DRAWN if before.get("trial.samples") else ()
-            drawn = "".join(f" and {key}={before[key]!r}" for key in keys)
-            raise InputError(
-                f"config.trials has changed since {workdir} was begun, with {before['trials']!r}"
-                f"{drawn}; accepted: the same trials, or another --workdir"
-            )
+    if not path.exists():
+        return
+    before = {"trials": "", **json.loads(path.read_text())}
+    if trials.made(before) != settings:
+        keys = DRAWN if before.get("trial.samples") else ()
+        drawn = "".join(f" and {key}={before[key]!r}" for key in keys)
+        raise InputError(
+            f"config.trials has changed since {workdir} was begun, with {before['trials']!r}"
+            f"{drawn}; accepted: the same trials, or another --workdir"
+        )
+    if config is not None:
+        now = {k: v for k, v in fixed(config).items() if not k.startswith("trial")}
+        old = {k: before.get(k, now[k]) for k in now}
+        check_meta(f"{workdir} was begun", {"config": old}, {"config": now}, ())
 
 
 def _run_group(
@@ -130,21 +160,22 @@ def _run_group(
         with phases.within("restoring", "the start from a checkpoint or a model"):
             system = group.systems[0]
             places = group.places(system.config.eval.metric or system.task.metric)
-            made, first, assessed = initial_trials(group, places, saved, say)
+            held = Held(group, places)
+            first, assessed = held.begin(saved, say)
         if first < places.last():
-            require_metric(system, scored(system, made[0].state))
+            require_metric(system, scored(system, held.whole(0)))
         folders = [trial_dir(workdir, k) for k in group.numbers]
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))
             for one, own in zip(group.systems, folders, strict=True):
                 write_json(own / "config.json", flat(one.config))
                 save_model_files(one, own)
-        turns = -(-len(group) // len(made))  # at most, of a place
+        turns = -(-len(group) // group.waves[-1].stop)  # at most, of a place
         writer = open_writer(config, folder, group.longest * turns, first, lines)
         opened.callback(writer.close)
         bests = [
             opened.enter_context(checkpoints(s.config, own, say))
             for s, own in zip(group.systems, folders, strict=True)
         ]
-        start = Start(made, places, first, assessed)
-        return Training(group, start, saved, bests, writer, folders, started, prune).run()
+        results = Results(group, places, held, bests, folders)
+        return Training(results, first, assessed, saved, writer, started, prune).run()
