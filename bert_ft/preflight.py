@@ -3,7 +3,7 @@
 WORKDIR/preflight.json holds an object a topology; bytes are those of a device:
 
     topology, devices, mesh, batch {examples, rows, row_length}, assumed [what was not the config's]
-    trials, at_once     of the config, and of them in one step of the program: batch, operations and
+    trials, places      of the config, and of them in one step of the program: batch, operations and
                         bound are those of all that are at once
     effort              that XLA's compiler made, config.preflight.effort
     compiled, compile_s, eval_compile_s     of the training step and of the evaluation's

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -99,19 +98,20 @@ def stack(trials: Iterable[Any], size: int, mesh: Mesh) -> Any:
     'trial'; one alone stays as it is. Each is asked for when those before are in their places, so
     no device holds more than its share of the wave and one trial."""
     each = iter(trials)
-    first = next(each)
+    one = next(each)
     if size == 1:
-        return first
+        return one
 
     def place(x: Any) -> NamedSharding:
         return NamedSharding(mesh, P("trial", *getattr(x.sharding, "spec", P())))
 
-    def empty() -> Any:
-        return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), first)
-
-    wave = jax.jit(empty, out_shardings=jax.tree.map(place, first))()
-    for k, one in enumerate(itertools.chain([first], each)):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), one)
+    empty = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    wave = jax.jit(empty, out_shardings=jax.tree.map(place, one))()
+    for k in range(size):
         wave = put(wave, k, one, size)
+        one = None  # while the next one is made
+        one = next(each, None)
     return wave
 
 
