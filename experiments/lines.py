@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_ft.config import FREE, default, flat
 from bert_ft.train import record
 
 
@@ -16,6 +17,17 @@ def versions() -> dict[str, str]:
     """Of the libraries that bear on a result. Our own is "" in a checkout that is not installed; a
     line's git_commit says it."""
     return {name: version for name, version in record.versions().items() if name != "bert_ft"}
+
+
+def told(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a flat config what bears on a result and is not the default: a key that did not exist when
+    a line was measured does not make it another's."""
+    usual = flat(default())
+    return {
+        key: value
+        for key, value in values.items()
+        if not key.startswith(FREE) and value != usual.get(key)
+    }
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import config_hash
+from bert_ft.config import flat
 from bert_ft.evals.attack import attack, unbroken
 from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
 from experiments.dot_chart import dot_chart
-from experiments.lines import measured, spread, versions
+from experiments.lines import measured, spread, told, versions
 from experiments.methods.attempts import Attempts
 from experiments.methods.reading import attacked_texts, scorer, train
 
@@ -45,7 +45,7 @@ def flags_of(case: str) -> list[str]:
 def trained(case: str, seed: int, flags: Sequence[str]) -> dict[str, Any]:
     """The part of a line that says what was trained."""
     about = {"method": case, "seed": seed, "flags": list(flags)}
-    return {**about, "config_hash": config_hash(get_config()), "versions": versions()}
+    return {**about, "config": told(flat(get_config())), "versions": versions()}
 
 
 def what(case: str, seed: int, flags: Sequence[str], texts: int, edits: int) -> dict[str, Any]:

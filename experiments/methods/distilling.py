@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import config_hash
+from bert_ft.config import flat
 from bert_ft.train.record import git_commit
 from experiments.dot_chart import dot_chart
-from experiments.lines import measured, spread, versions
+from experiments.lines import measured, spread, told, versions
 from experiments.methods.attempts import Attempts
 from experiments.methods.reading import train
 
@@ -54,7 +54,7 @@ def of(student: str, way: str) -> dict[str, Any]:
     module = importlib.import_module(STUDENTS[student][0].removesuffix(".py").replace("/", "."))
     c = module.get_config()
     c.methods.use = WAYS[way]
-    return {"config_hash": config_hash(c), "own": list(STUDENTS[student][1])}
+    return {"config": told(flat(c)), "own": list(STUDENTS[student][1])}
 
 
 def teach(workdirs: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:

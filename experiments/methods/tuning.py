@@ -24,10 +24,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import config_hash
+from bert_ft.config import flat
 from configs.medical import DISEASES
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread, versions
+from experiments.lines import append, found, read, spread, told, versions
 from experiments.methods.attempts import Attempts
 from experiments.methods.reading import encoder_sizes
 from experiments.parity.tasks import Task
@@ -73,7 +73,7 @@ def expected(task: str, method: str, seed: int, whole: bool) -> dict[str, Any]:
     config.train.seed = seed
     return {
         **{"task": task, "method": method, "seed": seed},
-        **{"config_hash": config_hash(config), "versions": versions()},
+        **{"config": told(flat(config)), "versions": versions()},
     }
 
 
@@ -95,7 +95,7 @@ def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str
         command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
         subprocess.run(command, check=True)
     result = json.loads((workdir / "result.json").read_text())
-    if result["config_hash"] != what["config_hash"]:
+    if told(json.loads((workdir / "config.json").read_text())) != what["config"]:
         raise RuntimeError(f"{workdir} holds another run; remove it")
     score = result["eval"][wanted.score]
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())

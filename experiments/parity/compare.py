@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import config_hash
+from bert_ft.config import flat
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread
+from experiments.lines import append, found, read, spread, told
 from experiments.lines import versions as our_versions
 from experiments.parity.hf_trainer import versions as their_versions
 from experiments.parity.tasks import TASKS
@@ -40,7 +40,7 @@ def expected(name: str, system: str, seed: int) -> dict[str, Any]:
     else:
         config = task.read_config()
         config.train.seed = seed
-        settings, versions = {"config_hash": config_hash(config)}, our_versions()
+        settings, versions = told(flat(config)), our_versions()
     return {"task": name, "system": system, "seed": seed, "settings": settings} | {
         "versions": versions
     }
@@ -57,7 +57,8 @@ def ours(name: str, seed: int, workdir: Path) -> dict[str, Any]:
     score = result["eval"][TASKS[name].score]
     return {
         **{"task": name, "system": "bert_ft", "seed": seed},
-        **{"settings": {"config_hash": result["config_hash"]}, "versions": versions},
+        **{"settings": told(json.loads((workdir / "config.json").read_text()))},
+        "versions": versions,
         "score": score["mean"],
         "n": score["n_examples"],
         "scores": {key: value["mean"] for key, value in result["eval"].items()},
