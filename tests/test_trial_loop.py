@@ -201,6 +201,32 @@ def test_stacked_trials_learn_the_same(done, run_here, tmp_path):
             assert a["value"] == pytest.approx(b["value"], abs=1e-3)
 
 
+def test_trials_over_a_mesh_go_on_exactly(done, run_cli, tmp_path):
+    """Two at a time on two halves of four devices, each with its parameters split over fsdp; the
+    others take their places. The losses are those of one device."""
+    run, flags = done
+    over = ("--config.mesh.trial=2", "--config.mesh.fsdp=2", "--config.mesh.preset=fsdp",
+            "--config.trial.at_once=2")  # fmt: skip
+    meshed = run_cli(tmp_path / "run", *flags, *over, devices=4).ok()
+    assert meshed.err.count("begins at step 6") == 2
+    for k in range(4):
+        here, there = (
+            {x["step"]: x["value"] for x in read_jsonl(w / f"trials/{k}/metrics.jsonl")
+             if x["name"] == "train/loss"}
+            for w in (meshed.workdir, run.workdir)
+        )  # fmt: skip
+        assert here == pytest.approx(there, abs=1e-3)
+    before = meshed.result
+    (meshed.workdir / "result.json").unlink()
+    for later in ("checkpoints/12", "trials/2", "trials/3"):
+        shutil.rmtree(meshed.workdir / later)
+    run_cli(meshed.workdir, *flags, over[-1]).refused("trial.width * mesh.trial: 2 -> 1")
+    again = run_cli(meshed.workdir, *flags, *over, devices=4)
+    assert again.code == 0, again.err
+    assert "own checkpoint of step 9, 2 trials" in again.err
+    assert again.result["params_sha256"] == before["params_sha256"]
+
+
 def test_what_cannot_share_a_program_has_its_own(run_here, tmp_path):
     listed = [{"seed": 0}, {"data.max_length": 4}, {"seed": 1, "steps": 4}]
     listed.append({"seed": 1, "data.max_length": 4})

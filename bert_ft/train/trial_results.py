@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from bert_ft.errors import InputError
 from bert_ft.train import ensemble, phases
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, predict_set, tune
@@ -87,7 +88,11 @@ class Results:
     def _restored(self, k: int) -> tuple[Any, int]:
         """(what was kept of a trial, its step)."""
         found = self.bests[k].restore_best(self.held.like, {})
-        assert found is not None
+        if found is None:
+            raise InputError(
+                f"{self.folders[k]}: what was kept of a trial that has ended is not there; put it "
+                "back, or start again with another --workdir"
+            )
         self.held.frozen_of(k, found[2].get("frozen", ""))
         return found[0], found[1]
 
