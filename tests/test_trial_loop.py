@@ -353,6 +353,6 @@ def test_trials_start_from_the_run_that_is_named(done, run_here, tmp_path):
 def test_trials_that_do_not_fill_the_mesh_are_refused_before_data_is_read(run_here, tmp_path):
     flags = ("--config.mesh.trial=3", "--config.data.train=files:nowhere.csv")
     run_here(tmp_path / "run", *flags, of({"seed": [1, 2, 3, 4]})).refused(
-        "config.mesh.trial is 3 for 4 trials; accepted: a divisor"
+        "config.mesh.trial is 3 for 4 trials at once; accepted: a divisor"
     )
     run_here(tmp_path / "run", *flags).refused("config.mesh.trial is 3; accepted: 1 where")

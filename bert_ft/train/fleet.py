@@ -89,7 +89,8 @@ def require_full(trials: int, axis: int) -> None:
     """Raises InputError where trials don't fill the mesh's axis."""
     if trials % axis:
         raise InputError(
-            f"config.mesh.trial is {axis} for {trials} trials; accepted: a divisor of their number"
+            f"config.mesh.trial is {axis} for {trials} trials at once; accepted: a divisor of the "
+            "trials of each program, or of trial.at_once"
         )
 
 

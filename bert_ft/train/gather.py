@@ -135,11 +135,12 @@ def combined(
     digests = [r["params_sha256"] if r else None for r in results]
     dev = scores.get(f"dev/{first['metric']}", {}).get("per_trial", [])
     known = [k for k, v in enumerate(dev) if v is not None]
-    # Rates of a step that all trials are in: there is none where some were stopped, had to wait, or
-    # had a program, and so a clock, of their own.
+    # Rates of a step that all trials are in: there is none where some were stopped, had other steps
+    # to do, had to wait, or had a program, and so a clock, of their own.
     clocks = {r["speed"].get("step_ms_p50") for r in ended}
     waited = 0 < config.trial.at_once < len(settings)
-    in_one_step = not any(stops) and not waited and len(clocks) == 1
+    alike = len(clocks) == 1 and len({r["steps"] for r in ended}) == 1
+    in_one_step = alike and not any(stops) and not waited
     rates: dict[str, float | None] = {}
     for name in ("examples_per_s", "tokens_per_s"):
         own = [r["speed"][name] for r in ended if in_one_step]

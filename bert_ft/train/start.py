@@ -272,7 +272,9 @@ def trained_at(
         if found is None:
             latest = saved.restore(saved_part(like), {})
             if latest is None:
-                raise InputError(f"{workdir}: no checkpoint there; run with --mode=train first")
+                below = workdir / "trials"
+                what = f"give one of {below}" if below.is_dir() else "run with --mode=train first"
+                raise InputError(f"{workdir}: no checkpoint there; {what}")
             found = (reported(system, latest[0]), *latest[1:])
     return found[0], found[1], found[2].get("frozen", "")
 

@@ -81,6 +81,8 @@ def run_trials(
         if "train" not in system.sets:
             raise InputError("config.data.train is ''; give a data URI")
         group = make_group(system, settings, numbers, tag)
+        if (times := len(group.waves)) > 1:
+            say(f"trials: {len(group.waves[0])} computed at a time, {times} times a step")
         code = _run_group(group, config, folder, workdir, lines, say, started, prune)
         if code != EXIT_DONE:
             return code

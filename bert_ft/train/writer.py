@@ -238,7 +238,7 @@ class Writer:
             return None
         metrics = jax.device_get(pending.metrics)
         if pending.live is not None:
-            metrics = _of_trials(metrics, len(pending.live))
+            metrics = _of_trials(metrics, pending.live)
         if self._active:
             self._record(pending, metrics)
         return metrics
@@ -284,13 +284,13 @@ class Writer:
 
 
 def _of_trials(
-    waves: list[tuple[Sequence[int], dict[str, Any]]], count: int
+    waves: list[tuple[Sequence[int], dict[str, Any]]], live: np.ndarray
 ) -> dict[str, np.ndarray]:
     out: dict[str, np.ndarray] = {}
     for which, metrics in waves:
         for name, value in metrics.items():
-            out.setdefault(name, np.full(count, np.nan))[list(which)] = value
-    return out
+            out.setdefault(name, np.full(len(live), np.nan))[list(which)] = value
+    return {name: np.where(live, values, np.nan) for name, values in out.items()}
 
 
 def _flatten(values: dict[str, Any], live: np.ndarray | None = None) -> list[Scalar]:
