@@ -92,14 +92,14 @@ def _train(config: ConfigDict, folder: Path, prune: Any) -> int:
 
 
 def _outcomes(folder: Path, metric: str, count: int) -> list[tuple[float | None, Any]]:
-    """(score on dev, where it was stopped) of each trial of a run."""
+    """(score on dev, where it was stopped) of each trial of a run. One that was lost counts as
+    stopped: a sampler learns nothing from failures."""
     path = folder / "result.json"
     if not path.exists():
-        return [(None, None)] * count
+        return [(None, {"step": 0, "score": None})] * count
     result = json.loads(path.read_text())
     scores = result["eval"].get(f"dev/{metric}", {}).get("per_trial", [None] * count)
-    stops = [one["stopped"] for one in result["trials"]]
-    return [(v, None if s and s.get("why") else s) for v, s in zip(scores, stops, strict=True)]
+    return [(v, one["stopped"]) for v, one in zip(scores, result["trials"], strict=True)]
 
 
 def _record(

@@ -20,13 +20,15 @@ def versions() -> dict[str, str]:
 
 
 def told(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a flat config what bears on a result and is not the default: a key that did not exist when
-    a line was measured does not make it another's."""
+    """Of a flat config what bears on a result and is not the default, and every knob of the methods
+    in use: a key that did not exist when a line was measured does not make it another's. A default
+    that has changed is not seen; lines from before it must go."""
     usual = flat(default())
+    used = tuple(f"methods.{name}." for name in str(values["methods.use"]).split(",") if name)
     return {
         key: value
         for key, value in values.items()
-        if not key.startswith(FREE) and value != usual.get(key)
+        if key.startswith(used) or (not key.startswith(FREE) and value != usual.get(key))
     }
 
 
@@ -55,6 +57,17 @@ def measured(
         line = {**what, **make()}
         append(results, [line])
     return line
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """Of those there are: a run that was killed after its last step, before its record, has no
+    rate."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def spread(values: Sequence[float]) -> str:

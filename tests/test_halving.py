@@ -69,10 +69,11 @@ def test_those_that_wait_take_the_places_and_meet_the_scores_there():
 
 def test_a_trial_that_is_lost_makes_room():
     p = places(count=2, more=1, eta=0)
-    assert not p.room(3)
+    assert not p.free(3)
     p.stop(1, 3, None, why=LOST)
-    assert p.room(3) and list(p.live(3)) == [True, False, False]
-    assert p.fill(3) == [(1, 1, 2)] and not p.room(3) and p.last() == 11
+    assert not p.free(3) and list(p.live(3)) == [True, False, False]
+    assert p.free(4) == [1] and p.fill(4) == [(1, 1, 2)]
+    assert not p.free(4) and not p.waiting() and p.last() == 12
 
 
 def test_a_record_is_all_there_is_to_know():

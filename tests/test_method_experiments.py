@@ -8,8 +8,8 @@ from conftest import write_csv
 from small import config
 
 from bert_ft.config import flat
+from experiments.attempts import Attempts
 from experiments.methods import adversarial, distilling, learning_curves, reading, tuning
-from experiments.methods.attempts import Attempts
 from experiments.methods.curve_chart import curve_chart
 
 

@@ -75,7 +75,8 @@ class Joint:
             ):
                 raise InputError(
                     f"{rows.origin}: parts {self.carrier!r} and {part!r} read other texts of the "
-                    "same rows; give both the same data.text and data.text_pair"
+                    "same rows; give both the same data.text, data.text_pair, task.stride and "
+                    "task.words"
                 )
             about[part], made[part] = dict(other.fitted), dict(other.fields)
             token_fields |= {f"{part}/{k}": v for k, v in other.token_fields.items()}

@@ -29,6 +29,7 @@ SCHEMES: dict[str, dict[str, str]] = {
     "plain": {},
 }
 OUTSIDE = "O"
+READ = 2  # part of a cached set's key: raise it when the same tags are read as others than before
 UNTYPED = "_"  # the type of a tag that is a prefix alone
 # What an illegal step costs in Viterbi: more than any sum of log-probabilities over a window, and
 # finite, so that a label set which allows no legal path still has a best one.
@@ -73,7 +74,8 @@ def fault(tags: Sequence[str], scheme: str) -> tuple[int, str] | None:
         try:
             fine = legal(before, tag, scheme)
         except KeyError:
-            accepted = ", ".join([OUTSIDE, *(f"{p}-TYPE" for p in SCHEMES[scheme])])
+            kind = "-TYPE" if any("-" in one for one in tags) else ""
+            accepted = ", ".join([OUTSIDE, *(f"{p}{kind}" for p in SCHEMES[scheme])])
             return i, f"tag {tag!r} is none of {scheme}'s: {accepted}"
         if not fine and not tag:
             return i - 1, f"tag {before!r} ends the sentence, which {scheme} does not allow"

@@ -60,6 +60,7 @@ class Tagging:
             "stride": self.stride,
             "scheme": self.scheme,
             "policies": [self.stop_unseen, self.widen],
+            "read": schemes.READ,
             **({"words": "characters"} if self.characters else {}),
         }
 

@@ -161,7 +161,8 @@ def compare_adapter(
         load = functools.partial(_with_adapter, path=path, base=base, labels=len(bias), name=name)
         theirs = torch_outputs(load, kind, batch, system.encoder.pad_token_id)
         same = {k: v for k, v in trained.items() if k in theirs}
-        largest["peft"] = _difference("peft", same, theirs, batch)
+        if same:
+            largest["peft"] = _difference("peft", same, theirs, batch)
     return largest
 
 

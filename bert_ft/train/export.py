@@ -27,7 +27,7 @@ from bert_ft.models.heads import Model, kind_of
 from bert_ft.parts import part_configs
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import adapters, card, optim, record
-from bert_ft.train.agreement import compare, in_unit, label_unit
+from bert_ft.train.agreement import OWN, compare, in_unit, label_unit
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.gather import chosen
 from bert_ft.train.start import full, trained_parts
@@ -91,6 +91,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             "versions": record.versions(),
             "compared": compared,
             "thresholds": card.thresholds(system),
+            "unit": dict(zip(("mean", "scale"), label_unit(system) if peft else OWN, strict=True)),
         }
         (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")
         scores = _scores(workdir, sha256)

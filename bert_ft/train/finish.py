@@ -276,6 +276,11 @@ def _label(
     """Writes what `params` answer to the rows, with what `more` says of each. `data`: the rows
     without the places of a prompt."""
     data = with_places(data, prompt_length(system.config))
+    if (longest := int(data.lengths.max())) > system.encoder.positions:
+        raise InputError(
+            f"config.data.max_length: texts have {longest} tokens with their prompt, the model "
+            f"{system.encoder.positions} positions; accepted: less, by the prompt's length"
+        )
     system = in_rows_for(system, data)
     answers = system.task.answers(
         predict_set(system, eval_programs(system), params, data), data, rows

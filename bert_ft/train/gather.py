@@ -138,7 +138,7 @@ def combined(
     # Rates of a step that all trials are in: there is none where some were stopped, had other steps
     # to do, had to wait, or had a program, and so a clock, of their own.
     clocks = {r["speed"].get("step_ms_p50") for r in ended}
-    waited = 0 < config.trial.at_once < len(settings)
+    waited = 0 < config.trial.at_once < len(settings) or config.trial.samples > 0
     alike = len(clocks) == 1 and len({r["steps"] for r in ended}) == 1
     in_one_step = alike and not any(stops) and not waited
     rates: dict[str, float | None] = {}

@@ -233,12 +233,14 @@ def note_lost(
     group: Group, places: Places, loss: np.ndarray, step: int, say: Callable[[str], None]
 ) -> None:
     """Stops the trials whose loss (trials,) in the program's step before `step` is not finite;
-    raises NotFinite where none is left and no other was stopped for its score."""
+    raises NotFinite where none is left, unless a sweep stopped some, which has learnt from them."""
     for k in map(int, np.flatnonzero(~np.isfinite(loss) & places.live(step - 1))):
         places.stop(k, step, None, why=LOST)
         say(f"{named(group, k)}: loss is not finite at step {places.age(k, step)}; it ends here")
-    if len(places.stopped) == len(group) and all(s.why == LOST for s in places.stopped.values()):
-        last, stop = [*places.stopped.items()][-1]
+    lost = [(k, stop) for k, stop in places.stopped.items() if stop.why == LOST]
+    pruned = any(not stop.why and not stop.among for stop in places.stopped.values())
+    if lost and len(places.stopped) == len(group) and not pruned:
+        last, stop = lost[-1]
         plan = group.plans[last]
         rows = np.asarray(plan.data.row[plan.examples(stop.step - 1)])
         raise NotFinite(stop.step, [int(r) for r in rows])

@@ -118,19 +118,23 @@ class Places:
     def stop(self, k: int, step: int, score: float | None, among: int = 0, why: str = "") -> None:
         self.stopped[k] = Stop(self.age(k, step), score, among, why)
 
-    def room(self, step: int) -> bool:
-        """Whether a trial that waits could begin."""
-        return None in self.begun and any(end <= step for _, _, end in self.seats())
+    def free(self, step: int) -> list[int]:
+        """The places that a trial which waits could have at `step`. That of a lost one is free a
+        step later than it ended: by then its loss is known, whether or not there was a save."""
+        late = [k in self.stopped and self.stopped[k].why == LOST for k in self.trial]
+        ends = [end + lost for (_, _, end), lost in zip(self.seats(), late, strict=True)]
+        return [place for place, end in enumerate(ends) if end <= step]
+
+    def waiting(self) -> list[int]:
+        return [k for k, begun in enumerate(self.begun) if begun is None]
 
     def fill(self, step: int) -> list[tuple[int, int, int]]:
         """Gives the places of trials that have stopped or ended to those that wait; [(place, the
         trial that leaves it, the one that begins there)]."""
         moved = []
-        for place, (k, _, end) in enumerate(self.seats()):
-            waiting = [new for new, begun in enumerate(self.begun) if begun is None]
-            if waiting and end <= step:
-                self.trial[place], self.begun[waiting[0]] = waiting[0], step
-                moved.append((place, k, waiting[0]))
+        for place, new in zip(self.free(step), self.waiting(), strict=False):
+            moved.append((place, self.trial[place], new))
+            self.trial[place], self.begun[new] = new, step
         return moved
 
     def record(self) -> dict[str, Any]:

@@ -108,10 +108,12 @@ class Held:
             with phases.within("restoring", f"the start of trial {self.group.numbers[k]}"):
                 begun = self._fresh(k, quiet)
             self.waves[w] = fleet.put(self.waves[w], place % self.size, begun, self.size)
+            del begun  # before the next is made
         for w in sorted({place // self.size for place in moved}):
             each = self._here(w)
             if self.alike and any(one is not each[0] for one in each):
-                numbers = ", ".join(str(self.group.numbers[k]) for k in moved.values())
+                here = [k for place, k in moved.items() if place // self.size == w]
+                numbers = ", ".join(str(self.group.numbers[k]) for k in here)
                 raise InputError(
                     f"trial {numbers} freezes other weights than those beside it, of a model that "
                     "begins from nothing; accepted: config.model.pretrained, or trial.width=1"

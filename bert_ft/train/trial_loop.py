@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bert_ft import trials
 from bert_ft.config import fixed, flat
-from bert_ft.errors import EXIT_DONE, InputError
+from bert_ft.errors import EXIT_DONE, InputError, NotFinite
 from bert_ft.train import phases
 from bert_ft.train.ensemble import Members
 from bert_ft.train.finish import evaluate, require_metric
@@ -59,7 +59,7 @@ def run_trials(
             print(line, file=sys.stderr, flush=True)
 
     _require_same(settings, workdir, config)
-    several = len(numbers_of) > 1
+    several, lost = len(numbers_of) > 1, None
     drawn = config.trial.samples
     waiting = 0 < config.trial.at_once < len(settings)
     say(
@@ -83,9 +83,18 @@ def run_trials(
         group = make_group(system, settings, numbers, tag)
         if (times := len(group.waves)) > 1:
             say(f"trials: {len(group.waves[0])} computed at a time, {times} times a step")
-        code = _run_group(group, config, folder, workdir, lines, say, started, prune)
+        try:
+            code = _run_group(group, config, folder, workdir, lines, say, started, prune)
+        except NotFinite as e:
+            if not several:
+                raise
+            lost = e
+            say(f"group {number}: {e}; none of its trials has a score")
+            continue
         if code != EXIT_DONE:
             return code
+    if lost is not None and not any(is_done(trial_dir(workdir, k)) for k in range(len(settings))):
+        raise lost
     if jax.process_index() == 0:
         if several:
             parts = [
@@ -115,7 +124,7 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
             for name, of_set in predicted.items():
                 members.add(name, of_set)
         path = together_path(workdir, f"_{number}" if len(numbers_of) > 1 else "")
-        if members is None or not path.exists():
+        if members is None or not path.exists() or not config.trial.ensembles:
             continue
         together = json.loads(path.read_text())
         for name, cooked in together["soups"].items():
@@ -164,7 +173,7 @@ def _run_group(
             places = group.places(system.config.eval.metric or system.task.metric)
             held = Held(group, places)
             first, assessed = held.begin(saved, say)
-        if first < places.last():
+        if first < places.last() and system.config.eval.metric:
             require_metric(system, scored(system, held.whole(0)))
         folders = [trial_dir(workdir, k) for k in group.numbers]
         if jax.process_index() == 0:

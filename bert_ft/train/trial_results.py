@@ -55,7 +55,7 @@ class Results:
         self.bests[k].wait()
 
     def conclude(self, writer: Writer, first: int, compiles: int, clock: StepClock) -> None:
-        """Scores and records each trial, then their averages. Nothing is held any more."""
+        """Scores and records each trial, then their averages. No states are held any more."""
         group, places = self.group, self.places
         if not self.config.eval.keep_best:
             for place, k in enumerate(places.trial):

@@ -56,7 +56,8 @@ class Training:
             batches = opened.enter_context(closing(self.batches(step)))
             while True:
                 fresh = step > self.first or not self.assessed
-                if (fresh and self.places.due(step)) or self.places.room(step):
+                waiting = bool(self.places.waiting())
+                if (fresh and self.places.due(step)) or (waiting and self.places.free(step)):
                     try:
                         self.assess(step, fresh)
                     except Preempted:
@@ -66,7 +67,10 @@ class Training:
                     self.save(step)
                     self.clock.restart()
                 if not self.places.live(step).any():
-                    break
+                    if not self.places.waiting():
+                        break
+                    step += 1  # the place of a lost trial is about to be free
+                    continue
                 if preemption.due():
                     return self.preempted(step)
                 if self.places.seats() != seats:
@@ -186,11 +190,13 @@ class Training:
             with self.writer.paused():
                 params = self.results.full(k, kept, age)
                 scores[k] = score_set(group.systems[k], self.results.programs, params, "dev")
+            del params  # no longer than kept below is
             on_dev[k] = defined(scores[k][self.metric])
             value = merit(self.metric, on_dev[k])
             if self.keep_best and (self.best[k][0] < 0 or value > self.best[k][1]):
                 self.best[k] = age, value
                 self.results.keep(k, age, kept, value)
+            del kept
         live = np.zeros(len(group), bool)
         live[list(scores)] = True
         for name in next(iter(scores.values())):

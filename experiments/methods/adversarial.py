@@ -25,9 +25,9 @@ from bert_ft.config import flat
 from bert_ft.evals.attack import attack, unbroken
 from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
+from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import measured, spread, told, versions
-from experiments.methods.attempts import Attempts
+from experiments.lines import measured, median, shown, spread, told, versions
 from experiments.methods.reading import attacked_texts, scorer, train
 
 HERE = Path(__file__).parent
@@ -45,7 +45,9 @@ def flags_of(case: str) -> list[str]:
 def trained(case: str, seed: int, flags: Sequence[str]) -> dict[str, Any]:
     """The part of a line that says what was trained."""
     about = {"method": case, "seed": seed, "flags": list(flags)}
-    return {**about, "config": told(flat(get_config())), "versions": versions()}
+    c = get_config()
+    c.methods.use = case.partition(":")[0].replace("plain", "")
+    return {**about, "config": told(flat(c)), "versions": versions()}
 
 
 def what(case: str, seed: int, flags: Sequence[str], texts: int, edits: int) -> dict[str, Any]:
@@ -83,8 +85,8 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     ]
     for name, rows in runs.items():
         scores = [spread([row[key] for row in rows]) for key in ("accuracy", "clean", "unbroken")]
-        step = statistics.median(row["step_ms"] for row in rows)
-        lines.append(f"| {name} | {' | '.join(scores)} | {step:.0f} |")
+        step = shown(median([row["step_ms"] for row in rows]))
+        lines.append(f"| {name} | {' | '.join(scores)} | {step} |")
     first = next(iter(runs.values()))
     sizes = f"test n = {first[0]['n']}, attacked n = {first[0]['attacked_n']}"
     seeds = ", ".join(str(row["seed"]) for row in first)

@@ -21,9 +21,9 @@ from typing import Any
 
 from bert_ft.config import flat
 from bert_ft.train.record import git_commit
+from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import measured, spread, told, versions
-from experiments.methods.attempts import Attempts
+from experiments.lines import measured, median, shown, spread, told, versions
 from experiments.methods.reading import train
 
 HERE = Path(__file__).parent
@@ -79,9 +79,9 @@ def table(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     ]
     for name, rows in runs.items():
         each = ", ".join(f"{100 * row['accuracy']:.2f}" for row in rows)
-        pace = statistics.median(row["examples_per_s"] for row in rows)
+        pace = shown(median([row["examples_per_s"] for row in rows]))
         scores = spread([row["accuracy"] for row in rows])
-        lines.append(f"| {name} | {rows[0]['parameters']:,} | {scores} | {each} | {pace:.0f} |")
+        lines.append(f"| {name} | {rows[0]['parameters']:,} | {scores} | {each} | {pace} |")
     seeds = ", ".join(str(row["seed"]) for row in next(iter(runs.values())))
     n = next(iter(runs.values()))[0]["n"]
     lines.append(f"\nMean ± standard deviation over seeds {seeds}; test n = {n}.")

@@ -30,13 +30,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import cache_dir
+from bert_ft.config import cache_dir, flat
 from bert_ft.data.shots import FewShots
 from bert_ft.data.sources import open_source
 from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
-from experiments.lines import measured, read, spread, versions
-from experiments.methods.attempts import Attempts
+from experiments.attempts import Attempts
+from experiments.lines import measured, read, spread, told, versions
 from experiments.methods.curve_chart import curve_chart
 
 HERE = Path(__file__).parent
@@ -179,7 +179,8 @@ def grow(args: argparse.Namespace, method: str, seed: int) -> Iterator[dict[str,
 
 def expected(method: str, size: int, seed: int, flags: list[str]) -> dict[str, Any]:
     """The part of a result's line that says what was run; equal parts need not run again."""
-    return {"method": method, "size": size, "seed": seed, "flags": flags, "versions": versions()}
+    what = {"method": method, "size": size, "seed": seed, "flags": flags}
+    return {**what, "config": told(flat(get_config())), "versions": versions()}
 
 
 def measure(args: argparse.Namespace, method: str, size: int, seed: int) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from typing import Any
 
 from bert_ft.config import flat
 from configs.medical import DISEASES
+from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread, told, versions
-from experiments.methods.attempts import Attempts
+from experiments.lines import append, found, median, read, shown, spread, told, versions
 from experiments.methods.reading import encoder_sizes
 from experiments.parity.tasks import Task
 
@@ -129,26 +129,20 @@ def table(task: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     first = next(iter(runs.values()))
     lines = [f"{task}: {TASKS[task].score}, n = {first[0]['n']}\n", f"| {' | '.join(TITLES)} |"]
     lines.append("|---" * len(TITLES) + "|")
-    full = step_ms(runs["all"]) if "all" in runs else None
+    full = median([r["step_ms_p50"] for r in runs.get("all", ())])
     for method, rows in runs.items():
-        sizes, step = rows[0]["params"], step_ms(rows)
+        sizes, step = rows[0]["params"], median([r["step_ms_p50"] for r in rows])
         shares = (
             sizes["trained_in_encoder"] / sizes["encoder"],
             sizes["trainable"] / sizes["total"],
         )
         cells = [method, spread([r["score"] for r in rows]), *(f"{100 * s:.2f}" for s in shares)]
-        cells.append(f"{step:.0f}" if step else "-")
+        cells.append(shown(step))
         cells.append(f"{step / full:.2f}" if step and full else "-")
         cells += [f"{rows[0][k] / 1e6:.1f}" for k in ("checkpoint_bytes", "reported_bytes")]
         lines.append(f"| {' | '.join(cells)} |")
     seeds = ", ".join(str(r["seed"]) for r in first)
     return "\n".join([*lines, f"\nMean ± standard deviation over seeds {seeds}. Steps: medians."])
-
-
-def step_ms(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The median over the runs that have one."""
-    known = [r["step_ms_p50"] for r in rows if r["step_ms_p50"]]
-    return statistics.median(known) if known else None
 
 
 def main() -> None:

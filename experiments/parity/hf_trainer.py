@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from bert_ft.config import cache_dir
 from bert_ft.data import wheels
 from bert_ft.data.rows import Rows
-from experiments.parity.tasks import TASKS, read
+from experiments.parity.tasks import SAMPLING, TASKS, read
 from experiments.sentiment.hf_trainer import training_arguments, versions
 
 IGNORED = -100  # no loss is taken there
@@ -117,7 +117,7 @@ def make_trainer(c: ConfigDict, rows: Rows, seed: int, names: list[str], scratch
     # One output alone is a rating to transformers, and its loss the squared error.
     model = getattr(transformers, kind).from_pretrained(path, num_labels=len(names) or 1)
     collator = "DataCollatorForTokenClassification" if tagging else "DataCollatorWithPadding"
-    arguments = training_arguments(c.train, seed, scratch, "random")
+    arguments = training_arguments(c.train, seed, scratch, SAMPLING)
     return transformers.Trainer(
         model,
         arguments,

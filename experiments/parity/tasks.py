@@ -52,6 +52,7 @@ class Task:
         data = {s: c.data[s] for s in ("train", "dev", "test", "text", "text_pair", "label")}
         return {
             "task": c.task.name,
+            "sampling": SAMPLING,
             "pretrained": c.model.pretrained,
             "max_length": c.data.max_length,
             **{name: c.train[name] for name in SAME},
@@ -59,6 +60,7 @@ class Task:
         }
 
 
+SAMPLING = "random"  # the Trainer's: grouping by length changes the batches
 GLUE = "../shared/data/glue_{}"
 ARGMAX = ("task.decode", "argmax")
 SLOTS = (("task.name", "tagging"), ("task.stride", 16), ("data.label", "tags"), ARGMAX)
