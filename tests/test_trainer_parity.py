@@ -87,7 +87,7 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys)
     args = ["compare", "--tasks", "MRPC", "STS-B", "--seeds", "0", "1"]
     args += [f"--results={tmp_path / 'results.jsonl'}", f"--workdirs={tmp_path / 'runs'}"]
     monkeypatch.setattr("sys.argv", args)
-    with pytest.raises(SystemExit, match="failed: MRPC, bert_ft, seed 1: exit code 77"):
+    with pytest.raises(SystemExit, match="failed: MRPC, bert_ft, seed 1$"):
         compare.main()
     assert "| STS-B | dev/pearson | 10 |" in (out := capsys.readouterr().out)
     assert "| MRPC |" not in out
