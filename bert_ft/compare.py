@@ -79,10 +79,16 @@ def _each(run: Path) -> list[Path]:
     trials = read_object(run / "result.json").get("trials")
     if trials is None:
         return [run]
-    ended = [run / "trials" / str(k) for k, one in enumerate(trials) if not one.get("stopped")]
+    ended = {k: one["settings"] for k, one in enumerate(trials) if not one["stopped"]}
     if not ended:
         raise InputError(f"{run}: all its trials were stopped; accepted: a run with scores on test")
-    return ended
+    systems = [{k: v for k, v in own.items() if k != "train.seed"} for own in ended.values()]
+    if any(system != systems[0] for system in systems):
+        raise InputError(
+            f"{run}: its trials differ in more than their seeds; accepted: those of one system, "
+            f"such as {run / 'trials' / str(min(ended))}, comma-separated"
+        )
+    return [run / "trials" / str(k) for k in ended]
 
 
 def _file(run: Path) -> Path:

@@ -139,7 +139,9 @@ def test_tags_that_training_lacks(made, tmp_path):
     scores = Tagging(config()).score(seen, data)
     assert scores["unseen"] == 1 and scores["recall"] == 0.5 and scores["precision"] == 1.0
     assert Tagging(config()).answers(seen, data, source)[0]["label"][0]["type"] == "NEW"
-    with pytest.raises(InputError, match=r"rows\d\.jsonl:1: word 1 of .*: tag 'B-NEW' is not among"):
+    with pytest.raises(
+        InputError, match=r"rows\d\.jsonl:1: word 1 of .*: tag 'B-NEW' is not among"
+    ):
         task = Tagging(config(task__unseen_tags="stop"))
         encoded(made, tmp_path, rows[:], fitted=train.fitted, task=task)
 
