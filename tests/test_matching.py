@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -463,6 +464,12 @@ def test_export_is_what_the_encoder_and_a_mean_say(trained, run_here):
         mask = given["attention_mask"][..., None].float()
         mean = (hidden * mask).sum(1) / mask.sum(1)
         return torch.nn.functional.normalize(mean, dim=1).numpy()
+
+    if find_spec("sentence_transformers"):
+        from sentence_transformers import SentenceTransformer
+
+        theirs = SentenceTransformer(str(to), device="cpu")
+        np.testing.assert_allclose(theirs.encode(texts), embed(texts), rtol=0, atol=1e-5)
 
     table = embed(texts) @ embed(stored).T
     for answer, line in zip(
