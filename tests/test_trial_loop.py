@@ -131,6 +131,17 @@ def test_a_lost_trial_ends_and_counts_for_nothing(run_here, tmp_path):
     assert again.result["eval"] == run.result["eval"]
 
 
+def test_a_lost_program_leaves_the_others_be(run_here, tmp_path):
+    lost = {"seed": 2, "learning_rate": 1e30, "train.schedule": "linear"}
+    flags = (STEPS, "--config.eval.report=False")
+    run = run_here(tmp_path / "one", *flags, of([lost, {"seed": 1}])).ok()
+    assert "group 0: loss is not finite at step" in run.err
+    assert run.result["eval"]["test/accuracy"]["per_trial"][0] is None
+    assert run.result["best_trial"] == 1
+    none = run_here(tmp_path / "none", *flags, of([lost]))
+    assert none.code == 77 and "loss is not finite" in none.err
+
+
 def test_what_trials_are_worth_together_is_done_again_where_it_is_missing(done, run_here, tmp_path):
     run, flags = done
     shutil.copytree(run.workdir, tmp_path / "cut")
