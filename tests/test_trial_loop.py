@@ -18,6 +18,12 @@ def of(given):
     return f"--config.trials={json.dumps(given)}"
 
 
+def losses(run, k):
+    """{step: loss} of a trial, by its own steps."""
+    lines = read_jsonl(run.workdir / f"trials/{k}/metrics.jsonl")
+    return {line["step"]: line["value"] for line in lines if line["name"] == "train/loss"}
+
+
 @pytest.fixture(scope="module")
 def done(run_cli, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trials") / "run"
@@ -195,12 +201,7 @@ def test_a_wave_of_stacked_trials_gives_all_its_places_away(done, run_here, tmp_
     wide = run_here(tmp_path / "wide", *flags, *more).ok()
     assert wide.err.count("begins at step 6") == 2
     for k in range(4):
-        here, there = (
-            {x["step"]: x["value"] for x in read_jsonl(w / f"trials/{k}/metrics.jsonl")
-             if x["name"] == "train/loss"}
-            for w in (wide.workdir, run.workdir)
-        )  # fmt: skip
-        assert here == pytest.approx(there, abs=1e-3)
+        assert losses(wide, k) == pytest.approx(losses(run, k), abs=1e-3)
 
 
 def test_stacked_trials_learn_the_same(done, run_here, tmp_path):
@@ -221,12 +222,7 @@ def test_trials_over_a_mesh_go_on_exactly(done, run_cli, tmp_path):
     meshed = run_cli(tmp_path / "run", *flags, *over, devices=4).ok()
     assert meshed.err.count("begins at step 6") == 2
     for k in range(4):
-        here, there = (
-            {x["step"]: x["value"] for x in read_jsonl(w / f"trials/{k}/metrics.jsonl")
-             if x["name"] == "train/loss"}
-            for w in (meshed.workdir, run.workdir)
-        )  # fmt: skip
-        assert here == pytest.approx(there, abs=1e-3)
+        assert losses(meshed, k) == pytest.approx(losses(run, k), abs=1e-3)
     before = meshed.result
     (meshed.workdir / "result.json").unlink()
     for later in ("checkpoints/12", "trials/2", "trials/3"):
