@@ -280,7 +280,7 @@ def test_columns_that_there_are_not(knob):
         ({"task__name": "regression"}, "it is for recommend"),
         (
             {"task__name": "multi", "task__parts": '{"a": {"task.name": "recommend"}, "b": {}}'},
-            "'a': task.name is 'recommend'; accepted: another",
+            "'a': task.name is 'recommend'; accepted: 'classification' or",
         ),
         ({"task__id_dropout": 1.0}, "task.id_dropout is 1.0; accepted: 0 or more and less than 1"),
         ({"task__table_rate": 0.0}, "task.table_rate is 0.0"),
