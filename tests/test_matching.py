@@ -340,7 +340,7 @@ def test_configs_that_cannot_be(overrides, said):
 
 def test_no_part_of_several_tasks():
     parts = json.dumps({"faq": {"task.name": "matching"}, "intent": {}})
-    with pytest.raises(InputError, match="'faq': task.name is 'matching'; accepted: 'classification' or"):
+    with pytest.raises(InputError, match="'faq': task.name is 'matching'; accepted: 'class"):
         check(config(task__name="multi", task__parts=parts, model__pretrained="m"))
 
 
