@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -188,6 +189,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         ''').lstrip()
     )
     return made
+
+
+def remove(workdir: Path, *names: str) -> None:
+    """Files or directories that a workdir has, as if its run had not come so far."""
+    for name in names:
+        path = workdir / name
+        assert path.exists(), sorted(p.name for p in workdir.rglob("*"))[:40]
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @dataclasses.dataclass(frozen=True)

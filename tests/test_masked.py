@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import WORDS, read_jsonl, reviews, write_bert, write_jsonl
+from conftest import WORDS, read_jsonl, remove, reviews, write_bert, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import SIZES, config, init
@@ -334,10 +334,7 @@ def test_a_run_learns_and_says_that_its_head_is_new(trained):
 def test_a_run_that_goes_on_is_the_undisturbed_one(trained, run_here, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(trained.workdir, workdir)
-    for gone in ("checkpoints/30", "best", "result.json"):
-        path = workdir / gone
-        assert path.exists(), sorted(p.name for p in workdir.rglob("*"))[:40]
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(workdir, "checkpoints/30", "best", "result.json")
     done = run_here(
         workdir, *FLAGS, *SMALL, "--config.train.steps=30", "--config.train.learning_rate=0.01",
         "--config.checkpoint.every_steps=15", "--config.checkpoint.keep=9",

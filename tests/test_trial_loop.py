@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import read_jsonl
+from conftest import read_jsonl, remove
 
 from bert_ft.train.gather import collapsed
 from bert_ft.train.record import write_lines
@@ -92,9 +92,7 @@ def test_a_trial_is_a_run_of_its_own(done, run_here, tmp_path):
 def test_trials_go_on_exactly(done, run_here, tmp_path):
     run, flags = done
     shutil.copytree(run.workdir, tmp_path / "cut")
-    for later in ("checkpoints/6", "trials", "result.json"):
-        path = tmp_path / "cut" / later
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(tmp_path / "cut", "checkpoints/6", "trials", "result.json")
     again = run_here(tmp_path / "cut", *flags).ok()
     assert "own checkpoint of step 3, 4 trials" in again.err
     assert again.result["params_sha256"] == run.result["params_sha256"]

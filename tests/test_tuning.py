@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from conftest import read_jsonl, write_jsonl
+from conftest import read_jsonl, remove, write_jsonl
 from safetensors.numpy import load_file
 from test_peft import answers_behind
 
@@ -65,10 +65,7 @@ def test_experiments_read_what_was_trained_and_ask_it(trained, world, cache, mon
 def test_goes_on_bit_for_bit_and_under_fsdp_to_rounding(trained, run_here, run_cli, tmp_path):
     for name in ("same", "fsdp"):
         shutil.copytree(trained.workdir, tmp_path / name)
-        for left in ("checkpoints/6", "best", "result.json"):
-            path = tmp_path / name / left
-            assert path.exists(), left
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(tmp_path / name, "checkpoints/6", "best", "result.json")
     again = run_here(tmp_path / "same", *FLAGS).ok()
     assert "own checkpoint of step 3" in again.err
     assert again.result["params_sha256"] == trained.result["params_sha256"]
@@ -157,9 +154,7 @@ def test_methods_with_a_memory_go_on_bit_for_bit_and_peft_reads_the_triplets(run
     """Scores of triplets, steps, averages of noise: all of it is in the checkpoint."""
     done = run_here(tmp_path / "run", *STATEFUL).ok()
     noise = done.values("train/noise_scale")
-    for later in ("checkpoints/4", "best", "result.json"):
-        path = tmp_path / "run" / later
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(tmp_path / "run", "checkpoints/4", "best", "result.json")
     again = run_here(tmp_path / "run", *STATEFUL).ok()
     assert "own checkpoint of step 2" in again.err
     assert again.result["params_sha256"] == done.result["params_sha256"]

@@ -1,12 +1,10 @@
 """Texts without labels: where they stand in the stream and in a batch, the two methods against
 their formulas, runs with them."""
 
-import shutil
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import reviews, write_jsonl
+from conftest import remove, reviews, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -168,9 +166,7 @@ def test_a_run_with_unlabelled_texts_goes_on_exactly(run_here, tmp_path):
     assert "unlabelled: 30 texts of files:" in done.err
     shares = list(done.values("train/pseudo_share").values())
     assert len(shares) == 4 and all(0 <= s <= 1 for s in shares) and any(shares)
-    for later in ("checkpoints/3", "checkpoints/4", "best", "result.json"):
-        path = tmp_path / "run" / later
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(tmp_path / "run", "checkpoints/3", "checkpoints/4", "best", "result.json")
     again = run_here(tmp_path / "run", *STEPS, *USE, unlabelled).ok()
     assert "own checkpoint of step 2" in again.err
     assert again.result["params_sha256"] == done.result["params_sha256"]

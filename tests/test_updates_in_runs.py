@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
-import shutil
 
 import numpy as np
 import pytest
+from conftest import remove
 
 from bert_ft.models.hf import flatten
 from bert_ft.train import optim
@@ -72,9 +72,7 @@ def test_the_average_is_kept_and_goes_on_exactly(after, run_here, tmp_path):
     # No checkpoint has a_0: of the first step, at most 3e-3, a tenth is missing here, and of that
     # remains the product of the later d_t, 2/11 x 3/12 x 4/13.
     require_close(best, expected, params[-1], 3e-4 * 2 / 11 / 4 * 4 / 13 + 1e-6)
-    for later in ("checkpoints/3", "checkpoints/4", "best", "result.json"):
-        path = tmp_path / "run" / later
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    remove(tmp_path / "run", "checkpoints/3", "checkpoints/4", "best", "result.json")
     again = run_here(tmp_path / "run", *FLAGS, *EACH, *METHODS["ema"]).ok()
     assert "own checkpoint of step 2" in again.err
     assert again.result["params_sha256"] == done.result["params_sha256"]

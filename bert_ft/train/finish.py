@@ -80,11 +80,18 @@ def _rows(system: System, name: str) -> Any:
     return read if hasattr(system.task, "groups") else read[0]
 
 
+def judge_set(
+    system: System, programs: Programs, params: Any, name: str
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """(what is predicted for a set, {metric: value})."""
+    with phases.within("evaluation", f"the evaluation on {name}"):
+        predicted = predict_set(system, programs, params, system.sets[name])
+        return predicted, system.task.score(predicted, system.sets[name])
+
+
 def score_set(system: System, programs: Programs, params: Any, name: str) -> dict[str, float]:
     """{metric: value} of a set."""
-    data = system.sets[name]
-    with phases.within("evaluation", f"the evaluation on {name}"):
-        return system.task.score(predict_set(system, programs, params, data), data)
+    return judge_set(system, programs, params, name)[1]
 
 
 def require_metric(system: System, params: Any) -> None:
@@ -139,13 +146,12 @@ def conclude(
     answers: list[dict[str, Any]] = []
     predicted = None
     if "test" in system.sets:
-        data = system.sets["test"]
-        with phases.within("evaluation", "the evaluation on test"):
-            predicted = predict_set(system, programs, params, data)
-            scores = {**scores, "test": system.task.score(predicted, data)}
-        writer.scalars(step, {f"test/{k}": v for k, v in scores["test"].items()})
+        predicted, on_test = judge_set(system, programs, params, "test")
+        scores = {**scores, "test": on_test}
+        writer.scalars(step, {f"test/{k}": v for k, v in on_test.items()})
         if system.config.eval.report:
-            answers = system.task.answers(predicted, data, _rows(system, "test"))
+            data, rows = system.sets["test"], _rows(system, "test")
+            answers = system.task.answers(predicted, data, rows)
     digest = params_sha256(params)
     writer.flush()
     if jax.process_index() != 0:
@@ -219,9 +225,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> tuple[System, dict[str, dict[
             writer.say(line)
         scores, predicted = {}, {}
         if "dev" in system.sets:
-            with phases.within("evaluation", "the evaluation on dev"):
-                predicted["dev"] = predict_set(system, programs, params, system.sets["dev"])
-            scores["dev"] = system.task.score(predicted["dev"], system.sets["dev"])
+            predicted["dev"], scores["dev"] = judge_set(system, programs, params, "dev")
         costs = record.old_costs(workdir)
         on_test = conclude(system, params, step, scores, costs, programs, workdir, writer)
         return system, predicted if on_test is None else {**predicted, "test": on_test}

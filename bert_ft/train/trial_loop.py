@@ -69,7 +69,7 @@ def run_trials(
         + (f" in {len(numbers_of)} programs" if several else "")
     )
     for number, numbers in enumerate(numbers_of):
-        folder, tag = (workdir / f"group_{number}", f"_{number}") if several else (workdir, "")
+        folder, tag = workdir / f"group_{number}" if several else workdir, _tag(number, numbers_of)
         over = not config.trial.ensembles or together_path(workdir, tag).exists()
         if over and all(is_done(trial_dir(workdir, k)) for k in numbers):
             continue
@@ -123,7 +123,7 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
             members.numbers.append(k)
             for name, of_set in predicted.items():
                 members.add(name, of_set)
-        path = together_path(workdir, f"_{number}" if len(numbers_of) > 1 else "")
+        path = together_path(workdir, _tag(number, numbers_of))
         if members is None or not path.exists() or not config.trial.ensembles:
             continue
         together = json.loads(path.read_text())
@@ -133,6 +133,11 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
             write_json(path, {**together, "mean_prediction": members.mean_prediction()})
     for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
         print(line, file=sys.stderr, flush=True)
+
+
+def _tag(number: int, programs: list[list[int]]) -> str:
+    """Group.tag of a program."""
+    return f"_{number}" if len(programs) > 1 else ""
 
 
 def _require_same(

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from bert_ft.errors import InputError
-from bert_ft.train import ensemble, phases
+from bert_ft.train import ensemble
 from bert_ft.train.checkpoint import Checkpoints
-from bert_ft.train.finish import conclude, eval_programs, predict_set, tune
+from bert_ft.train.finish import conclude, eval_programs, judge_set, tune
 from bert_ft.train.gather import STOPPED, own_metrics, together_path
 from bert_ft.train.group import Group
 from bert_ft.train.halving import Places
@@ -106,10 +106,8 @@ class Results:
         if "dev" in system.sets:
             known = self.scores.get(k) if step == self.group.steps[k] else None
             if known is None or members.wanted:
-                with phases.within("evaluation", "the evaluation on dev"):
-                    predicted = predict_set(system, self.programs, params, system.sets["dev"])
+                predicted, known = judge_set(system, self.programs, params, "dev")
                 members.add("dev", predicted)
-                known = system.task.score(predicted, system.sets["dev"])
             own["dev"] = known
             members.dev[k] = known[self.places.metric]
         members.numbers.append(k)
