@@ -98,6 +98,7 @@ def default() -> ConfigDict:
     c.task.class_weights = ""
     c.task.class_beta = 0.999  # of 'effective': 0 is no weight, near 1 'balanced' (Cui et al. 2019)
     c.task.label_smoothing = 0.0  # share of the target spread over all classes; 0 is off
+    c.task.unseen_labels = "stop"  # at one of dev and test that train lacks; 'score': it is wrong
     c.task.label_delimiter = ","  # between the labels of a 'multilabel' row that holds a string
     c.task.range = ""  # 'LOW,HIGH' of a rating, both included: others are errors; '' is any number
     c.task.label_scaling = "standard"  # of regression: labels to mean 0, variance 1; or 'none'

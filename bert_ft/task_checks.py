@@ -70,6 +70,7 @@ def check_task(c: ConfigDict) -> None:
     for key, allowed in (
         ("scheme", SCHEMES),
         ("decode", DECODERS),
+        ("unseen_labels", ("stop", "score")),
         ("unseen_tags", ("score", "stop")),
         ("cut_spans", ("stop", "widen")),
         ("objective", ("rating", "bpr")),

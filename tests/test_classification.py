@@ -13,6 +13,7 @@ from small import config, encoded
 
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
+from bert_ft.evals.judge import judge
 from bert_ft.models.hf import load_tokenizer
 from bert_ft.tasks.classification import Classification, sorted_labels
 from bert_ft.tasks.registry import make_task
@@ -107,6 +108,26 @@ def test_pairs(tokenizer):
 def test_a_label_that_training_lacked_is_named_with_its_line(tokenizer):
     with pytest.raises(InputError, match=r"reviews\.csv:3: label '2' is not among .*: '0', '1'"):
         task().encode(rows(text=["a", "b"], label=[1, 2]), tokenizer, 9, FITTED)
+
+
+def test_a_label_that_training_lacked_may_count_as_wrong(tokenizer):
+    scoring = task(task__unseen_labels="score")
+    source = rows(text=["a", "b", "c", "d"], label=[1, 2, 0, 3])
+    data = scoring.encode(source, tokenizer, 9, FITTED)
+    assert data.fitted == {**FITTED, "unseen": ["2", "3"]}
+    p = np.array([[0.2, 0.8], [0.9, 0.1], [0.7, 0.3], [0.4, 0.6]])
+    scores, said = scoring.score({"probabilities": p}, data), ["1", "0", "0", "1"]
+    true = [str(label) for label in source.columns["label"]]
+    assert scores["accuracy"] == sk.accuracy_score(true, said) == 0.5 and scores["unseen"] == 2
+    assert scores["f1_macro"] == pytest.approx(sk.f1_score(true, said, average="macro"))
+    assert scores["mcc"] == pytest.approx(sk.matthews_corrcoef(true, said))
+    assert scores["loss"] == pytest.approx(-(np.log(0.8) + np.log(0.7)) / 2)
+    answers = scoring.answers({"probabilities": p}, data, source)
+    assert [a["label"] for a in answers] == ["good", "2", "bad", "3"]
+    # As `compare` has it from the answers alone.
+    judged = judge(answers, "f1_macro", "test")
+    assert judged.score(judged.values) == pytest.approx(scores["f1_macro"])
+    assert scoring.signature() != task().signature()
 
 
 @pytest.mark.parametrize("text, seen", [(3, "3"), (None, "no value"), (["a", 3], r"\['a', 3\]")])

@@ -561,7 +561,7 @@ def test_rows_with_the_texts_of_one_data_set_get_its_answers(run_here, files, fl
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared: the ATIS corpus")
 def test_atis_intents_and_slots_on_the_same_rows(files):
     parts = {"intent": {}, "slots": {"task.name": "tagging", "data.label": "tags"}}
-    task = multi(parts, data__label="label")
+    task = multi(parts, data__label="label", task__unseen_labels="score")
     source = open_source(f"files:{SHARED}/atis/train", cache_dir=files["root"])
     rows = source.read()
     group = task.groups[0]
@@ -570,3 +570,9 @@ def test_atis_intents_and_slots_on_the_same_rows(files):
     assert data.fields["intent/weight"].sum() == data.source_rows == 4478
     assert data.fields["slots/owned"].sum() == sum(map(len, rows.columns["tokens"]))
     assert len(data.fitted["intent"]["labels"]) == 21 and len(data.fitted["slots"]["labels"]) == 120
+    # Five of the test set's intents are not among them; all its requests are scored.
+    test = open_source(f"files:{SHARED}/atis/test", cache_dir=files["root"]).read()
+    scored = task.merge([group.encode(test, tokenizer, 128, group.fit(rows))])
+    intent = np.asarray(scored.fields["intent/label"])[scored.fields["intent/weight"] > 0]
+    assert len(intent) == 893 and (intent >= 21).sum() == 5
+    assert len(scored.fitted["intent"]["unseen"]) == 4

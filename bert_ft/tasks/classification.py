@@ -34,6 +34,11 @@ def sorted_labels(values: set[str]) -> list[str]:
     return sorted(values, key=lambda v: (numbers[v], v))
 
 
+def every(fitted: Mapping[str, Any], key: str) -> list[str]:
+    """The 'labels' or 'names' of training, and of some rows those that it lacks."""
+    return [*fitted[key], *fitted.get("unseen", ())]
+
+
 def effective_number(counts: np.ndarray, beta: float) -> np.ndarray:
     """(1 - beta^n) / (1 - beta): of n examples, as many as do not overlap (Cui et al. 2019, eq. 3);
     between 1, for beta 0, and n, for beta near 1."""
@@ -103,10 +108,12 @@ class Classification(SequenceTask):
         self.weighting, self.beta = config.task.class_weights, config.task.class_beta
         self.smoothing = config.task.label_smoothing
         self.positive = config.task.positive_label
+        self.score_unseen = config.task.unseen_labels == "score"
 
     def signature(self) -> dict[str, Any]:
         more: dict[str, Any] = {"weights": self.weighting, "positive": self.positive}
         more["beta"] = self.beta if self.weighting == "effective" else 0
+        more["unseen"] = self.score_unseen
         return {**super().signature(), "names": self.names, **{k: v for k, v in more.items() if v}}
 
     def fit(self, rows: Rows) -> dict[str, Any]:
@@ -133,15 +140,23 @@ class Classification(SequenceTask):
         fitted = {"labels": labels, "names": names}
         return {**fitted, "weights": weights} if weights else fitted
 
+    def about(self, rows: Rows, fitted: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With 'unseen', where those are scored: the labels of these rows that training lacks."""
+        if not self.score_unseen or self.label not in rows.columns:
+            return fitted
+        unseen = sorted({str(v) for v in rows.column(self.label)} - set(fitted["labels"]))
+        return {**fitted, "unseen": unseen}
+
     def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """label int32 (N,): its number."""
-        number = {label: i for i, label in enumerate(fitted["labels"])}
+        """label int32 (N,): its number, from len(fitted['labels']) on where training lacks it."""
+        number = {label: i for i, label in enumerate(every(fitted, "labels"))}
         labels = [str(v) for v in rows.column(self.label)]
         for i, label in enumerate(labels):
             if label not in number:
                 raise InputError(
                     f"{rows.where(i)}: label {label!r} is not among the training labels: "
-                    f"{', '.join(map(repr, fitted['labels'][:20]))}"
+                    f"{', '.join(map(repr, fitted['labels'][:20]))}; with "
+                    "config.task.unseen_labels='score' it counts as wrong"
                 )
         return {"label": np.asarray([number[label] for label in labels], np.int32)}
 
@@ -190,17 +205,23 @@ class Classification(SequenceTask):
         return {**self.predict(outputs, batch), "pooled": outputs["pooled"]}
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
-        """{metric: value} over the whole set; predicted arrays are in the set's order."""
+        """{metric: value} over the whole set; predicted arrays are in the set's order. A label that
+        training lacks is wrong whatever is predicted, a class of its own in f1_macro, and not in
+        the loss; 'unseen' counts them."""
         p, label = predicted["probabilities"], np.asarray(data.fields["label"])
         guess, classes = p.argmax(axis=1), p.shape[1]
-        confusion = metrics.confusion_matrix(label, guess, classes)
+        confusion = metrics.confusion_matrix(label, guess, len(every(data.fitted, "names")))
+        seen = label < classes
+        loss = metrics.negative_log_likelihood(label[seen], p[seen]) if seen.any() else math.nan
         scores = {
             "accuracy": metrics.accuracy(label, guess),
             "f1_macro": metrics.macro_f1(confusion),
             "mcc": metrics.matthews_correlation(confusion),
             "ece": metrics.calibration(label, p).ece,
-            "loss": metrics.negative_log_likelihood(label, p),
+            "loss": loss,
         }
+        if self.score_unseen:
+            scores["unseen"] = float(np.sum(~seen))
         names = list(data.fitted["names"])
         if classes == 2 or self.positive:
             positive = names.index(self.positive) if self.positive else 1
@@ -208,7 +229,7 @@ class Classification(SequenceTask):
         return scores
 
     def label_of(self, data: Encoded, i: int) -> str:
-        return data.fitted["names"][int(data.fields["label"][i])]
+        return every(data.fitted, "names")[int(data.fields["label"][i])]
 
     def guess_of(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int

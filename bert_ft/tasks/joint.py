@@ -62,7 +62,8 @@ class Joint:
             if isinstance(task, SequenceTask) and not isinstance(carrier, SequenceTask):
                 # Once a row, at its first window.
                 first = np.diff(data.row, prepend=-1) != 0
-                fields = task.targets(rows, fitted[part]) if task.label in rows.columns else {}
+                about[part] = task.about(rows, fitted[part])
+                fields = task.targets(rows, about[part]) if task.label in rows.columns else {}
                 made[part] = {k: np.asarray(v)[data.row] for k, v in fields.items()}
                 weight[part] = first.astype(np.float32)
                 windows = np.bincount(data.row, minlength=len(rows))

@@ -16,8 +16,8 @@ from bert_ft.errors import InputError
 class SequenceTask:
     """One example a row: `data.text`, and `data.text_pair` where there is one, with token types.
 
-    A task of this kind adds `fit`, `targets` (rows -> fields an example), `head`, `loss`,
-    `predict`, `score`, and of its answers `label_of` and `guess_of`.
+    A task of this kind adds `fit`, `targets` (rows, and what `about` says of them -> fields an
+    example), `head`, `loss`, `predict`, `score`, and of its answers `label_of` and `guess_of`.
     """
 
     name: str
@@ -53,6 +53,10 @@ class SequenceTask:
         file:line on a label that can't be."""
         raise NotImplementedError
 
+    def about(self, rows: Rows, fitted: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`fitted`, and what these rows add to it."""
+        return fitted
+
     def encode(
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
@@ -60,9 +64,10 @@ class SequenceTask:
         tokens, types, offsets, truncated = tokenize(
             tokenizer, self.texts(rows, self.text), pairs, max_length
         )
-        fields = self.targets(rows, fitted) if self.label in rows.columns else {}
+        about = self.about(rows, fitted)
+        fields = self.targets(rows, about) if self.label in rows.columns else {}
         row = np.arange(len(rows), dtype=np.int64)
-        return Encoded(tokens, types, offsets, row, truncated, fields, {}, 1, fitted, len(rows))
+        return Encoded(tokens, types, offsets, row, truncated, fields, {}, 1, about, len(rows))
 
     def label_of(self, data: Encoded, i: int) -> Any:
         """Example i's label as its answer shows it, JSON-able."""
