@@ -53,14 +53,15 @@ BEFORE = (
     ("noise_scale", ("sam",), "whose gradient is not that of the micro-batches"),
 )
 _BY_EXAMPLE = ("classification", "multilabel", "regression", "ordinal")
+_SURE = ("classification", "multilabel", "ordinal")
 TASKS_OF = {  # those that have what a method asks of a task
     "smart": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "rdrop": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "focal": ("classification", "multilabel"),
     "contrastive": ("classification",),
     "mixup": _BY_EXAMPLE,
-    "pseudo": ("classification",),
-    "uda": ("classification",),
+    "pseudo": _SURE,
+    "uda": _SURE,
     "distil": _BY_EXAMPLE,
     "hints": _BY_EXAMPLE,
     "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label

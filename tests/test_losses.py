@@ -151,14 +151,14 @@ def test_smart_and_virtual_adversarial_training_example_by_example(symmetric):
     assert_same(gradient(methods, batch())[1], mean_over_examples(smooth)[1], atol=1e-4)
 
 
-def fake(*logits):
+def fake(*logits, task=TASK):
     """A run whose outputs are these, one after the other."""
     left = [{"logits": jnp.asarray(x)} for x in logits]
 
     def run(_, batch, rng):
         outputs = left.pop(0)
         outputs = {**outputs, "pooled": outputs["logits"]}
-        total, count, extra = TASK.loss(outputs, batch)
+        total, count, extra = task.loss(outputs, batch)
         return Sums(total, count, extra, outputs)
 
     return run

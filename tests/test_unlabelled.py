@@ -7,7 +7,7 @@ import pytest
 from conftest import remove, reviews, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from scipy.stats import entropy
 from small import CLASSES, config, varied
 from test_losses import KEY, MODEL, TASK, assert_same, fake, gradient, made
@@ -18,6 +18,8 @@ from bert_ft.data.epochs import Epochs
 from bert_ft.data.unlabelled import Beside, joined
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
+from bert_ft.tasks.multilabel import MultiLabel
+from bert_ft.tasks.ordinal import Ordinal
 
 
 @st.composite
@@ -80,6 +82,43 @@ def test_pseudo_labels_are_their_formula(step, rise):
     mean = NLL[:2].mean() + 0.5 * rise * (-np.log(p) * (p >= 0.55)).mean()
     np.testing.assert_allclose(found.total / found.count, mean, rtol=1e-5)
     np.testing.assert_allclose(found.extra["pseudo_share"] / found.count, (p >= 0.55).mean())
+
+
+SIDES = expit(np.abs(LOGITS))  # of each label, there or not; of each rank, above or not
+OTHERS = {"multilabel": (MultiLabel, np.mean), "ordinal": (Ordinal, np.sum)}
+
+
+def other_task(name):
+    kind, over = OTHERS[name]
+    there = LABEL if name == "ordinal" else np.eye(CLASSES, dtype=np.float32)[LABEL]
+    target = LABEL[:, None] > np.arange(CLASSES) if name == "ordinal" else there
+    nll = over(-np.log(np.where(target, expit(LOGITS), expit(-LOGITS))), axis=1)
+    return kind(config(task__name=name)), over, {**GIVEN, "label": jnp.asarray(there)}, nll
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_each_decision_is_a_pseudo_label_of_its_own(name):
+    task, over, batch, nll = other_task(name)
+    (method,) = made("pseudo", pseudo__threshold=0.8, pseudo__weight=0.5, pseudo__end=1)
+    run = fake(LOGITS, task=task)
+    found = method.objective(run, task, MODEL)(None, {**batch, "step": jnp.asarray(9)}, KEY)
+    p = SIDES[2:]
+    assert 0 < (p >= 0.8).sum() < p.size
+    mean = nll[:2].mean() + 0.5 * over(-np.log(p) * (p >= 0.8), axis=1).mean()
+    np.testing.assert_allclose(found.total / found.count, mean, rtol=1e-5)
+    np.testing.assert_allclose(found.extra["pseudo_share"] / found.count, (p >= 0.8).mean())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_consistency_of_several_decisions(name):
+    task, over, batch, nll = other_task(name)
+    least = SIDES.min(axis=1)[[2, 4]]
+    (method,) = uda(weight=0.7, temperature=0.4, threshold=float(least.mean()))
+    found = method.objective(fake(LOGITS, task=task), task, MODEL)(None, batch, KEY)
+    p, q = expit(LOGITS[[2, 4]] / 0.4), expit(LOGITS[[3, 5]])
+    far = over(entropy(np.stack([p, 1 - p]), np.stack([q, 1 - q]), axis=0), axis=1)
+    mean = nll[:2].mean() + 0.7 * (far * (least >= least.mean())).mean()
+    np.testing.assert_allclose(found.total / found.count, mean, rtol=1e-5)
 
 
 def uda(**knobs):
@@ -191,7 +230,7 @@ def test_a_run_with_unlabelled_texts_goes_on_exactly(run_here, tmp_path):
         ("pseudo", {"methods.pseudo.threshold": 1.5}, "config.methods.pseudo.threshold is 1.5"),
         ("pseudo", {"methods.pseudo.end": -1}, "config.methods.pseudo.end is -1"),
         ("pseudo,mixup", {}, "one of pseudo, mixup"),
-        ("pseudo", {"task.name": "multilabel"}, "it is for classification"),
+        ("pseudo", {"task.name": "regression"}, "it is for classification, multilabel, ordinal"),
     ],
 )
 def test_refused(use, knobs, words):

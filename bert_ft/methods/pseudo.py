@@ -2,7 +2,8 @@
 learnt with the label that the model itself finds likeliest, beside the loss L of the labelled ones,
 as means over either: L + a(t) U. a(t) is 0 up to the step `begin`, `weight` from `end` on, and
 rises in a straight line between. A text counts where the model is sure enough, by `threshold`, as
-in FixMatch (Sohn et al. 2020, eq. 4); those that don't count are in the mean with 0.
+in FixMatch (Sohn et al. 2020, eq. 4); those that don't count are in the mean with 0. Where a text
+has several decisions (labels that are there or not, ranks above or not) each counts for itself.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ class Pseudo(Method):
         def guessed(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
             made = run(params, batch, rng)
             free_B = 1 - batch[LABELLED]
-            likeliest_B = jnp.max(jax.nn.log_softmax(made.outputs["logits"]), axis=1)
-            sure_B = free_B * (jax.lax.stop_gradient(jnp.exp(likeliest_B)) >= k.threshold)
+            likeliest_BxD, each = task.guesses_of(made.outputs)
+            sure_BxD = jax.lax.stop_gradient(jnp.exp(likeliest_BxD)) >= k.threshold
+            sure_BxD = free_B[:, None] * sure_BxD
             # Sums that, divided by the number of labelled examples, are means over the others.
             scale = made.count / jnp.sum(free_B)
-            own = -jnp.sum(likeliest_B * sure_B) * scale
+            own = -jnp.sum(likeliest_BxD * sure_BxD) * each * scale
             rise = (batch[STEP] - k.begin) / max(k.end - k.begin, 1)
             total = made.total + k.weight * jnp.clip(rise, 0, 1) * own
-            extra = {"pseudo_loss": own, "pseudo_share": jnp.sum(sure_B) * scale}
+            extra = {
+                "pseudo_loss": own,
+                "pseudo_share": jnp.sum(jnp.mean(sure_BxD, axis=1)) * scale,
+            }
             return dataclasses.replace(made, total=total, extra={**made.extra, **extra})
 
         return guessed

@@ -3,8 +3,9 @@ shall be what it says of the text itself, L + weight x mean KL(p || q), over the
 labels (data.unlabelled) and the versions of them that data.augment makes.
 
 p is of the text, sharpened by a temperature, without a gradient, and counts where its likeliest
-label, before that, has `threshold` or more; q is of the changed one. Both are
-from the one pass of the step. Texts that do not count are in the mean with 0.
+label, before that, has `threshold` or more, of several decisions (labels that are there or not,
+ranks above or not) the least sure one; q is of the changed text. Both are from the one pass of the
+step. Texts that do not count are in the mean with 0.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Uda(Method):
             made = run(params, batch, rng)
             logits = made.outputs["logits"][self.micro - self.free :]
             as_it_is, changed = jax.lax.stop_gradient(logits[::2]), logits[1::2]
-            sure = (jnp.max(jax.nn.softmax(as_it_is), axis=1) >= k.threshold).astype(jnp.float32)
+            likeliest, _ = task.guesses_of({"logits": as_it_is})
+            sure = (jnp.min(jnp.exp(likeliest), axis=1) >= k.threshold).astype(jnp.float32)
             far = task.divergence(
                 {"logits": as_it_is / k.temperature}, {"logits": changed}, {"weight": sure}
             )

@@ -195,6 +195,12 @@ class Classification(SequenceTask):
         far = divergence.categorical(p["logits"], q["logits"], temperature)
         return jnp.sum(far * self._counted(q, batch))
 
+    def guesses_of(self, outputs: Outputs) -> tuple[jax.Array, jax.Array]:
+        """(log p of the likeliest side of each decision, float32 (B, decisions), here one: the
+        likeliest label; what a decision counts in the loss, float32 ())."""
+        log_p = jax.nn.log_softmax(outputs["logits"])
+        return jnp.max(log_p, axis=1, keepdims=True), jnp.float32(1.0)
+
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """Arrays of one entry an example, computed on the device."""
         return {"probabilities": jax.nn.softmax(outputs["logits"])}

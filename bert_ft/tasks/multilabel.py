@@ -120,6 +120,12 @@ class MultiLabel(SequenceTask):
         far = jnp.mean(divergence.bernoulli(p["logits"], q["logits"], temperature), axis=1)
         return jnp.sum(far * batch["weight"])
 
+    def guesses_of(self, outputs: Outputs) -> tuple[jax.Array, jax.Array]:
+        """As classification's: each label is a decision, there or not, of which the loss has the
+        mean."""
+        logits = outputs["logits"]
+        return jax.nn.log_sigmoid(jnp.abs(logits)), jnp.float32(1 / logits.shape[1])
+
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return {"probabilities": jax.nn.sigmoid(outputs["logits"])}
 

@@ -94,6 +94,11 @@ class Ordinal(SequenceTask):
         far = jnp.sum(divergence.bernoulli(p["logits"], q["logits"], temperature), axis=1)
         return jnp.sum(far * batch["weight"])
 
+    def guesses_of(self, outputs: Outputs) -> tuple[jax.Array, jax.Array]:
+        """As classification's: each 'the rank is above k' is a decision, of which the loss has the
+        sum."""
+        return jax.nn.log_sigmoid(jnp.abs(outputs["logits"])), jnp.float32(1.0)
+
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """above float32 (B, ranks - 1): P(rank > k), falling in k."""
         return {"above": jax.nn.sigmoid(outputs["logits"])}
