@@ -110,6 +110,14 @@ def test_a_label_that_training_lacked_is_named_with_its_line(tokenizer):
         task().encode(rows(text=["a", "b"], label=[1, 2]), tokenizer, 9, FITTED)
 
 
+def test_a_blank_label_is_none(tokenizer):
+    for value in ("", " "):
+        blank = rows(text=["a", "b"], label=["1", value])
+        for read in (task().fit, lambda r: task().encode(r, tokenizer, 9, FITTED)):
+            with pytest.raises(InputError, match=rf"reviews\.csv:3: .* where=label!={value} in"):
+                read(blank)
+
+
 def test_a_label_that_training_lacked_may_count_as_wrong(tokenizer):
     scoring = task(task__unseen_labels="score")
     source = rows(text=["a", "b", "c", "d"], label=[1, 2, 0, 3])

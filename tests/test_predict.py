@@ -96,6 +96,14 @@ def test_the_default_output_is_in_the_workdir(trained, run_here, tmp_path):
     assert len(read_jsonl(trained.workdir / "predictions" / "test.jsonl")) == 45
 
 
+def test_a_flag_that_was_left_out_is_noted(trained, run_here, tmp_path):
+    path = write_csv(tmp_path / "new.csv", reviews(3, seed=8))
+    flags = ["--mode=predict", f"--config.predict.input={path}", "--config.log.progress=False"]
+    assert "note:" not in run_here(trained.workdir, *flags).ok().err
+    done = run_here(trained.workdir, *flags, "--config.data.max_length=9").ok()
+    assert "config.json: data.max_length: " in done.err and "-> 9\n" in done.err
+
+
 def test_rows_that_cannot_be_read_may_be_skipped(trained, run_here, tmp_path):
     path = tmp_path / "some.jsonl"
     path.write_text('{"id": 1, "text": "good"}\nnot json\n{"id": 3, "text": "bad"}\n')

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_ft.data.sources import Rows, bucket, open_source, split_of
+from bert_ft.config import default
+from bert_ft.data.sources import Rows, bucket, open_source, source_of, split_of
 from bert_ft.errors import InputError
 
 CSV = "text,label,source\n" + "".join(f"text {i},{i % 2},{'ab'[i % 3 == 0]}\n" for i in range(60))
@@ -140,6 +141,12 @@ def test_split_by_another_column_and_by_tokens(table, tmp_path):
     part = rows_of(f"files:{path}?split=dev&split_by=tokens", tmp_path)
     assert {split_of(" ".join(tokens)) for tokens in part.columns["tokens"]} == {"dev"}
     assert "add split_by= and one of: tokens, tags" in refusal(f"files:{path}?split=dev", tmp_path)
+    c = default()
+    c.data.text, c.data.cache_dir = "tokens", str(tmp_path)
+    source = source_of(c, f"files:{path}?split=dev")
+    assert source.read().columns == part.columns
+    c.data.text = "tags"
+    assert source.fingerprint() != source_of(c, f"files:{path}?split=dev").fingerprint()
 
 
 # Fingerprints.

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,19 @@ def json_objects(document: Document, bad: BadRows) -> Iterator[tuple[int, dict[s
         if not isinstance(value, dict):
             seen = f"{type(value).__name__} {line.strip()[:40]!r}"
             bad.report(f"{document.name}:{number}", f"a JSON {seen}, not an object {{...}}")
+        elif _is_squad(value):
+            raise InputError(f"{document.name}:{number}: a SQuAD file; add ?format=squad")
         # json.loads lets "\\ud800" through, which no tokenizer and no file can hold.
         elif "\\ud" in line.lower() and _has_lone_surrogate(value):
             bad.report(f"{document.name}:{number}", "a lone surrogate (\\ud800 to \\udfff)")
         else:
             yield number, value
+
+
+def _is_squad(value: Mapping[str, Any]) -> bool:
+    articles = value.get("data")
+    first = articles[0] if isinstance(articles, list) and articles else None
+    return isinstance(first, dict) and "paragraphs" in first
 
 
 def _has_lone_surrogate(value: Any) -> bool:

@@ -9,7 +9,8 @@ Options of `files:` and `pypi:` are those of the format (`formats.py`) and `form
 the suffix. Options of every scheme add columns, `join=` and then `flags=` (`joins.py`; again for
 more), and choose rows, in this order: `where=COLUMN==VALUE` or `!=`, or
 `where=COLUMN=~REGEX` or `!~` for values that match as a whole (again for more),
-`split=train|dev|test` with `split_by=COLUMN` (default `text`), `limit=N` (the first N).
+`split=train|dev|test` with `split_by=COLUMN` (the config's `data.text`, where the URI has none),
+`limit=N` (the first N).
 `bad_rows=stop|skip` overrides the argument of that name for one source with known bad lines.
 In values, `%26`, `%23` and so on stand for `&`, `#`, ...
 """
@@ -25,7 +26,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from ml_collections import ConfigDict
+
 from bert_ft import paths
+from bert_ft.config import cache_dir
 from bert_ft.data import formats, wheels
 from bert_ft.data.columns import BadRows, Table, shown
 from bert_ft.data.hubs import HuggingFace, Tfds
@@ -69,12 +73,15 @@ class Source:
     options: tuple[tuple[str, str], ...]
     origin: _Origin
     joins: tuple[Join, ...] = ()
+    split_by: str = "text"  # where the URI has no split_by=
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the bytes and of all in the URI that changes the rows. No parsing."""
         options = sorted((key, value) for key, value in self.options if key != "join")
         what = [ROWS_VERSION, self.origin.digest(), self.bad_rows, options]
         what += [join.digest() for join in self.joins]
+        if "split" in dict(self.options) and self.split_by != "text":
+            what.append(f"split by {self.split_by}")
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
     def read(self) -> Rows:
@@ -92,11 +99,11 @@ class Source:
                 rows = _where(rows, value, self.uri)
         chosen = dict(self.options)
         if "split" in chosen:
-            by = chosen.get("split_by", "text")
+            by = chosen.get("split_by", self.split_by)
             if by not in rows.columns and "split_by" not in chosen:
                 raise InputError(
-                    f"{self.uri}: split= goes by the column text, and there is none: add split_by= "
-                    f"and one of: {shown(rows.columns)}"
+                    f"{self.uri}: split= goes by the column {by}, and there is none: add "
+                    f"split_by= and one of: {shown(rows.columns)}"
                 )
             texts = [_hashed_text(value) for value in rows.column(by)]
             kept = [i for i, text in enumerate(texts) if split_of(text) == chosen["split"]]
@@ -108,11 +115,20 @@ class Source:
         return rows
 
 
-def open_source(uri: str, *, cache_dir: Path, bad_rows: str = "stop") -> Source:
+def source_of(config: ConfigDict, uri: str, bad_rows: str = "") -> Source:
+    """`open_source` as a config has it, but for another policy for `bad_rows`."""
+    policy, cache = bad_rows or config.data.bad_rows, cache_dir(config)
+    return open_source(uri, cache_dir=cache, bad_rows=policy, split_by=config.data.text)
+
+
+def open_source(
+    uri: str, *, cache_dir: Path, bad_rows: str = "stop", split_by: str = "text"
+) -> Source:
     """Parses and checks a data URI; for `files:` also that the files are there.
 
     `cache_dir` keeps wheels. `bad_rows` is `stop` (the first row that cannot be read is an
-    InputError) or `skip` (it is listed in `Rows.skipped`).
+    InputError) or `skip` (it is listed in `Rows.skipped`). `split_by` is the column by which
+    `split=` divides where the URI has no `split_by=`.
     """
     scheme, _, rest = uri.partition(":")
     if scheme not in ("files", "pypi", "tfds", "hf") or not rest:
@@ -142,7 +158,7 @@ def open_source(uri: str, *, cache_dir: Path, bad_rows: str = "stop") -> Source:
     else:
         origin = HuggingFace(location)
     joins = tuple(parse_join(value, uri) for key, value in options if key == "join")
-    return Source(uri, bad_rows, tuple(options), origin, joins)
+    return Source(uri, bad_rows, tuple(options), origin, joins, split_by)
 
 
 def _parse_options(uri: str, scheme: str, text: str) -> list[tuple[str, str]]:

@@ -116,8 +116,19 @@ class Classification(SequenceTask):
         more["unseen"] = self.score_unseen
         return {**super().signature(), "names": self.names, **{k: v for k, v in more.items() if v}}
 
+    def _labels(self, rows: Rows) -> list[str]:
+        """Each row's; InputError on one that is blank, as of a row that nobody has labelled yet."""
+        labels = [str(v) for v in rows.column(self.label)]
+        for i, label in enumerate(labels):
+            if not label.strip():
+                raise InputError(
+                    f"{rows.where(i)}: column {self.label!r} is blank; accepted: a label, or such "
+                    f"rows left out by where={self.label}!={label} in the URI"
+                )
+        return labels
+
     def fit(self, rows: Rows) -> dict[str, Any]:
-        values = [str(v) for v in rows.column(self.label)]
+        values = self._labels(rows)
         labels = sorted_labels(set(values))
         if len(labels) < 2:
             raise InputError(
@@ -144,13 +155,13 @@ class Classification(SequenceTask):
         """With 'unseen', where those are scored: the labels of these rows that training lacks."""
         if not self.score_unseen or self.label not in rows.columns:
             return fitted
-        unseen = sorted({str(v) for v in rows.column(self.label)} - set(fitted["labels"]))
+        unseen = sorted({*self._labels(rows)} - {*fitted["labels"]})
         return {**fitted, "unseen": unseen}
 
     def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """label int32 (N,): its number, from len(fitted['labels']) on where training lacks it."""
         number = {label: i for i, label in enumerate(every(fitted, "labels"))}
-        labels = [str(v) for v in rows.column(self.label)]
+        labels = self._labels(rows)
         for i, label in enumerate(labels):
             if label not in number:
                 raise InputError(

@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, tokenize
-from bert_ft.data.sources import Rows, Source, open_source
+from bert_ft.data.sources import Rows, Source, source_of
 from bert_ft.data.texts import pack_texts, text_at
 from bert_ft.errors import InputError
 from bert_ft.evals.ranking import ranking_scores, ranks_among
@@ -82,7 +81,7 @@ class Matching:
         self.negatives, self.top_k = t.negatives, t.top_k
 
     def _source(self, uri: str, bad_rows: str) -> Source:
-        return open_source(uri, cache_dir=cache_dir(self.config), bad_rows=bad_rows)
+        return source_of(self.config, uri, bad_rows)
 
     @functools.cached_property
     def _stored(self) -> Source | None:

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
 from bert_ft import paths
-from bert_ft.config import cache_dir, flat
-from bert_ft.data.sources import Rows, open_source
+from bert_ft.config import flat
+from bert_ft.data.sources import Rows, source_of
 from bert_ft.errors import InputError
 from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
@@ -174,7 +174,7 @@ def _real_rows(config: ConfigDict) -> tuple[str, Rows]:
     d = config.data
     for name in ("test", "dev", "train"):
         if d[name]:
-            source = open_source(d[name], cache_dir=cache_dir(config), bad_rows=d.bad_rows)
+            source = source_of(config, d[name])
             rows = source.read()
             return name, rows.take(list(range(min(len(rows), config.export.rows))))
     raise InputError("config.data.test, dev and train are all ''; there is no row to compare on")

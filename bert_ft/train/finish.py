@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
 from bert_ft import paths
-from bert_ft.config import cache_dir, flat
+from bert_ft.config import flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
 from bert_ft.data.prompts import with_places
-from bert_ft.data.sources import Rows, open_source
+from bert_ft.data.sources import Rows, source_of
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
 from bert_ft.method_checks import prompt_length
@@ -73,10 +73,7 @@ def predict_set(system: System, programs: Programs, params: Any, data: Encoded) 
 def _rows(system: System, name: str) -> Any:
     """The rows of a set; of a task with several groups a list, an entry a group."""
     c = system.config
-    read = [
-        open_source(uri, cache_dir=cache_dir(c), bad_rows=c.data.bad_rows).read() if uri else None
-        for uri in uris(c, system.task, name)
-    ]
+    read = [source_of(c, uri).read() if uri else None for uri in uris(c, system.task, name)]
     return read if hasattr(system.task, "groups") else read[0]
 
 
@@ -241,10 +238,10 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     of_all = workdir
     config, workdir = chosen(config, workdir, "predict.trial")
     fitted = load_fitted(workdir)
-    given, out = _predict_paths(config, of_all)
-    source = open_source(
-        f"files:{given}", cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
-    )
+    # What several trials say of one input has a place for each.
+    at = of_all if config.predict.trial == "best" else workdir
+    given, out = _predict_paths(config, at)
+    source = source_of(config, f"files:{given}")
     agree("config.predict.input", {"content": source.fingerprint()})
     rows = source.read()
     for line in rows.skipped:

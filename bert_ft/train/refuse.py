@@ -2,12 +2,18 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from bert_ft.config import FREE, default, flat
 from bert_ft.errors import InputError
 from bert_ft.train.checksum import describe
 
 SHOWN = 4  # leaves named in a message before "and n more"
+# Keys that bear on what a trained model answers, however it was trained.
+OF_ANSWERS = ("task.", "model.", "methods.", "data.text", "data.max_length")
 
 
 def check_meta(
@@ -15,18 +21,40 @@ def check_meta(
 ) -> None:
     now = json.loads(json.dumps(dict(now)))
     old = dict(_settings({key: stored.get(key) for key in now}))
-    new = dict(_settings(now))
     changed = [
-        f"{key}: {json.dumps(old[key]) if key in old else 'absent'} -> "
-        f"{json.dumps(new[key]) if key in new else 'absent'}"
-        for key in sorted(old.keys() | new.keys())
-        if not key.startswith(ignore) and (key in old, old.get(key)) != (key in new, new.get(key))
+        said for key, said in _changes(old, dict(_settings(now))) if not key.startswith(ignore)
     ]
     if changed:
         raise InputError(
             f"the config or data changed since {where}: {'; '.join(changed)}; "
             f"use another --workdir, or undo the change"
         )
+
+
+def otherwise(config: ConfigDict, workdir: Path) -> str:
+    """A line that says in what the config would have a run answer otherwise than it was trained
+    to, such as in a flag that was left out; '' where in nothing."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return ""
+    # A key that is new since then has the default it always had.
+    old = {**flat(default()), **json.loads(path.read_text())}
+    changed = [
+        said
+        for key, said in _changes(old, flat(config))
+        if key.startswith(OF_ANSWERS) and not key.startswith(FREE)
+    ]
+    if not changed:
+        return ""
+    return f"note: the config is not the one of {path}: {few(changed, '; ')}"
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, 'key: old -> new') of each that differs."""
+    for key in sorted(old.keys() | new.keys()):
+        if (key in old, old.get(key)) != (key in new, new.get(key)):
+            was, now = (json.dumps(s[key]) if key in s else "absent" for s in (old, new))
+            yield key, f"{key}: {was} -> {now}"
 
 
 def _settings(meta: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

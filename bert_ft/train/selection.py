@@ -12,11 +12,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded
 from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Rows, written
-from bert_ft.data.sources import open_source
+from bert_ft.data.sources import source_of
 from bert_ft.errors import InputError
 from bert_ft.evals import acquisition
 from bert_ft.method_checks import prompt_length
@@ -106,13 +105,12 @@ def _possible(task: Any, asked: Asked) -> None:
 
 
 def _read(config: ConfigDict, uri: str) -> Rows:
-    return open_source(uri, cache_dir=cache_dir(config), bad_rows=config.data.bad_rows).read()
+    return source_of(config, uri).read()
 
 
 def _labelled(config: ConfigDict) -> Rows:
     """The rows that the run was trained on."""
-    uri, cache = config.data.train, cache_dir(config)
-    return few(config, open_source(uri, cache_dir=cache, bad_rows=config.data.bad_rows)).read()
+    return few(config, source_of(config, config.data.train)).read()
 
 
 def _keys(rows: Rows, texts: list[str]) -> list[tuple[str, ...]]:

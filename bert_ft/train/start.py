@@ -25,6 +25,7 @@ from bert_ft.models.shallow import chosen_layers, deepened, picked
 from bert_ft.train import phases
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.checksum import params_sha256
+from bert_ft.train.refuse import otherwise
 from bert_ft.train.sharding import abstract, replicated
 from bert_ft.train.step import TrainState
 from bert_ft.train.system import System, example_batch
@@ -285,7 +286,10 @@ def trained_parts(
     optimizer: optax.GradientTransformation,
     say: Callable[[str], None],
 ) -> tuple[Any, Any, int]:
-    """(what is trained, what is not, the step) of `trained_at`."""
+    """(what is trained, what is not, the step) of `trained_at`. Says where the config is not the
+    run's."""
+    if note := otherwise(system.config, workdir):
+        say(note)
     trained, step, digest = trained_at(system, workdir, optimizer, say)
     return trained, frozen_again(system, optimizer, digest, say), step
 

@@ -20,7 +20,7 @@ from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
 from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Readable
-from bert_ft.data.sources import open_source
+from bert_ft.data.sources import source_of
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names, prompt_length
 from bert_ft.methods.registry import make_weights
@@ -228,9 +228,7 @@ def _read_set(
         if not uri:
             made.append(None)
             continue
-        source: Readable = open_source(
-            uri, cache_dir=cache_dir(config), bad_rows=config.data.bad_rows
-        )
+        source: Readable = source_of(config, uri)
         source = training_rows(config, source) if name == "train" else source
         known = fitted
         if known is not None and hasattr(task, "groups"):

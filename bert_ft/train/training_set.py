@@ -16,7 +16,7 @@ from bert_ft.data.encode import Encoded, encode
 from bert_ft.data.epochs import OVERSAMPLING, Epochs
 from bert_ft.data.rows import Readable
 from bert_ft.data.shots import FewShots
-from bert_ft.data.sources import open_source
+from bert_ft.data.sources import source_of
 from bert_ft.data.unlabelled import TextsOf, joined
 from bert_ft.data_checks import WITH_CLASSES
 from bert_ft.method_checks import names, unlabelled_places
@@ -78,7 +78,7 @@ def with_unlabelled(
     uri, cache = config.data.unlabelled, cache_dir(config)
     if not uri:
         return data
-    source = open_source(uri, cache_dir=cache, bad_rows=config.data.bad_rows)
+    source = source_of(config, uri)
     versions = _versions(config, source, "") if "uda" in names(config) else None
     length, known = config.data.max_length, data.fitted
     texts = [

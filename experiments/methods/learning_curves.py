@@ -30,9 +30,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import cache_dir, flat
+from bert_ft.config import flat
 from bert_ft.data.shots import FewShots
-from bert_ft.data.sources import open_source
+from bert_ft.data.sources import source_of
 from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
 from experiments.attempts import Attempts
@@ -128,7 +128,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def first_rows(path: Path, seed: int) -> None:
     """Those of `plain` at the size START."""
     c = get_config()
-    source = open_source(c.data.train, cache_dir=cache_dir(c))
+    source = source_of(c, c.data.train)
     rows = FewShots(source, START // LABELS, seed, c.data.label).read()
     write_rows(path, [{k: v[i] for k, v in rows.columns.items()} for i in range(len(rows))])
 

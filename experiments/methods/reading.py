@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.config import cache_dir, default
+from bert_ft.config import default
 from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Rows
-from bert_ft.data.sources import open_source
+from bert_ft.data.sources import source_of
 from bert_ft.evals.attack import Score
 from bert_ft.method_checks import prompt_length
 from bert_ft.models.hf import flatten
@@ -71,7 +71,7 @@ def attacked_texts(workdir: Path, limit: int) -> tuple[list[str], list[int]]:
     """`limit` texts of a run's test set, or all of fewer, and the columns of their labels; spread
     evenly over the set, which may be sorted by label."""
     c, labels = config_of(workdir), load_fitted(workdir)["labels"]
-    rows = open_source(c.data.test, cache_dir=cache_dir(c), bad_rows=c.data.bad_rows).read()
+    rows = source_of(c, c.data.test).read()
     count = min(limit, len(rows))
     few = rows.take([i * len(rows) // count for i in range(count)])
     return few.column(c.data.text), [labels.index(str(v)) for v in few.column(c.data.label)]

@@ -14,9 +14,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_ft.config import cache_dir
 from bert_ft.data.rows import Rows
-from bert_ft.data.sources import open_source
+from bert_ft.data.sources import source_of
 
 SAME = (
     *("batch_size", "epochs", "learning_rate", "warmup", "schedule", "weight_decay", "clip_norm"),
@@ -82,4 +81,4 @@ TASKS = {
 def read(config: ConfigDict, split: str) -> Rows:
     """The rows of a split, read and filtered as ours are."""
     uri = config.data[split]
-    return open_source(uri, cache_dir=cache_dir(config)).read()
+    return source_of(config, uri).read()
