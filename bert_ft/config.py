@@ -79,6 +79,8 @@ def default() -> ConfigDict:
     c.data = of_data()
 
     c.task = ConfigDict()
+    # Or multilabel, regression, ordinal, tagging, span, matching, cross_encoder, recommend, masked,
+    # multi.
     c.task.name = "classification"
     # Of 'multi', several tasks on one encoder: a name for each part, and what of task.* and of
     # data.{train,dev,test,text,text_pair,label} is its own, as {"topic": {"data.label": "topic"}}
@@ -98,7 +100,8 @@ def default() -> ConfigDict:
     c.task.class_weights = ""
     c.task.class_beta = 0.999  # of 'effective': 0 is no weight, near 1 'balanced' (Cui et al. 2019)
     c.task.label_smoothing = 0.0  # share of the target spread over all classes; 0 is off
-    c.task.unseen_labels = "stop"  # at one of dev and test that train lacks; 'score': it is wrong
+    # Of 'classification', at a label of dev and test that train lacks; 'score': it counts as wrong.
+    c.task.unseen_labels = "stop"
     c.task.label_delimiter = ","  # between the labels of a 'multilabel' row that holds a string
     c.task.range = ""  # 'LOW,HIGH' of a rating, both included: others are errors; '' is any number
     c.task.label_scaling = "standard"  # of regression: labels to mean 0, variance 1; or 'none'
@@ -155,7 +158,7 @@ def default() -> ConfigDict:
     c.train.optimizer = "adamw"  # 'lion', 'lamb' or 'adafactor'
     c.train.learning_rate = 5e-5  # the peak (Devlin et al. 2019, A.3: 5e-5, 3e-5, 2e-5)
     c.train.warmup = 0.1  # share of the steps
-    c.train.schedule = "linear"  # after warmup, down to 0
+    c.train.schedule = "linear"  # after warmup, down to 0; 'cosine' as well; or 'constant'
     c.train.weight_decay = 0.01  # not on biases and LayerNorm
     c.train.beta1 = 0.9
     c.train.beta2 = 0.999  # Lion's authors have 0.99, and a third to a tenth of AdamW's rate
@@ -163,22 +166,22 @@ def default() -> ConfigDict:
     c.train.clip_norm = 1.0  # of the global gradient; 0 is off
     c.train.accumulate = 1  # micro-batches a step
     c.train.seed = 0
-    c.train.dtype = "auto"  # of the matmuls: bfloat16 on TPU and GPU, float32 on CPU
+    c.train.dtype = "auto"  # of the matmuls: bfloat16 on TPU and GPU, float32 on CPU; or name one
 
     c.eval = ConfigDict()
     c.eval.every_steps = 0  # 0: only at the end
     c.eval.batch_size = 128  # examples a step
-    c.eval.keep_best = False  # report the step that scored best on dev, not the last
+    c.eval.keep_best = False  # report the step best on dev, not the last; needs every_steps
     c.eval.metric = ""  # what 'best' means; '' is the task's own
     c.eval.report = True  # write report.html and the test set's predictions at the end
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 0  # 0: by time only
     c.checkpoint.every_seconds = 300.0  # 0: by steps only
-    c.checkpoint.keep = 2
+    c.checkpoint.keep = 2  # the newest ones; the best step of eval.keep_best lies apart
 
     c.mesh = ConfigDict()
-    c.mesh.trial = 1
+    c.mesh.trial = 1  # devices that the trials of config.trials are split over
     c.mesh.data = -1  # -1 takes the devices that the other axes leave
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
@@ -210,10 +213,13 @@ def default() -> ConfigDict:
     c.compile.cache_dir = "auto"  # XLA's persistent cache; the user's cache directory, '' is off
 
     c.predict = ConfigDict()
-    c.predict.input = ""  # a JSONL file
-    c.predict.trial = "best"  # of a run of trials: the best on dev, or a number
+    c.predict.input = ""  # what stands after files: in a URI: new.jsonl, new.json?format=squad
+    # Of a run of trials: the best on dev, a number, 'soup_uniform' or 'soup_greedy'.
+    c.predict.trial = "best"
     c.predict.adapters = ""  # workdirs or peft's directories, with commas: each answers in turn
-    c.predict.output = ""  # '' is WORKDIR/predictions/<name of the input>
+    # '' is WORKDIR/predictions/NAME.jsonl by the input's name; of a trial named by predict.trial it
+    # is WORKDIR/trials/N/predictions/NAME.jsonl.
+    c.predict.output = ""
 
     c.export = ConfigDict()
     c.export.to = ""  # a directory in the Hugging Face format, made by --mode=export

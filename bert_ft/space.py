@@ -1,7 +1,7 @@
 """A space of settings to search, as JSON:
 
 {"learning_rate": {"log": [1e-5, 1e-3]}, "dropout": {"uniform": [0, 0.3]}, "seed": {"int": [0, 9]},
- "schedule": {"choice": ["linear", "cosine"]}}
+ "train.schedule": {"choice": ["linear", "cosine"]}}
 
 Names are those of config.trials. Both ends of a range are in it; 'log' is uniform in the logarithm.
 """

@@ -1,4 +1,4 @@
-"""Masked words: MiniLM reads on in film reviews, whose labels play no part; or in texts of yours.
+r"""Masked words: MiniLM reads on in film reviews, whose labels play no part; or in texts of yours.
 
 python -m bert_ft.main --config=configs/mlm.py --workdir=runs/mlm
 python -m bert_ft.main --config=configs/mlm.py:medical --workdir=runs/mlm_medical
@@ -6,8 +6,12 @@ python -m bert_ft.main --config=configs/mlm.py:files=notes.jsonl --workdir=runs/
 
 MiniLM comes without a head for masked words, so a new one is made; a checkpoint that has one
 (hf:bert-base-uncased) goes on with it. A file is JSONL or CSV with the column `text` (other columns
-by --config.data.text); plain text, a document a line, is
---config.data.train='files:notes.txt?format=tsv&quoting=none&header=no&columns=text'.
+by --config.data.text). Plain text, a document a line without tabs, needs all three sets:
+
+python -m bert_ft.main --config=configs/mlm.py:files --workdir=runs/mlm_mine \
+  --config.data.train='files:notes.txt?format=tsv&quoting=none&header=no&columns=text&split=train' \
+  --config.data.dev='files:notes.txt?format=tsv&quoting=none&header=no&columns=text&split=dev' \
+  --config.data.test='files:notes.txt?format=tsv&quoting=none&header=no&columns=text&split=test'
 
 Then a fine-tuning run starts from what was learnt:
 

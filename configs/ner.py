@@ -1,6 +1,19 @@
-"""Named entities in English news: CoNLL-2003 (persons, places, organisations, others).
+r"""Named entities in English news: CoNLL-2003 (persons, places, organisations, others).
 
 python -m bert_ft.main --config=configs/ner.py:files --workdir=runs/ner
+
+Your own files, a word a line, its tag in the last column or in tag_column (from 0):
+
+python -m bert_ft.main --config=configs/ner.py:files --workdir=runs/tags \
+  --config.data.train='files:train.txt?format=conll&tag_column=3' \
+  --config.data.dev='files:dev.txt?format=conll&tag_column=3' \
+  --config.data.test='files:test.txt?format=conll&tag_column=3'
+… --mode=predict --config.predict.input=new.jsonl
+
+`…` is the training command. A line of new.jsonl is {"tokens": ["Ada", "came"]}; a text will do.
+TensorFlow is not needed to read the default variant's data, but mostly to prepare them, once:
+tfds build conll2003 --file_format=array_record (with --data_dir=DIR, add ?data_dir=DIR to the URIs
+of data.train, data.dev and data.test).
 
 Test F1 (strict, as seqeval counts): not yet measured.
 """
@@ -14,8 +27,8 @@ FILES = "files:../shared/data/conll2003_en/{}.txt?format=conll"
 
 def get_config(variant: str = "") -> ConfigDict:
     """'' is CoNLL-2003 from TensorFlow Datasets on cased BERT-base. 'files' reads its columns from
-    ../shared on MiniLM from the package index, which knows no capitals; give other files as
-    --config.data.train='files:PATH/train.txt?format=conll', and so on."""
+    ../shared on MiniLM from the package index, which knows no capitals; for other
+    files, set data.train, data.dev and data.test."""
     c = config.default()
     c.task.name, c.task.stride = "tagging", 32
     c.data.text = "tokens"

@@ -1,4 +1,4 @@
-"""Extractive answers: SQuAD 1.1 (default), SQuAD 2.0 with questions that have no answer, and a
+r"""Extractive answers: SQuAD 1.1 (default), SQuAD 2.0 with questions that have no answer, and a
 split of SQuAD's development set by article that needs no hub.
 
 python -m bert_ft.main --config=configs/qa.py --workdir=runs/squad
@@ -8,6 +8,17 @@ python -m bert_ft.main --config=configs/qa.py:squad2 --workdir=runs/squad2
 python -m bert_ft.main --config=configs/qa.py:files --workdir=runs/squad_dev
     MiniLM on 8,992 questions of 38 articles, tested on the 1,578 of 10 others (TEST_ARTICLES); not
     yet measured. The file's answer_start is an answer's first occurrence, right for about 97 %.
+
+Your own files, in SQuAD's layout:
+
+python -m bert_ft.main --config=configs/qa.py:files --workdir=runs/answers \
+  --config.data.train='files:train.json?format=squad' \
+  --config.data.dev='files:dev.json?format=squad' --config.data.test='files:test.json?format=squad'
+… --mode=predict --config.predict.input='new.json?format=squad'
+
+Of one file: 'files:all.json?format=squad&split=train&split_by=title', and so on, so that no article
+lies on two sides. Questions to predict may also be JSONL with `question` and `context`; `…` is the
+training command. No variant sets data.dev: eval.keep_best and trial.halving need one of yours.
 """
 
 import re

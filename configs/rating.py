@@ -5,6 +5,7 @@ python -m bert_ft.main --config=configs/rating.py:ordinal=FILE.tsv --workdir=run
 FILE is a TSV with a header and the columns `rating` and `verified_reviews` (Amazon Alexa reviews);
 other files by --config.data.train=… and so on, and --config.data.text, --config.data.label; the
 stars are ranks (CORAL), numbers (`regression`) or classes of inverse-frequency weight (`classes`).
+The last two can be exported to transformers, which has no form for ranks: `ordinal` can't.
 Scores: not yet measured.
 """
 

@@ -9,9 +9,9 @@ def of_data() -> ConfigDict:
     """Their defaults."""
     c = ConfigDict()
     c.train = ""  # data URIs: files:, tfds:, hf:, pypi:
-    c.dev = ""  # chooses the best checkpoint; '' where there is none
+    c.dev = ""  # scored each eval.every_steps; eval.keep_best chooses by it; '' where there is none
     c.test = ""  # the reported score; '' where there is none
-    c.text = "text"  # column of the text
+    c.text = "text"  # column of the text; split= in a URI divides by it
     c.text_pair = ""  # column of a second text, '' for none
     c.label = "label"  # column of the label
     c.candidates = ""  # of 'matching': a URI; '' takes the answers that the sets hold
