@@ -223,8 +223,9 @@ def main() -> None:
             measured = measure_trainer(args.measure, args.seed, steps)
         print(json.dumps(measured))
         return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    about = {"cores": hf_trainer.cores(), "versions": versions(), "commit": commit.stdout.strip()}
+    from bert_ft.train.record import git_commit  # imports JAX, for which the Trainer has no use
+
+    about = {"cores": hf_trainer.cores(), "versions": versions(), "commit": git_commit()}
     lines, policies = [], list(STEPS)
     with args.out.open("w", encoding="utf-8") as file:
         for number in range(args.rounds):

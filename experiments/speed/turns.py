@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("jax", "jaxlib", "numpy", "tokenizers", "torch", "transformers")
-
+PACKAGES = (
+    *("jax", "jaxlib", "libtpu", "numpy", "tokenizers", "torch", "transformers"),
+    *("sentence-transformers", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+)
 
 # A machine with other work tells nothing by the wall. On one core (`taskset -c 0`) a process's
 # processor seconds are what the wall would be on a quiet one; on several, spinning threads count.
@@ -40,6 +42,24 @@ def by_turns(
     return seconds
 
 
+def repeated(
+    case: Callable[[], Any], least_s: float, clock: str = "wall"
+) -> tuple[Callable[[], None], int]:
+    """(the case, so often in a row that it takes about `least_s`; how often): a call of a few ms is
+    noise. It is called twice to find that out."""
+    now = CLOCKS[clock]
+    case()
+    began = now()
+    case()
+    times = max(1, math.ceil(least_s / max(now() - began, 1e-6)))
+
+    def run() -> None:
+        for _ in range(times):
+            case()
+
+    return run, times
+
+
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """Round by round."""
     return [a / b for a, b in zip(over, under, strict=True)]
@@ -55,18 +75,19 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 def about() -> dict[str, Any]:
     """What a line of results says of the machine and the programs."""
+    from bert_ft.train.record import git_commit  # imports JAX, which not every script needs
+
     versions = {"python": sys.version.split()[0]}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     return {
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
         "versions": versions,
-        "commit": commit.stdout.strip(),
+        "commit": git_commit(),
     }
 
 
