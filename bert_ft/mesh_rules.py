@@ -20,6 +20,11 @@ SPLITS = ("data", "fsdp", "tensor")  # axes that a rule may put parameters on
 Entry = str | tuple[str, ...] | None
 
 
+def axes_of(entry: Entry) -> tuple[str, ...]:
+    """The mesh axes that split one axis of a parameter."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """`spec`: for each of the parameter's first axes the mesh axis that splits it, several, or
@@ -33,8 +38,7 @@ class Rule:
     @property
     def wanted(self) -> tuple[str, ...]:
         """The mesh axes that it splits parameters over."""
-        entries = ((e,) if isinstance(e, str) else e or () for e in self.spec)
-        return (*(axis for entry in entries for axis in entry), *self.largest)
+        return (*(axis for entry in self.spec for axis in axes_of(entry)), *self.largest)
 
 
 def _megatron(*then: str) -> tuple[Rule, ...]:

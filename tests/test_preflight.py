@@ -22,7 +22,7 @@ from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.collectives import Collective, collectives, operations
 from bert_ft.train.cost import bound, product_flops, step_flops
 from bert_ft.train.group import make_group
-from bert_ft.train.sharding import abstract_batch, place
+from bert_ft.train.sharding import abstract_batch, make_mesh, place
 from bert_ft.train.step import loss_and_gradient
 
 # 1,003 words: no axis divides them, so fsdp splits the table's other side, as it does BERT's own.
@@ -400,6 +400,23 @@ def test_two_slices_are_parts_of_the_data_axis(monkeypatch):
     assert slices == [0] * 4 + [1] * 4
     with pytest.raises(InputError, match="mesh.data is 1; accepted: a multiple of the 2 slices"):
         system(devices, mesh__data=1, mesh__fsdp=8, mesh__preset="fsdp")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("slices", "overrides"),
+    [
+        (1, {"mesh__tensor": 2}),
+        (1, {"mesh__trial": 2}),
+        (2, {"mesh__data": 4, "mesh__fsdp": 4, "mesh__tensor": 2}),
+    ],
+)
+def test_a_mesh_whose_axes_share_one_of_the_network(slices, overrides):
+    """Of 4 x 4 chips none of the sizes here is a whole side."""
+    devices = preflight.topology_devices("v6e", "4x4", slices)
+    made = make_mesh(config(**overrides), devices)
+    assert made.size == 16 * slices and set(made.devices.flat) == set(devices)
+    assert all(made.shape[key.removeprefix("mesh__")] == n for key, n in overrides.items())
 
 
 @needs_libtpu

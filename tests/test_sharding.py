@@ -12,16 +12,18 @@ import numpy as np
 import optax
 import pytest
 from conftest import XLA_FLAGS
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from meshes import STEPS, Run
+from several import free_port
 from small import config, model
 
+from bert_ft.data.batches import Shape
 from bert_ft.errors import InputError
 from bert_ft.mesh_rules import AXES, PRESETS, Rule
 from bert_ft.models.hf import flatten
 from bert_ft.train.checksum import params_sha256
-from bert_ft.train.sharding import make_mesh, row_shards, shardings, spec_for, split
+from bert_ft.train.sharding import make_mesh, place, ranges, row_shards, shardings, spec_for, split
 from bert_ft.train.system import example_batch
 
 DEVICES, HALF = 8, 10
@@ -92,6 +94,88 @@ def main(directory):
     out["moved"] = about(state, losses)
     digests = [drawn(made[name]) for name in ("one", "all three")]
     print(json.dumps({"runs": out, "drawn": digests}))
+
+
+# Which device is at each place of a mesh; one process has the first four, another the others. They
+# take turns, as on a v4-32; one has a run of rows and one apart, as on a v5litepod-16; and each row
+# is on two devices, some of them of both processes.
+TURNS = {
+    "data": ((8, 1), [0, 4, 1, 5, 2, 6, 3, 7]),
+    "ring": ((8, 1), [7, 0, 4, 5, 6, 1, 2, 3]),
+    "tensor": ((4, 2), [0, 4, 1, 2, 5, 6, 7, 3]),
+}
+
+
+def placed(turn, accumulate, rows=16):
+    """(rows asked for, {first row: what a device of this process has of them})."""
+    (shards, tensor), order = TURNS[turn]
+    devices = np.array(jax.devices())[order].reshape(1, shards, 1, tensor)
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shape = Shape(rows, 3, 1, 5, frozenset({"tokens"}))
+    asked = []
+
+    def make(some):
+        some = some or range(rows)
+        asked.extend(some)
+        tokens = np.repeat(np.array(some, np.int32)[:, None], 3, axis=1)
+        made = {"tokens": tokens, "weight": np.arange(5, dtype=np.float32)}
+        return made if accumulate == 1 else {k: np.stack([v, v + 100]) for k, v in made.items()}
+
+    batch = place(make, shape, mesh, accumulate)
+    axis = 0 if accumulate == 1 else 1
+    here = [(s.index[axis].start or 0, s.data) for s in batch["tokens"].addressable_shards]
+    assert np.array_equal(
+        np.asarray(batch["weight"].addressable_data(0)).reshape(-1, 5)[0], range(5)
+    )
+    return asked, [(start, np.asarray(data).tolist()) for start, data in here]
+
+
+def main_of_two(process, port):
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, process)
+    assert len(jax.local_devices()) == 4
+    print(json.dumps({f"{t}/{n}": placed(t, n) for t in TURNS for n in (1, 2)}), flush=True)
+
+
+@pytest.fixture(scope="module")
+def of_two():
+    """What `placed` gives in each of two processes."""
+    here, port = Path(__file__).parent, free_port()
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+    }
+    codes = [f"import test_sharding as t; t.main_of_two({i}, {port})" for i in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=here, env=env, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for code in codes
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in both]
+    assert not any(process.returncode for process in both), [err[-2000:] for _, err in said]
+    return [json.loads(out.strip().splitlines()[-1]) for out, _ in said]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("turn", TURNS)
+def test_hosts_that_take_turns_in_the_mesh(of_two, turn, accumulate):
+    """Each device has its own rows, for which its host asked, and for no others."""
+    (shards, tensor), order = TURNS[turn]
+    each = 16 // shards
+    for process, found in enumerate(of_two):
+        asked, here = found[f"{turn}/{accumulate}"]
+        mine = {k // tensor for k, device in enumerate(order) if device // 4 == process}
+        assert sorted(asked) == [shard * each + i for shard in sorted(mine) for i in range(each)]
+        assert len(here) == 4 and {start // each for start, _ in here} == mine
+        for start, data in here:
+            own = [[row] * 3 for row in range(start, start + each)]
+            assert data == (own if accumulate == 1 else [own, [[x + 100 for x in r] for r in own]])
+
+
+def test_ranges_of_rows():
+    assert ranges({(0, 4), (4, 8)}) == [range(8)]
+    assert ranges([(12, 14), (0, 2), (8, 10), (10, 12)]) == [range(2), range(8, 14)]
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +333,10 @@ def test_rules_of_the_user_go_before_the_presets():
     assert [s.spec for s in jax.tree.leaves(found)] == [P(), P("tensor"), P("tensor")]
 
 
-@pytest.mark.parametrize("spec", ['[null, "tensor"]', '"tensor"'])
+@pytest.mark.parametrize(
+    "spec",
+    ['[null, "tensor"]', '"tensor"', '[null, ["tensor"]]', '[null, ["fsdp", "tensor"]]'],
+)
 def test_tensor_is_kept_from_the_features_of_a_table(spec):
     """XLA makes another loss of it where fsdp and data have sizes, too."""
     with pytest.raises(InputError, match=r"features of encoder/word/embedding \(7 x 32\)"):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.mesh_rules import rules_of, user_rules
+from bert_ft.mesh_rules import axes_of, rules_of, user_rules
 from bert_ft.models.hf import flatten
 from bert_ft.train.sharding import describe, split
 
@@ -81,7 +81,7 @@ def unsplit(shapes: Mapping[str, Any], mesh: Any, config: ConfigDict) -> Iterato
     used: set[str] = set()
     for path, leaf in shapes.items():
         spec, left = split(path, leaf.shape, mesh, rules)
-        used |= {a for entry in spec for a in ((entry,) if isinstance(entry, str) else entry or ())}
+        used |= {axis for entry in spec for axis in axes_of(entry)}
         for axis in left:
             vain.setdefault((group_of(path), axis), {}).setdefault(describe(leaf.shape), path)
     for (group, axis), found in vain.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from bert_ft import mesh_rules
 from bert_ft.data.batches import Batch, Shape
 from bert_ft.errors import InputError
-from bert_ft.mesh_rules import AXES, Rule, rules_of
+from bert_ft.mesh_rules import AXES, Rule, axes_of, rules_of
 from bert_ft.models.ops import ROW_AXES
 
 ROWS = ROW_AXES  # a batch's rows are split over both
@@ -56,9 +56,11 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] = ()) -> Mesh:
 
 
 def _neighbours(sizes: dict[str, int], devices: Sequence[Any], slices: int) -> np.ndarray:
-    """TPUs in an order in which an axis joins neighbours on the chips' own network."""
+    """TPUs in an order in which an axis joins neighbours on the chips' own network. An axis may
+    have a part of one of the network's, which jax.make_mesh lets it have on a v5e alone."""
     if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, devices=devices).devices
+        shape = tuple(sizes.values())
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     if sizes["data"] % slices:
         raise InputError(
             f"config.mesh.data is {sizes['data']}; accepted: a multiple of the {slices} slices"
@@ -66,7 +68,7 @@ def _neighbours(sizes: dict[str, int], devices: Sequence[Any], slices: int) -> n
     inner = {**sizes, "data": sizes["data"] // slices}
     outer = {**dict.fromkeys(AXES, 1), "data": slices}
     return mesh_utils.create_hybrid_device_mesh(
-        tuple(inner.values()), tuple(outer.values()), devices
+        *(tuple(inner.values()), tuple(outer.values()), devices), allow_split_physical_axes=True
     )
 
 
@@ -109,7 +111,7 @@ def split(
     entries: list[Any] = [*rule.spec, *[None] * (len(shape) - len(rule.spec))]
     left: list[str] = []
     for i, entry in enumerate(rule.spec):
-        axes = (entry,) if isinstance(entry, str) else entry or ()
+        axes = axes_of(entry)
         if shape[i] % math.prod(mesh.shape[a] for a in axes):
             entries[i] = None
             left += axes
@@ -120,7 +122,7 @@ def split(
             entries[fits[0]] = axis
         else:
             left.append(axis)
-    if path.endswith("/embedding") and "tensor" in entries[1:]:
+    if path.endswith("/embedding") and any("tensor" in axes_of(e) for e in entries[1:]):
         # Measured with jax 0.10.2 on data x fsdp x tensor: the loss was another one, by 1 to 10 %.
         raise InputError(
             f"config.mesh.rules: {rule.pattern!r} puts tensor on the features of {path} "
@@ -176,20 +178,39 @@ def place(
 ) -> dict[str, jax.Array]:
     """A batch on the mesh: row arrays are split over the data axes, the others, of one entry an
     example, are on every device. `make(range)` gives the batch with only those rows; each process
-    asks for the rows of its own devices and no others."""
+    asks for the rows of its own devices and no others, once for each run of rows: a mesh of TPUs
+    follows the chips' network, on which hosts take turns."""
     lead = (None,) if accumulate > 1 else ()
     split, whole = NamedSharding(mesh, P(*lead, ROWS)), replicated(mesh)
     spans = NamedSharding(mesh, P(ROWS)).addressable_devices_indices_map((shape.rows,)).values()
-    bounds = [index[0].indices(shape.rows) for index in spans if index]
-    mine = range(min(b[0] for b in bounds), max(b[1] for b in bounds))
+    mine = ranges({index[0].indices(shape.rows)[:2] for index in spans if index})
+    parts = {rows: make(rows if len(rows) < shape.rows else None) for rows in mine}
 
     def put(name: str, value: np.ndarray) -> jax.Array:
         if name not in shape.row_arrays:
             return jax.make_array_from_process_local_data(whole, value)
-        full = (*value.shape[: len(lead)], shape.rows, *value.shape[len(lead) + 1 :])
-        return jax.make_array_from_process_local_data(split, value, full)
 
-    return {k: put(k, v) for k, v in make(mine if len(mine) < shape.rows else None).items()}
+        def of_device(index: Any) -> np.ndarray:
+            *before, own = index[: len(lead) + 1]
+            start, stop, _ = own.indices(shape.rows)
+            rows = next(r for r in parts if start in r)
+            return parts[rows][name][(*before, slice(start - rows.start, stop - rows.start))]
+
+        full = (*value.shape[: len(lead)], shape.rows, *value.shape[len(lead) + 1 :])
+        return jax.make_array_from_callback(full, split, of_device)
+
+    return {name: put(name, value) for name, value in parts[mine[0]].items()}
+
+
+def ranges(spans: Iterable[tuple[int, int]]) -> list[range]:
+    """Spans (first, last + 1) of rows, of which none overlap -> the ranges that they make up, in
+    order."""
+    joined: list[range] = []
+    for start, stop in sorted(spans):
+        if joined and joined[-1].stop == start:
+            start = joined.pop().start
+        joined.append(range(start, stop))
+    return joined
 
 
 def abstract_batch(
