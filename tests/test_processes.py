@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 from conftest import Done, read_jsonl, write_jsonl
+from jax._src import cloud_tpu_init
+from jax._src.clusters import cloud_tpu_cluster
 from several import quick, start
 
 from bert_ft.command_line import place
 from bert_ft.errors import InputError
+from bert_ft.train import processes
 
 STEPS = 8
 FLAGS = (
@@ -136,7 +140,42 @@ def test_flags_that_fit():
 
 def test_a_run_alone_joins_nobody(run_here, tmp_path):
     """On a machine that is part of no TPU slice, without the flags."""
-    import jax
-
     assert run_here(tmp_path / "run", "--config.train.steps=1").ok()
     assert not jax.distributed.is_initialized()
+
+
+GCE = {"agent-worker-number": "0", "tpu-env": "ZONE: 'z'"}
+ONE, TWO = "t1v-n-0", "t1v-n-0,t1v-n-1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "metadata", "several"),
+    [
+        ({}, GCE | {"worker-network-endpoints": ONE}, False),
+        ({}, GCE | {"worker-network-endpoints": TWO}, True),
+        (
+            {},
+            GCE | {"worker-network-endpoints": ONE, "tpu-env": "MEGASCALE_NUM_SLICES: '2'"},
+            True,
+        ),
+        ({"TPU_PROCESS_ADDRESSES": "local"}, None, False),  # Kaggle
+        ({"TPU_WORKER_HOSTNAMES": ONE}, None, False),
+        ({"TPU_WORKER_HOSTNAMES": TWO}, None, True),
+        ({"TPU_WORKER_HOSTNAMES": ONE, "MEGASCALE_NUM_SLICES": "2"}, None, True),
+        ({}, None, False),
+    ],
+)
+def test_one_machine_with_tpus_meets_nobody(monkeypatch, environment, metadata, several):
+    """None for `metadata`: a machine without the server, which is not asked then."""
+    for module in (cloud_tpu_init, cloud_tpu_cluster):
+        monkeypatch.setattr(module, "running_in_cloud_tpu_vm", True)
+    monkeypatch.setitem(jax.config.values, "jax_platforms", None)
+    slices = ("MEGASCALE_NUM_SLICES", "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    for name in (*slices, "TPU_SKIP_MDS_QUERY"):
+        monkeypatch.delenv(name, raising=False)
+    if metadata is None:
+        environment = {"TPU_SKIP_MDS_QUERY": "1"} | environment
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (metadata[key], 200))
+    assert processes._in_a_tpu_slice() is several

@@ -149,15 +149,22 @@ def this_host() -> str:
 
 
 def _in_a_tpu_slice() -> bool:
-    """Whether JAX finds that this machine has TPUs and is one of a cluster of such; it asks the
-    environment, and the metadata server only of a machine with TPUs."""
+    """Whether JAX finds that this machine has TPUs and is one of several that share a run; it asks
+    the environment, and the metadata server only of a machine with TPUs. One alone has nobody to
+    meet, and may have no address at which JAX would find it (Kaggle's is 'local')."""
     from jax._src import cloud_tpu_init
     from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 
     wanted = jax.config.values["jax_platforms"] or "tpu"
     if not cloud_tpu_init.running_in_cloud_tpu_vm or "tpu" not in wanted.split(",")[0]:
         return False
-    return any(cluster.is_env_present() for cluster in (GceTpuCluster, GkeTpuCluster))
+    if GceTpuCluster.is_env_present():
+        return GceTpuCluster.get_process_count() > 1
+    if not GkeTpuCluster.is_env_present():
+        return False
+    # get_process_count would ask for the slices a metadata server that may not be there.
+    slices = int(os.environ.get("MEGASCALE_NUM_SLICES") or 1)
+    return slices * len(GkeTpuCluster._get_worker_list_in_slice()) > 1
 
 
 _kept: list[Any] = []  # what C++ points to
