@@ -179,3 +179,17 @@ def test_one_machine_with_tpus_meets_nobody(monkeypatch, environment, metadata, 
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (metadata[key], 200))
     assert processes._in_a_tpu_slice() is several
+
+
+def test_a_workdir_that_cannot_be_written(world, cache, tmp_path):
+    """All leave with the same line, and none waits for another."""
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run"
+    flags = (*FLAGS, *quick(20), f"--workdir={workdir}")
+    with start(tmp_path / "run", world.config, cache, *flags) as run:
+        assert run.codes(120) == [2, 2], run.err(0)
+    for i in (0, 1):
+        last = run.err(i).strip().splitlines()[-1]
+        assert last.startswith(f"error: --workdir={workdir}: "), run.err(i)
+        assert last.endswith("give a directory that can be written")
+        assert "Traceback" not in run.err(i)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from bert_ft import paths
 from bert_ft.errors import InputError, Stuck, first_line
 from bert_ft.train import phases
 from bert_ft.train.processes import Board, board, number, this_host
@@ -99,25 +100,43 @@ def _beside_hosts(here: Board, values: list[Any]) -> str:
 
 
 def require_shared(workdir: Path) -> None:
-    """Raises InputError where the processes do not see the same workdir: each then would keep
-    checkpoints of its own, and go on from another step than the others."""
+    """Raises InputError, on all processes, where process 0 can't write the workdir, or where they
+    do not see the same one: each then would keep checkpoints of its own, and go on from another
+    step than the others."""
     here = board()
     if here is None:
         return
     probe = workdir / f".shared-{share('probe', uuid.uuid4().hex)[0]}"
-    if here.process == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-    barrier("the workdir is there")
+    refused = _written(workdir, probe) if here.process == 0 else ""
+    if refused := share("whether the workdir can be written", refused)[0]:
+        raise InputError(refused)
     deadline = time.monotonic() + min(APPEARS_S, here.limit_s / 2)
-    while not (seen := probe.exists()) and time.monotonic() < deadline:
+    while not (seen := _seen(probe)) and time.monotonic() < deadline:
         time.sleep(0.5)
     all_seen = share("who sees the workdir", seen)
     if here.process == 0:
-        probe.unlink(missing_ok=True)
+        with paths.reached(probe):
+            probe.unlink(missing_ok=True)
     if not all(all_seen):
         blind = [here.name(process) for process, found in enumerate(all_seen) if not found]
         raise InputError(
             f"--workdir={workdir} is another directory on {', '.join(blind[:3])} than on "
             f"{here.name(0)}; give one that all machines share: a network file system, or gs://"
         )
+
+
+def _written(workdir: Path, probe: Path) -> str:
+    """Writes the probe; says why it can't, '' where it can."""
+    try:
+        paths.require_writable(workdir, "--workdir")
+        with paths.reached(probe):
+            probe.write_text("")
+    except InputError as e:
+        return str(e)
+    return ""
+
+
+def _seen(probe: Path) -> bool:
+    with suppress(OSError), paths.reached(probe):  # a directory may be closed to this process
+        return probe.exists()
+    return False
