@@ -248,6 +248,7 @@ def test_the_bound_is_its_longest_part():
         ("v5e:4x8", ("v5e", "4x8")),
         ("v5e-8", ("v5e", "2x4")),
         ("v5e-256", ("v5e", "16x16")),
+        ("v5litepod-16", ("v5e", "4x4")),
         ("v4-32", ("v4", "2x2x4")),
         ("v5p-16", ("v5p", "2x2x2")),
         ("v6e-16", ("v6e", "4x4")),
@@ -260,7 +261,20 @@ def test_slices(text, slice_):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "v5e", "v5e:3x5", "v5e:32x32", "v4:4x4", "v4:8x4x4", "v4-31", "v9:2x2", "v5p:0x4x4"],
+    [
+        "",
+        "v5e",
+        "v5litepod",
+        "v5e:",
+        "v5e-",
+        "v5e:3x5",
+        "v5e:32x32",
+        "v4:4x4",
+        "v4:8x4x4",
+        "v4-31",
+        "v9:2x2",
+        "v5p:0x4x4",
+    ],
 )
 def test_slices_that_do_not_exist(text):
     with pytest.raises(InputError, match="is no slice; accepted: v5e or v6e with 1x1"):

@@ -52,24 +52,26 @@ CHIPS = {
         "https://cloud.google.com/tpu/docs/v6e",
     ),
 }
+_ALIASES = {"v5litepod": "v5e"}  # as gcloud names it
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # deeper slices are made of cubes of 4x4x4
 _MOST = {"v4": 4096, "v5p": 6144}  # chips of the largest slice
 
 
 def slice_of(text: str) -> tuple[str, str]:
-    """'v5e:4x8', or the name of a slice such as 'v5e-32', -> ('v5e', '4x8'). Raises InputError for
-    a slice that isn't offered, or is none."""
-    kind, _, shape = text.partition(":")
-    if not shape and "-" in text:
-        kind, _, count = text.partition("-")
-        shape = _shape_of(kind, count)
+    """'v5e:4x8', or the name of a slice such as 'v5e-32' or 'v5litepod-32', -> ('v5e', '4x8').
+    Raises InputError for a slice that isn't offered, or is none."""
+    kind, by_shape, rest = text.partition(":")
+    if not by_shape:
+        kind, _, rest = text.partition("-")
+    kind = _ALIASES.get(kind, kind)
+    shape = rest if by_shape else _shape_of(kind, rest)
     if kind in CHIPS and _offered(kind, shape):
         return kind, shape
     raise InputError(
         f"config.preflight.topology: {text!r} is no slice; accepted: v5e or v6e with "
         f"{', '.join(_FLAT)}; v4 or v5p with {', '.join(_SMALL)}, or multiples of 4 up to "
-        f"{_MOST['v4']:,} and {_MOST['v5p']:,} chips; as v5e:2x4, v4:2x2x4 or v5e-8"
+        f"{_MOST['v4']:,} and {_MOST['v5p']:,} chips; as v5e:2x4, v4:2x2x4, v5e-8 or v5litepod-8"
     )
 
 
