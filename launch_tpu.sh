@@ -14,7 +14,7 @@ VERB, by default all of the first five, one after the other:
   run       start on every worker and follow worker 0's log until the end; starts again on exit
             code 75 (preempted and saved), makes a new slice where a spot slice is gone
   fetch     result.json, report, metrics and predictions into --results
-  delete    the slice, after asking
+  delete    the slice, or the request for one, after asking
   log       follow the log of a run that goes on
 Started again with the same words, it uses the slice that is there and the run that goes on.
 
@@ -23,6 +23,7 @@ Started again with the same words, it uses the slice that is there and the run t
   --spot             cheaper, and may be taken away
   --queued           by a queued resource: waits in line for capacity
   --project=PROJECT  by default gcloud's own
+  --extras=E,E       of setup.py, to install beside tpu and gcs: hf,parquet
   --restarts=N       how often to start again before giving up (20)
   --results=DIR      for fetch (runs/NAME)
   --yes              delete without asking: for a run that nobody watches
@@ -41,10 +42,11 @@ give_up() {
   exit 1
 }
 
-verb=all name='' zone='' type='' version='' project='' config='' workdir='' results=''
+verb=all name='' zone='' type='' version='' project='' config='' workdir='' results='' extras=''
 spot=no queued=no yes=no keep=no dry=no renewing=no restarts=20 words=()
 poll_s=${LAUNCH_POLL_S:-20}
-slice=none # 'maybe' from the moment that a slice may exist and cost
+slice=none  # 'maybe' from the moment that a slice may exist and cost
+training=no # 'maybe' while a run may go on there: --yes is no leave to delete that
 
 read_arguments() {
   case ${1:-} in
@@ -55,7 +57,7 @@ read_arguments() {
   esac
   while (($#)); do
     case $1 in
-      --name=* | --zone=* | --type=* | --version=* | --project=* | --config=* | --workdir=* | --results=* | --restarts=*)
+      --name=* | --zone=* | --type=* | --version=* | --project=* | --config=* | --workdir=* | --results=* | --restarts=* | --extras=*)
         local key=${1%%=*}
         printf -v "${key#--}" '%s' "${1#*=}"
         ;;
@@ -80,6 +82,12 @@ check_arguments() {
   [[ -z $project || $project =~ ^[a-z][-a-z0-9:.]+$ ]] || wrong "--project='$project' is no project id"
   [[ $restarts =~ ^[0-9]+$ ]] || wrong "--restarts='$restarts'; accepted: a whole number"
   [[ $poll_s =~ ^[0-9.]+$ ]] || wrong "LAUNCH_POLL_S='$poll_s'; accepted: seconds"
+  [[ $extras =~ ^([a-z]+(,[a-z]+)*)?$ ]] || wrong "--extras='$extras'; accepted: names with commas between, like hf,parquet"
+  local extra known
+  known=" $(sed -n 's/^ *"\([a-z]*\)": .*/\1/p' setup.py | tr '\n' ' ')"
+  for extra in ${extras//,/ }; do
+    [[ $known == *" $extra "* ]] || wrong "--extras=$extras: '$extra' is no extra of setup.py; accepted:${known% }"
+  done
   local runs='^(all|run)$' makes='^(all|run|create)$'
   if [[ $verb =~ ^(all|run|fetch)$ ]]; then
     [[ $workdir =~ ^gs://[a-z0-9][a-z0-9._-]+/.+ ]] ||
@@ -89,7 +97,11 @@ check_arguments() {
     [[ -n $config && $config != /* && $config != *..* && -f ${config%%:*} ]] ||
       wrong "--config='$config'; accepted: a config file in this checkout, like configs/sentiment.py"
   fi
-  if [[ $verb =~ $makes ]]; then check_type; fi
+  if [[ $verb =~ $makes ]]; then
+    check_type
+    check_data
+  fi
+  command -v gcloud >/dev/null || [[ $dry == yes ]] || wrong "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
   results=${results:-runs/$name}
   tpu=(gcloud compute tpus)
   where=(--zone="$zone")
@@ -120,9 +132,19 @@ check_type() {
     wrong "--version=$version is not of $family; accepted: $base"
 }
 
+# A file of this machine would be missed only by the run, after the slice was made and paid for.
+check_data() {
+  local word flag='' of='config\.data\.(train|dev|test|candidates|unlabelled)'
+  for word in ${words[@]+"${words[@]}"}; do
+    if [[ $word == -* ]]; then flag=$word; else flag+="=$word"; fi # --a=b, or --a and then b
+    if [[ $flag =~ ^--?$of=files:(.*) && ${BASH_REMATCH[2]} != gs://* ]]; then
+      wrong "$flag: only this checkout goes to the slice; copy the files to a bucket; accepted: files:gs://BUCKET/PATH, pypi:, hf: (with --extras=hf)"
+    fi
+  done
+}
+
 # What the cloud itself knows: the account, the zone's types and versions, the bucket.
 check_cloud() {
-  command -v gcloud >/dev/null || [[ $dry == yes ]] || wrong "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
   ask "${tpu[@]}" tpu-vm accelerator-types describe "$type" "${where[@]}" '--format=value(type)' >/dev/null ||
     wrong "--type=$type is not to be had in $zone (or you may not use it there); see: ${tpu[*]} tpu-vm accelerator-types list ${where[*]} ($(tail -n 1 "$scratch/said"))"
   ask "${tpu[@]}" tpu-vm versions describe "$version" "${where[@]}" '--format=value(version)' >/dev/null ||
@@ -145,23 +167,30 @@ ask() { # a question: its answer on standard output, nothing under --dry-run
 on_workers() { call "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker="$1" --command="$2"; }
 to_workers() { call "${tpu[@]}" tpu-vm scp "$1" "$name:$2" "${where[@]}" --quiet --worker=all; }
 
-# READY, CREATING, PREEMPTED, ...; 'gone' where there is none; 'unknown' where gcloud can't tell.
-state() {
+# A $1 of this name: READY, CREATING, PREEMPTED, ...; $3 where there is none; 'unknown' where gcloud
+# can't tell.
+described() {
   local found
-  if found=$(ask "${tpu[@]}" tpu-vm describe "$name" "${where[@]}" '--format=value(state)'); then
+  if found=$(ask "${tpu[@]}" "$1" describe "$name" "${where[@]}" "--format=value($2)"); then
     echo "${found:-READY}"
   elif grep -qiE 'NOT_FOUND|not found' "$scratch/said"; then
-    echo gone
+    echo "$3"
   else
-    say "can't ask for the slice's state: $(tail -n 1 "$scratch/said")"
+    say "can't ask for the state of $1 $name: $(tail -n 1 "$scratch/said")"
     echo unknown
   fi
 }
+state() { described tpu-vm state gone; }
+queue_state() { described queued-resources state.state none; }
 taken() { [[ $1 =~ ^(gone|PREEMPTED|TERMINATED|STOPPING|STOPPED|DELETING)$ ]]; }
-queue_state() {
-  local found
-  found=$(ask "${tpu[@]}" queued-resources describe "$name" "${where[@]}" '--format=value(state.state)') || found=
-  echo "${found:-none}"
+lost() { # whether the slice was taken: a spot slice's workers may end before gcloud says so
+  local tries=1
+  [[ $spot == no ]] || tries=5
+  until taken "$(state)"; do
+    ((--tries)) || return 1
+    say "asking again whether spot slice $name was taken away"
+    sleep "$poll_s"
+  done
 }
 
 deletion() { # the command that deletes whatever was made
@@ -173,26 +202,28 @@ deletion() { # the command that deletes whatever was made
 }
 
 create() {
-  local flags=()
+  local flags=() line=none
   [[ $spot == no ]] || flags+=(--spot)
   if [[ $dry == no ]]; then
     case $(state) in
       READY)
-        slice=maybe
+        slice=maybe training=maybe
         say "slice $name is there already; using it"
         return
         ;;
       gone) ;;
-      unknown) give_up "nothing was made" ;;
+      unknown) not_now || return 1 ;;
       *)
         slice=maybe
         if settle; then return; fi
         ;;
     esac
   fi
+  [[ $dry == yes || $queued == no ]] || line=$(queue_state)
+  if [[ $line == unknown ]]; then not_now || return 1; fi
   slice=maybe # even a command that fails, or is interrupted, may have made one
   if [[ $queued == yes ]]; then
-    if [[ $dry == yes || $(queue_state) == none ]]; then
+    if [[ $line == none ]]; then
       call "${tpu[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
         --accelerator-type="$type" --runtime-version="$version" ${flags[@]+"${flags[@]}"} || create_failed || return 1
     fi
@@ -221,12 +252,19 @@ settle() {
   done
 }
 
+# gcloud can't tell what is there: a run that was taken away waits until it can.
+not_now() { [[ $renewing == no ]] && give_up "nothing was made"; }
+
 create_failed() {
-  if [[ $(state) == gone && ($queued == no || $(queue_state) == none) ]]; then
+  local now line=none
+  now=$(state)
+  [[ $queued == no ]] || line=$(queue_state)
+  if [[ $now$line == gonenone ]]; then
     slice=none
     [[ $renewing == no ]] || return 1
     give_up "the slice could not be made (above is why); none is left behind"
   fi
+  [[ $renewing == no || $now$line != *unknown* ]] || return 1
   give_up "the slice could not be made as asked (above is why)"
 }
 
@@ -261,14 +299,15 @@ install() {
     if taken "$(state)"; then return 1; fi
     sleep "$poll_s"
   done
-  on_workers all 'set -e; rm -rf bert_ft && mkdir bert_ft && tar -xzf bert_ft.tgz -C bert_ft; python3 -m pip install --user --quiet uv==0.13.9; cd bert_ft; [ -x ../venv/bin/python ] || python3 -m uv venv --quiet --python 3.11 ../venv; VIRTUAL_ENV=../venv python3 -m uv pip install --quiet -c constraints-tpu.txt -e ".[tpu,gcs]"'
+  on_workers all 'set -e; rm -rf bert_ft && mkdir bert_ft && tar -xzf bert_ft.tgz -C bert_ft; python3 -m pip install --user --quiet uv==0.13.9; cd bert_ft; [ -x ../venv/bin/python ] || python3 -m uv venv --quiet --python 3.11 ../venv; VIRTUAL_ENV=../venv python3 -m uv pip install --quiet -c constraints-tpu.txt -e ".[tpu,gcs'"${extras:+,$extras}"']"'
 }
 
 start() {
   local script="$scratch/run.sh"
+  # A machine that shuts down sends SIGTERM to all: the program saves, and bash is to note its code.
   # shellcheck disable=SC2016 # the variables are the worker's
   {
-    printf '#!/usr/bin/env bash\necho $$ >~/run.pid\ncd ~/bert_ft && ~/venv/bin/python -m bert_ft.main'
+    printf '#!/usr/bin/env bash\ntrap : TERM\necho $$ >~/run.pid\ncd ~/bert_ft && ~/venv/bin/python -m bert_ft.main'
     printf ' %q' --config="$config" --workdir="$workdir" --config.mesh.backend=tpu ${words[@]+"${words[@]}"}
     printf '\necho $? >~/run.exit\n'
   } >"$script"
@@ -282,12 +321,14 @@ follow() { # $1: from which line of the log on; ends with the run
   on_workers 0 'while [ ! -s run.pid ]; do sleep 0.2; done; tail --pid="$(cat run.pid)" -s 0.2 -n '"$1"' -F run.log'
 }
 
-exit_code() { # of the run: 0 where all workers ended with 0, 75 where one did, else the first other
+# Of the run: 'none' where a worker has none or does not answer, 0 where all ended with 0, 75 where
+# one did, else the first other.
+exit_code() {
   [[ $dry == no ]] || { echo 0 && return; }
-  local codes
+  local codes all=yes
   # shellcheck disable=SC2016
-  codes=$("${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker=all --command='for i in $(seq 3000); do [ -e run.exit ] && break; sleep 0.2; done; echo "run ended: $(cat run.exit 2>/dev/null || echo none)"' 2>"$scratch/said" | sed -n 's/^.*run ended: //p') || true
-  if [[ -z $codes || $codes == *none* ]]; then
+  codes=$("${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker=all --command='for i in $(seq 3000); do [ -e run.exit ] && break; sleep 0.2; done; echo "run ended: $(cat run.exit 2>/dev/null || echo none)"' 2>"$scratch/said" | sed -n 's/^.*run ended: //p') || all=no
+  if [[ $all == no || -z $codes || $codes == *none* ]]; then
     echo none
   elif [[ " ${codes//$'\n'/ } " == *' 75 '* ]]; then
     echo 75
@@ -298,27 +339,43 @@ exit_code() { # of the run: 0 where all workers ended with 0, 75 where one did, 
 
 # One start on the slice that is there. Sets `ended`: the run's exit code, or 'gone'.
 run_once() {
-  local from='+1' misses=0 now
+  local from='+1' misses=0 tries
   ended=gone
-  if start; then
-    while true; do
-      follow "$from" && ended=$(exit_code) && [[ $ended != none ]] && return
-      # The connection broke, or a worker has no exit code: is the slice still there?
-      ended=gone from=20 now=$(state)
-      if taken "$now"; then return 0; fi
-      ((++misses <= 5)) || give_up "the workers can't be reached, or one did not end; the run may go on: $0 log"
-      say "lost the connection; trying again"
-      sleep "$poll_s"
-    done
-  fi
-  taken "$(state)" || give_up "the run could not be started on the workers"
+  for tries in 1 2 3 4 5; do # where the slice is being taken, gcloud may say so only after a while
+    if start; then break; fi
+    if taken "$(state)"; then return; fi
+    ((tries < 5)) || give_up "the run could not be started on the workers"
+    say "the run could not be started; trying again"
+    sleep "$poll_s"
+  done
+  training=maybe
+  while true; do
+    if follow "$from" | tee "$scratch/heard"; then
+      ended=$(exit_code)
+      if [[ $ended != none ]]; then break; fi
+    elif [[ -s $scratch/heard ]]; then
+      misses=0 # it was connected: only failures in a row count
+    fi
+    # The connection broke, or a worker has no exit code: is the slice still there?
+    ended=gone from=20
+    if taken "$(state)"; then break; fi
+    ((++misses <= 5)) ||
+      give_up "the workers can't be reached, or one did not end; the run may go on: the same command joins it, $0 log watches"
+    say "lost the connection; trying again"
+    sleep "$poll_s"
+  done
+  training=no
 }
 
 run() {
   local again=0 ended
   while true; do
     run_once
-    if [[ $ended == 75 ]] && taken "$(state)"; then ended=gone; fi
+    case $ended in # whether the slice was taken matters more than what its workers made of that
+      0 | gone) ;;
+      2 | 75 | 77) if taken "$(state)"; then ended=gone; fi ;; # known to the program
+      *) if lost; then ended=gone; fi ;;
+    esac
     case $ended in
       0) return ;;
       75) say "preempted and saved (75)" ;;
@@ -352,21 +409,30 @@ renew() {
   renewing=yes
   create || return 1
   if install; then return 0; fi
-  taken "$(state)" || give_up "the installation failed"
+  lost || give_up "the installation failed"
   return 1
 }
 
 fetch() {
   call mkdir -p "$results"
-  call gcloud storage rsync --recursive '--exclude=^(checkpoints|best)/.*' "$workdir" "$results" ||
+  call gcloud storage rsync --recursive '--exclude=(^|.*/)(checkpoints|best)/.*' "$workdir" "$results" ||
     say "the results could not be fetched; they are in $workdir"
 }
 
 delete() {
-  if [[ $dry == no && $(state) == gone && ($queued == no || $(queue_state) == none) ]]; then
-    slice=none
-    say "there is no slice $name in $zone"
-    return
+  if [[ $dry == no ]]; then
+    local now line
+    now=$(state) line=$(queue_state) # always both: a request in line costs once it is granted
+    [[ $now$line != *unknown* ]] || give_up "it is not known what there is of $name; nothing was deleted"
+    if [[ $now$line == gonenone ]]; then
+      slice=none
+      say "there is no slice $name in $zone, and no request for one"
+      return
+    fi
+    say "slice $name: $now; queued resource: $line"
+    queued=yes
+    [[ $line != none ]] || queued=no
+    deletion
   fi
   if [[ $yes == no && $dry == no ]]; then
     local answer=''
@@ -383,7 +449,7 @@ delete() {
 # shellcheck disable=SC2317,SC2329 # called by a trap
 at_exit() {
   local code=$?
-  if [[ $slice$verb$yes$keep$dry == maybeallyesnono && $code != 130 && $code != 143 ]]; then
+  if [[ $slice$training$verb$yes$keep$dry == maybenoallyesnono && $code != 130 && $code != 143 ]]; then
     call "${deleting[@]}" && slice=none # nobody watches, so nobody would do it by hand
   fi
   rm -rf "$scratch"

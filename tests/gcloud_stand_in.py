@@ -5,19 +5,23 @@ $WORLD/scenario.json:
   create  exit codes of the creations, one after the other (then 0)
   queue   states of the queued resource, one after the other (the last one stays)
   refuse  what gcloud itself refuses, by words of the command: {"accelerator-types": "not found"}
+  follows of each connection to the log: 'cut' after a line, 'none' made, '' until the run's end
   runs    of each start: {"codes": [of worker 0, of worker 1], "slice": its state after,
-          "seconds": how long}; the last one repeats
+          "seconds": how long, or until SIGTERM}; the last one repeats. "says": what is told
+          of that state first; "answers": true where ssh works on, but for the worker "lost"
 """
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 WORLD = Path(os.environ.get("WORLD", ""))
 WORKERS = [WORLD / "workers" / "0", WORLD / "workers" / "1"]
+AFTER = WORLD / "after.json"  # the plan of the run that changed the slice's state
 SCENARIO = json.loads((WORLD / "scenario.json").read_text()) if "WORLD" in os.environ else {}
 
 PYTHON = """#!/bin/bash
@@ -45,6 +49,20 @@ def slice_state(new: str | None = None) -> str:
     return path.read_text() if path.exists() else "gone"
 
 
+def after_run() -> dict:
+    return {"says": [], "answers": False} | (
+        json.loads(AFTER.read_text()) if AFTER.exists() else {}
+    )
+
+
+def described() -> str:
+    after = after_run()
+    if not after["says"]:
+        return slice_state()
+    AFTER.write_text(json.dumps(after | {"says": after["says"][1:]}))
+    return after["says"][0]
+
+
 def fail(text: str, code: int = 1) -> int:
     print(f"ERROR: (gcloud) {text}", file=sys.stderr)
     return code
@@ -60,10 +78,12 @@ def run_on_worker() -> int:
         starts = len(file.readlines())
     runs = SCENARIO.get("runs", [{}])
     plan = runs[min(starts, len(runs)) - 1]
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     print(f"training, start {starts} of worker {number}", flush=True)
     if plan.get("seconds"):
-        subprocess.run(["sleep", str(plan["seconds"])])
+        signal.sigtimedwait([signal.SIGTERM], plan["seconds"])
     if number == 0 and "slice" in plan:
+        AFTER.write_text(json.dumps(plan))
         slice_state(plan["slice"])
     return plan.get("codes", [0, 0])[number]
 
@@ -73,16 +93,25 @@ def on_workers(arguments: list[str]) -> list[Path]:
     return WORKERS if which == "all" else [WORKERS[int(which)]]
 
 
+def closed() -> bool:
+    return slice_state() != "READY" and not after_run()["answers"]
+
+
 def ssh(arguments: list[str]) -> int:
     command = next(a for a in arguments if a.startswith("--command=")).partition("=")[2]
     code = 0
+    follow = played("follows", "") if "tail " in command else ""
+    if follow:
+        print("a line of the log" if follow == "cut" else "", end="", flush=True)
+        return fail("[/usr/bin/ssh] exited with return code [255].", 255)
     for home in on_workers(arguments):
-        if slice_state() != "READY":
-            return fail("[/usr/bin/ssh] exited with return code [255].", 255)
+        if closed() or home.name == str(after_run().get("lost")):
+            code = fail("[/usr/bin/ssh] exited with return code [255].", 255)
+            continue
         environment = os.environ | {"HOME": str(home), "PATH": f"{WORLD}/image:/usr/bin:/bin"}
         done = subprocess.run(["bash", "-c", command], cwd=home, env=environment)
         code = code or done.returncode
-    return code if slice_state() == "READY" else fail("connection closed", 255)
+    return fail("connection closed", 255) if closed() else code
 
 
 def scp(arguments: list[str]) -> int:
@@ -105,6 +134,7 @@ def main(arguments: list[str]) -> int:
     if verb in ("tpu-vm create", "queued-resources create"):
         if code := played("create", 0):
             return fail("There is no more capacity in the zone", code)
+        AFTER.unlink(missing_ok=True)
         for home in WORKERS:  # a new machine has nothing on it
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
@@ -116,9 +146,12 @@ def main(arguments: list[str]) -> int:
         slice_state("gone")
         (WORLD / "queued").unlink(missing_ok=True)
     elif verb == "tpu-vm describe":
-        if slice_state() == "gone":
+        state = described()
+        if state == "gone":
             return fail("NOT_FOUND: Resource 'projects/p/locations/z/nodes/n' was not found")
-        print(slice_state())
+        if state == "unknown":
+            return fail("UNAVAILABLE: try again")
+        print(state)
     elif verb == "queued-resources describe":
         if not (WORLD / "queued").exists():
             return fail("NOT_FOUND: Resource was not found")

@@ -52,12 +52,7 @@ class Cloud:
 
     def launch(self, *words: str, answer: str = "", verb: str = "", **given: str) -> "Ended":
         process = self.start(f"--results={self.world / 'results'}", *words, verb=verb, **given)
-        try:
-            out, err = process.communicate(answer, timeout=60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail("still running after a minute: " + "".join(process.communicate()))
-        return Ended(process.returncode, out, err)
+        return ended(process, answer)
 
     @property
     def calls(self) -> list[list[str]]:
@@ -85,6 +80,15 @@ class Ended:
         """Whether it says that the slice costs, and the command that deletes it, as its end."""
         last = self.err.strip().splitlines()[-2:]
         return "costs" in last[0] and bool(re.match(r"  gcloud compute tpus .* delete", last[-1]))
+
+
+def ended(process: subprocess.Popen, answer: str = "") -> Ended:
+    try:
+        out, err = process.communicate(answer, timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("still running after a minute: " + "".join(process.communicate()))
+    return Ended(process.returncode, out, err)
 
 
 @pytest.fixture
@@ -124,7 +128,7 @@ def test_success_from_creation_to_deletion(cloud):
     assert {"--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite"} <= set(create)
     assert "--zone=us-west4-a" in create and "--spot" not in create
     # Every worker got this checkout and was started once, its words unharmed by two shells.
-    for home in gcloud_homes(cloud):
+    for home in homes_of(cloud):
         assert (home / "bert_ft/bert_ft/main.py").read_bytes() == (
             ROOT / "bert_ft/main.py"
         ).read_bytes()
@@ -139,7 +143,24 @@ def test_success_from_creation_to_deletion(cloud):
     assert cloud.slice == "gone" and "costs" not in done.err
 
 
-def gcloud_homes(cloud):
+def test_what_is_fetched(cloud):
+    cloud.launch(verb="fetch")
+    [fetch] = [c for c in cloud.calls if c[:2] == ["storage", "rsync"]]
+    [excluded] = [re.compile(w.partition("=")[2]) for w in fetch if w.startswith("--exclude=")]
+    weights = ("best/1/a", "checkpoints/1/a", "trials/3/best/1/a", "group_1/checkpoints/1/a")
+    assert all(map(excluded.match, weights))
+    kept = ("result.json", "trials/3/predictions/best.jsonl", "group_1/metrics.jsonl", "the_best/a")
+    assert not any(map(excluded.match, kept))
+
+
+@pytest.mark.parametrize(("extras", "wanted"), [("", ""), ("hf,parquet", ",hf,parquet")])
+def test_extras_are_installed_beside_those_of_every_slice(cloud, extras, wanted):
+    done = cloud.launch("--dry-run", verb="install", extras=extras)
+    assert done.code == 0, done.err
+    assert f'-e ".[tpu,gcs{wanted}]"' in done.err.replace("\\", "")
+
+
+def homes_of(cloud):
     return [cloud.world / "workers" / str(i) for i in (0, 1)]
 
 
@@ -169,6 +190,18 @@ def test_preempted_and_saved_starts_again_on_the_same_slice(cloud):
     assert "start 3" in done.err and "gs://bucket/runs/a" in done.err
 
 
+def test_sigterm_to_all_of_a_worker_keeps_the_code_that_the_program_ends_with(cloud):
+    cloud.plays(runs=[{"seconds": 60, "codes": [75, 75]}, {"codes": [0, 0]}])
+    process = cloud.start("--yes")
+    logs = [home / "run.log" for home in homes_of(cloud)]
+    wait_for(lambda: all(f.exists() and "training" in f.read_text() for f in logs), process)
+    for home in homes_of(cloud):
+        os.killpg(int((home / "run.pid").read_text()), signal.SIGTERM)
+    done = ended(process)
+    assert done.code == 0 and "preempted and saved (75)" in done.err, done.err
+    assert "start 2 of worker 0" in done.out and len(cloud.made("tpu-vm create")) == 1
+
+
 def test_restarts_have_an_end(cloud):
     cloud.plays(runs=[{"codes": [75, 75]}])
     done = cloud.launch("--restarts=1", "--keep")
@@ -188,6 +221,57 @@ def test_a_spot_slice_that_is_taken_is_made_anew(cloud, queued):
     assert "was taken away" in done.err and cloud.slice == "gone"
     starts = [c for c in cloud.made("tpu-vm scp") if "run.sh" in c[4]]
     assert len(starts) == 2
+
+
+DYING = {"slice": "PREEMPTED", "answers": True}
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        DYING | {"codes": [76, 143], "lost": 1, "seconds": 1, "says": ["READY", "READY"]},
+        DYING | {"codes": [76, 76], "says": ["READY", "unknown"]},
+        DYING | {"codes": [2, 2]},
+        DYING | {"codes": [75, 75], "says": ["READY", "unknown", "READY"]},
+        DYING | {"codes": [143, 143], "says": ["PREEMPTED", "unknown"]},
+    ],
+    ids=["one worker lost", "late", "at once", "saved", "unknown while it is made anew"],
+)
+def test_a_dying_spot_slice_is_made_anew_whatever_its_workers_end_with(cloud, run):
+    cloud.plays(runs=[run, {"codes": [0, 0]}])
+    done = cloud.launch("--spot", "--yes")
+    assert done.code == 0 and "was taken away" in done.err, done.err
+    assert len(cloud.made("tpu-vm create")) == 2 and cloud.slice == "gone"
+
+
+def test_a_worker_that_does_not_answer_has_not_ended_well(cloud):
+    cloud.plays(runs=[DYING | {"slice": "READY", "codes": [0, 0], "lost": 1, "seconds": 1}])
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "one did not end" in done.err and done.warned
+
+
+def test_lost_connections_are_counted_until_there_is_one_again(cloud):
+    cloud.plays(follows=(["none"] * 4 + ["cut"]) * 2 + ["none", ""])
+    done = cloud.launch("--yes")
+    assert done.code == 0 and done.err.count("lost the connection") == 11, done.err
+    assert cloud.slice == "gone"
+
+
+def test_a_run_that_may_go_on_is_left_alone(cloud):
+    cloud.plays(follows=["none"])
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "the same command joins it" in done.err and done.warned
+    assert cloud.slice == "READY" and not cloud.made("tpu-vm delete")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failing_installation_deletes_only_a_slice_that_was_made_for_it(cloud, there):
+    if there:
+        assert cloud.launch(verb="create").code == 0
+    cloud.plays(refuse={"tpu-vm scp": "UNAVAILABLE"})
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "can't copy to the workers" in done.err
+    assert cloud.slice == ("READY" if there else "gone") and done.warned == there
 
 
 def test_a_taken_slice_waits_for_capacity(cloud):
@@ -254,6 +338,27 @@ def test_a_refused_deletion(cloud):
     assert done.code == 0 and "there is no slice my-run" in done.err
 
 
+@pytest.mark.parametrize("queued", [(), ("--queued",)], ids=["", "queued"])
+def test_deletion_finds_a_request_in_line_and_a_slice_by_itself(cloud, queued):
+    (cloud.world / "queued").touch()
+    cloud.plays(queue=["WAITING_FOR_RESOURCES"])
+    done = cloud.launch(*queued, verb="delete", answer="y\n")
+    assert done.code == 0 and "WAITING_FOR_RESOURCES" in done.err, done.err
+    assert len(cloud.made("queued-resources delete")) == 1
+    assert not (cloud.world / "queued").exists() and "costs" not in done.err
+    (cloud.world / "slice").write_text("READY")
+    done = cloud.launch(*queued, verb="delete", answer="y\n")
+    assert done.code == 0 and len(cloud.made("tpu-vm delete")) == 1 and cloud.slice == "gone"
+
+
+@pytest.mark.parametrize("what", ["tpu-vm", "queued-resources"])
+def test_a_deletion_that_can_not_see_what_is_there_says_so(cloud, what):
+    cloud.plays(refuse={f"{what} describe": "UNAUTHENTICATED: log in"})
+    done = cloud.launch(verb="delete")
+    assert done.code == 1 and "nothing was deleted" in done.err and done.warned
+    assert "UNAUTHENTICATED" in done.err and "there is no slice" not in done.err
+
+
 def test_a_deletion_that_fails_is_said(cloud):
     cloud.plays(refuse={"tpu-vm delete": "PERMISSION_DENIED"})
     done = cloud.launch("--yes")
@@ -266,12 +371,11 @@ def test_ctrl_c_says_what_still_costs(cloud, number):
     process = cloud.start("--yes")
     wait_for(lambda: "training" in log_of(cloud), process)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=30)
+    done = ended(process)
     os.killpg(int((cloud.world / "workers/0/run.pid").read_text()), signal.SIGKILL)
     os.killpg(int((cloud.world / "workers/1/run.pid").read_text()), signal.SIGKILL)
-    assert process.returncode == 128 + number, err
-    assert Ended(process.returncode, out, err).warned
-    assert "slice my-run in us-west4-a still runs and costs" in err
+    assert done.code == 128 + number, done.err
+    assert done.warned and "slice my-run in us-west4-a still runs and costs" in done.err
     assert cloud.slice == "READY", "an interruption deletes nothing, --yes or not"
 
 
@@ -280,7 +384,7 @@ def test_a_second_launch_joins_the_run_that_goes_on(cloud):
     first = cloud.start("--keep")
     wait_for(lambda: "training" in log_of(cloud), first)
     os.killpg(first.pid, signal.SIGINT)
-    first.communicate(timeout=30)
+    ended(first)
     done = cloud.launch("--yes")
     assert done.code == 0 and "there already; using it" in done.err, done.err
     assert len(cloud.made("tpu-vm create")) == 1
@@ -314,12 +418,44 @@ def wait_for(condition, process):
         ({"config": "configs/nosuch.py"}, "--config='configs/nosuch.py'"),
         ({"restarts": "many"}, "--restarts='many'"),
         ({"colour": "red"}, "--colour=red is no option"),
+        ({"extras": "hf, parquet"}, "--extras='hf, parquet'"),
+        (
+            {"extras": "hf,parket"},
+            "'parket' is no extra of setup.py; accepted: tpu cuda hf parquet",
+        ),
     ],
 )
 def test_bad_words_are_told_before_gcloud_is_called(cloud, given, words):
     done = cloud.launch(**given)
     assert done.code == 2 and done.err.startswith("error: ") and words in done.err
     assert len(done.err.splitlines()) == 1 and not cloud.calls
+
+
+def test_a_missing_gcloud_is_no_missing_slice(cloud, monkeypatch):
+    programs = cloud.world / "bin"
+    (programs / "gcloud").unlink()
+    for name in ("bash", "dirname", "sed", "tr", "mktemp", "grep", "tail", "rm"):
+        (programs / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(programs))
+    done = cloud.launch(verb="delete")
+    assert done.code == 2 and "gcloud is not installed" in done.err
+
+
+@pytest.mark.parametrize("key", ["train", "dev", "test", "candidates", "unlabelled"])
+def test_data_that_does_not_travel_is_told_before_gcloud_is_called(cloud, key):
+    for words in (
+        [f"--config.data.{key}=files:a.csv"],
+        [f"-config.data.{key}", "files:/b?split=dev"],
+    ):
+        done = cloud.launch("--", "--config.train.steps=3", *words)
+        assert done.code == 2 and "=".join(words) in done.err and "files:gs://" in done.err
+        assert len(done.err.splitlines()) == 1 and not cloud.calls
+
+
+def test_data_that_all_workers_see(cloud):
+    words = ("--config.data.train=files:gs://b/a.csv", "--config.data.dev=pypi:a==1/a.csv")
+    done = cloud.launch("--dry-run", "--", *words, "--config.model.name=files:a")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize(
