@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +81,14 @@ class Ours:
     def rows(self, given: list[str]) -> Rows:
         return Rows({"text": given}, None, "texts")
 
-    def predict(self, data: Encoded) -> dict[str, np.ndarray]:
-        return predict_set(in_rows_for(self.system, data), self.programs, self.params, data)
+    def predict(self, data: Encoded, batch: int) -> dict[str, np.ndarray]:
+        """By so many examples at a time, config.eval.batch_size."""
+        config = copy.deepcopy(self.system.config)
+        config.eval.batch_size = batch
+        system = dataclasses.replace(in_rows_for(self.system, data), config=config)
+        return predict_set(system, self.programs, self.params, data)
 
-    def answers(self, given: list[str]) -> list[dict[str, Any]]:
+    def answers(self, given: list[str], batch: int) -> list[dict[str, Any]]:
         rows, c = self.rows(given), self.system.config
         data = self.system.task.encode(rows, self.system.tokenizer, c.data.max_length, self.fitted)
-        return self.system.task.answers(self.predict(data), data, rows)
+        return self.system.task.answers(self.predict(data, batch), data, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import math
@@ -73,6 +74,28 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     )
 
 
+def best_batches(
+    sides: Mapping[str, tuple[Callable[[int], Any], Sequence[int]]], clock: str
+) -> tuple[dict[str, int], dict[str, list[float]]]:
+    """(the batch size with which each side, a call and the sizes to try, is fastest; the seconds of
+    each by its name). All take turns: what one side may choose, the other may."""
+
+    def named(name: str, size: int) -> str:
+        return f"{name}, batches of {size}"
+
+    cases = {
+        named(name, size): functools.partial(call, size)
+        for name, (call, sizes) in sides.items()
+        for size in sizes
+    }
+    spent = by_turns(cases, 2, clock)
+    best = {
+        name: min(sizes, key=lambda size: statistics.median(spent[named(name, size)]))
+        for name, (_, sizes) in sides.items()
+    }
+    return best, spent
+
+
 def about() -> dict[str, Any]:
     """What a line of results says of the machine and the programs."""
     from bert_ft.train.record import git_commit  # imports JAX, which not every script needs
@@ -93,6 +116,12 @@ def about() -> dict[str, Any]:
 
 def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+
+
+def sampled(spent: Mapping[str, Sequence[float]], texts: int) -> None:
+    """Prints what `best_batches` measured on so many texts."""
+    for name, values in spent.items():
+        print(f"{name}: {texts / statistics.median(values):.0f} texts/s")
 
 
 def compared(
