@@ -229,7 +229,8 @@ def default() -> ConfigDict:
     c.export.rows = 64  # rows whose logits are compared before it is there
 
     c.preflight = ConfigDict()
-    c.preflight.topology = ""  # TPU slices to compile for, comma-separated: v5e:4x8,v4:2x2x4,v6e-16
+    # TPU slices to compile for, comma-separated: v5e:4x8,v4:2x2x4,v6e-16,v5litepod-32
+    c.preflight.topology = ""
     c.preflight.slices = 1  # of that shape each, parts of the data axis
     c.preflight.effort = "full"  # 'quick' compiles 4 times as fast; memory reads 2 to 13 % lower
     c.preflight.model = ""  # 'base' or 'large' with made-up texts, where model or data can't be had
