@@ -7,9 +7,10 @@ WORKDIR/preflight.json holds an object a topology; bytes are those of a device:
                         bound are those of all that are at once
     effort              that XLA's compiler made, config.preflight.effort
     compiled, compile_s, eval_compile_s     of the training step and of the evaluation's
-    bytes {arguments, outputs, temporaries, total}      total counts an output that takes an
-                                                        argument's place once
-    hbm_bytes, fits, advice [what to change, or what would fit as well]
+    bytes, eval_bytes {arguments, outputs, temporaries, others, total}      of both; others is what
+                        lies there beside the program, and total counts an output that takes an
+                        argument's place once
+    hbm_bytes, fits [both], advice [what to change, or what would fit as well]
     collectives [{kind, axis, count, bytes, sent, over}]
     flops_per_step      of the whole batch, model operations
     bound {ms, mfu, examples_per_s, by, compute_ms, memory_ms, network_ms}     no measurement
@@ -20,9 +21,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-import re
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,15 +42,15 @@ from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.tasks.registry import make_task
 from bert_ft.train import optim
-from bert_ft.train.advice import advice, held_bytes, table
+from bert_ft.train.advice import advice, table
 from bert_ft.train.chips import CHIPS, Chip, slice_of
 from bert_ft.train.collectives import collectives
-from bert_ft.train.cost import bound, step_flops
+from bert_ft.train.cost import bound, compiled, moved, step_flops
 from bert_ft.train.finish import eval_plan, eval_programs
 from bert_ft.train.group import Group, abstract_step, make_group, programs_of_trials
 from bert_ft.train.loop import batch_plan, total_steps, train_programs
 from bert_ft.train.record import write_json
-from bert_ft.train.sharding import abstract_batch, check_sizes, make_mesh
+from bert_ft.train.sharding import abstract, abstract_batch, check_sizes, held_bytes, make_mesh
 from bert_ft.train.start import abstract_state
 from bert_ft.train.step import Programs, TrainState
 from bert_ft.train.system import System, assemble, compute_dtype
@@ -159,7 +158,8 @@ def system_for(
             raise InputError("config.data.train is ''; give a data URI")
         return system, []
     encoder, length = SIZES[config.preflight.model], config.data.max_length
-    mesh, task, count = make_mesh(config, devices), make_task(config), config.train.batch_size
+    mesh, task = make_mesh(config, devices), make_task(config)
+    count = max(config.train.batch_size, config.eval.batch_size)  # of both a whole batch
     if length > encoder.positions:
         raise InputError(
             f"config.data.max_length is {length}; accepted: up to the model's {encoder.positions} "
@@ -210,9 +210,10 @@ def examine(
     state: Any
     if group:
         programs, state, batch, one, beside = abstract_step(group)
+        own = dataclasses.replace(state.state, frozen=beside[0])
     else:
         programs, state, batch = real_step(system)
-        one, beside = batch, ()
+        one, beside, own = batch, (), state
     in_step, others = 1, 0
     if group:  # the states of the other waves lie in memory, too
         in_step = len(group.waves[0])
@@ -220,8 +221,9 @@ def examine(
     rows, row_length = one["tokens"].shape[-2:]
     examples = in_step * config.train.batch_size
     devices, effort = list(mesh.devices.flat), config.preflight.effort
-    params = system.abstract_params
-    flops = in_step * step_flops(system.model, system.task, params, one, accumulate)
+    options, params = EFFORTS[effort], system.abstract_params
+    each = step_flops(system.model, system.task, params, one, accumulate, system.weights)
+    flops = in_step * each
     report: dict[str, Any] = {
         "devices": len(devices),
         "mesh": dict(mesh.shape),
@@ -235,54 +237,31 @@ def examine(
             "rows": in_step * rows * accumulate,
             "row_length": row_length,
         },
-        "compiled": False,
         "hbm_bytes": chip.hbm,
         "flops_per_step": flops,
         "collectives": [],
         "bound": None,
     }
-    begun = time.monotonic()
-    try:
-        compiled = programs.compile(state, batch, EFFORTS[effort], beside)
-    except jax.errors.JaxRuntimeError as e:
-        used = _needed(str(e))
-        if used is None:
-            raise
-        report |= {"compile_s": time.monotonic() - begun, "fits": False}
-        unknown = {"outputs": None, "temporaries": None}
-        report["bytes"] = {
-            "arguments": held_bytes((state, batch, beside)),
-            **unknown,
-            "others": others,
-            "total": used + others,
-        }
-        return {**report, "advice": advice(system, report)}
-    report |= {"compiled": True, "compile_s": time.monotonic() - begun}
-    stats = compiled.memory_analysis()
-    report["bytes"] = {
-        "arguments": stats.argument_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "others": others,
-        "total": others
-        + stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + stats.temp_size_in_bytes
-        + stats.generated_code_size_in_bytes,
-    }
-    report["fits"] = report["bytes"]["total"] <= chip.hbm
+    program, sizes, seconds = compiled(
+        lambda: programs.compile(state, batch, options, beside), (state, batch, beside), others
+    )
+    fits = program is not None and sizes["total"] <= chip.hbm
+    report |= {"compiled": program is not None, "compile_s": seconds, "bytes": sizes, "fits": fits}
+    if program is None:
+        return {**report, "advice": advice(config, report, own)}
     slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
-    sent = collectives(compiled.as_text(), dict(mesh.shape), slices)
+    sent = collectives(program.as_text(), dict(mesh.shape), slices)
     report["collectives"] = [dataclasses.asdict(c) for c in sent]
-    # Each chip reads its arguments and writes its outputs; what stands in the temporaries at the
-    # peak was written and is read again.
-    sizes = report["bytes"]
-    moved = sizes["arguments"] + sizes["outputs"] + 2 * sizes["temporaries"]
-    report["bound"] = bound(chip, len(devices), flops, moved, sent, examples)
+    passed = moved(sizes, own.frozen, given_back=not group)
+    report["bound"] = bound(chip, len(devices), flops, passed, sent, examples)
     if evaluation:
-        report["eval_compile_s"] = _evaluation(system, params, EFFORTS[effort])
-    return {**report, "advice": advice(system, report)}
+        others += held_bytes(own)
+        if system.weights.plain and in_step == 1:  # the parameters themselves are its argument
+            others -= held_bytes(own.params)
+        program, sizes, seconds = _evaluation(system, options, others)
+        report |= {"eval_compile_s": seconds, "eval_bytes": sizes}
+        report["fits"] = fits and program is not None and sizes["total"] <= chip.hbm
+    return {**report, "advice": advice(config, report, own)}
 
 
 def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any]]:
@@ -298,19 +277,24 @@ def real_step(system: System) -> tuple[Programs, TrainState, dict[str, Any]]:
     return train_programs(system, steps, state), state, batch
 
 
-def _evaluation(system: System, params: Any, options: Mapping[str, Any]) -> float:
-    """Seconds in which the evaluation's step was compiled."""
+def _evaluation(
+    system: System, options: Mapping[str, Any], others: int
+) -> tuple[Any, dict[str, Any], float]:
+    """The evaluation's step, as `compiled` has it."""
     name = next((n for n in ("dev", "test") if n in system.sets), "train")
     plan = eval_plan(system, system.sets[name])
     batch = abstract_batch(plan.batch(0, range(1)), plan.shape, system.mesh)
-    begun = time.monotonic()
-    eval_programs(system).compile(params, batch, options)
-    return time.monotonic() - begun
+    params, programs = formed(system), eval_programs(system)
+    return compiled(lambda: programs.compile(params, batch, options), (params, batch), others)
 
 
-def _needed(message: str) -> int | None:
-    """The bytes that a program wants, from libtpu's refusal to compile one that does not fit."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    if not found:
-        return None
-    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
+def formed(system: System) -> Any:
+    """The parameters that the model is given, as shapes with shardings."""
+    weights, m = system.weights, system.config.mesh
+
+    def made(model: Any) -> Any:
+        trained, frozen = weights.begin(model, 0)
+        return weights.form(frozen, trained, 0)
+
+    shapes = jax.eval_shape(made, system.abstract_params)
+    return abstract(shapes, system.mesh, m.preset, m.rules)

@@ -1,9 +1,11 @@
 """Preflight: what it reads out of compiled programs, what it counts, and the real thing, small."""
 
+import dataclasses
 import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +13,21 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from small import config
 
 from bert_ft import preflight, trials
 from bert_ft.data.batches import Shape
 from bert_ft.errors import InputError
+from bert_ft.methods.weights import FormedModel
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.hf import flatten
 from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.collectives import Collective, collectives, operations
 from bert_ft.train.cost import bound, product_flops, step_flops
 from bert_ft.train.group import make_group
-from bert_ft.train.sharding import abstract_batch, make_mesh, place
-from bert_ft.train.step import loss_and_gradient
+from bert_ft.train.sharding import abstract_batch, held_bytes, make_mesh, place
+from bert_ft.train.step import TrainState, loss_and_gradient
 
 # 1,003 words: no axis divides them, so fsdp splits the table's other side, as it does BERT's own.
 SIZES = EncoderConfig(
@@ -46,9 +50,8 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def system(devices=(), **overrides):
-    c = config(
-        preflight__model="base", data__max_length=LENGTH, train__batch_size=BATCH, **overrides
-    )
+    given = {"preflight__model": "base", "data__max_length": LENGTH, "train__batch_size": BATCH}
+    c = config(**given | overrides)
     made, assumed = preflight.system_for(c, devices, print)
     assert len(assumed) == 2
     return made
@@ -171,38 +174,72 @@ def test_between_slices():
 # Counting.
 
 
-def counted(monkeypatch):
+def counted(monkeypatch, **overrides):
     small_base(monkeypatch)
-    made = system()
+    made = system(**overrides)
     _, state, batch = preflight.real_step(made)
-    bare = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, batch))
-    return made, *bare
+    parts = (made.abstract_params, batch, state.params, state.frozen)
+    return made, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts)
 
 
-def test_operations_are_those_that_xla_counts_in_an_unrolled_step(monkeypatch):
-    """On top of the products XLA counts the element-wise operations, some percent here. It is held
-    to the whole gradient, so the factor of three is tested, too."""
-    made, params, batch = counted(monkeypatch)
-    ours = step_flops(made.model, made.task, params, batch, 1)
+def freezing(targets):
+    return {"methods__use": "freeze", "methods__freeze": ConfigDict({"targets": targets})}
 
-    def gradient(params, batch):
-        return loss_and_gradient(made.model, made.task, params, batch, None, 0.0, 1)
 
-    written = product_flops(jax.make_jaxpr(gradient)(params, batch).jaxpr)
-    assert written == ours
-    xla = jax.jit(gradient).lower(params, batch).compile().cost_analysis()["flops"]
+# What is trained beside the head.
+TRAINED = {
+    "all": {},
+    "factors": {"methods__use": "lora"},
+    "biases": {"methods__use": "bitfit"},
+    "upper layer": freezing("^encoder/(?!layer_1/)"),
+    "nothing": freezing("^encoder/"),
+}
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_operations_are_those_that_xla_counts_in_an_unrolled_step(monkeypatch, trained):
+    """On top of the products XLA counts the element-wise operations, some percent here, of which
+    what is frozen saves few."""
+    made, params, batch, trained, frozen = counted(monkeypatch, **TRAINED[trained])
+    ours = step_flops(made.model, made.task, params, batch, 1, made.weights)
+
+    def gradient(trained, frozen, batch):
+        model = FormedModel(made.model, made.weights, frozen, 0)
+        return loss_and_gradient(model, made.task, trained, batch, None, 0.0, 1)
+
+    xla = jax.jit(gradient).lower(trained, frozen, batch).compile().cost_analysis()["flops"]
     assert ours <= xla <= 1.15 * ours
 
 
 def test_operations_are_those_of_the_formula(monkeypatch):
     """Of a layer, a token: 2 x its weights, and 4 S H for scores and mixing; the last layer's
-    queries, output and feed-forward only for the slots (4 a row), then pooler and classifier."""
-    made, params, batch = counted(monkeypatch)
-    h, i, s, rows, slots = 64, 256, LENGTH, BATCH, batch["slots"].shape[1]
-    full = rows * s * (2 * (4 * h * h + 2 * h * i) + 4 * s * h)
-    last = rows * s * 4 * h * h + rows * slots * (2 * (2 * h * h + 2 * h * i) + 4 * s * h)
-    head = BATCH * (2 * h * h + 2 * h * 2)
-    assert step_flops(made.model, made.task, params, batch, 1) == 3 * (full + last + head)
+    queries, output and feed-forward only for the slots (4 a row), then pooler and classifier. The
+    backward pass has twice as many, half of them for the weights that are trained."""
+    h, i, s, rows, n = 64, 256, LENGTH, BATCH, BATCH
+    found = {}
+    for trained in TRAINED:
+        made, params, batch, *_ = counted(monkeypatch, **TRAINED[trained])
+        found[trained] = step_flops(made.model, made.task, params, batch, 1, made.weights)
+    slots = batch["slots"].shape[1]
+    dense = rows * s * 2 * (4 * h * h + 2 * h * i)
+    last = rows * s * 4 * h * h + rows * slots * 2 * (2 * h * h + 2 * h * i)
+    attention = rows * s * 4 * s * h + rows * slots * 4 * s * h
+    pooler, classifier = n * 2 * h * h, n * 2 * h * 2
+    head = pooler + classifier
+    forward = dense + last + attention + head
+    assert found["all"] == 3 * forward
+    # No weights' gradient, but that of hidden states down to the first bias, in the embeddings.
+    assert found["biases"] == 2 * (dense + last) + 3 * (attention + head)
+    # Of x A B each factor has three products. In the first layer x has no gradient, nor have keys.
+    r = made.config.methods.lora.rank
+    factors = (3 * rows * s + rows * slots) * 2 * 2 * h * r
+    below = rows * s * 2 * (3 * h * h + 2 * h * r + s * h)
+    assert found["factors"] == found["biases"] + 3 * factors - below
+    upper = last + rows * slots * 4 * s * h
+    # Its own input has no gradient: of keys, values and, for the slots, queries.
+    own = rows * s * 4 * h * h + rows * slots * 2 * h * h
+    assert found["upper layer"] == forward + 2 * (upper + head) - own
+    assert found["nothing"] == forward + 2 * head - pooler
 
 
 def test_loops_and_branches_are_counted_as_they_run():
@@ -395,7 +432,8 @@ def test_preflight_without_a_tpu(run_cli, tmp_path):
     keys = "topology devices compile_s bytes hbm_bytes fits collectives flops_per_step bound"
     assert set(keys.split()) <= set(report)
     assert report["topology"] == "v5e:2x2" and report["devices"] == 4 and report["fits"]
-    assert {"arguments", "outputs", "temporaries", "others", "total"} == set(report["bytes"])
+    for held in (report["bytes"], report["eval_bytes"]):
+        assert {"arguments", "outputs", "temporaries", "others", "total"} == set(held)
     assert {"ms", "mfu", "examples_per_s"} <= set(report["bound"])
     assert 0 < report["bound"]["mfu"] <= 1
     [reduction] = report["collectives"]
@@ -453,6 +491,70 @@ def test_what_does_not_fit_is_said_with_what_to_change(monkeypatch):
     assert "--config.train.batch_size=16" in line and "--config.train.accumulate=2" in line
     shown = preflight.table({"topology": "v5e:2x2", "slices": 1, "assumed": [], **report})
     assert "DOES NOT FIT" in shown and "25.50 GiB of 16.00 GiB" in shown
+
+
+def examined(monkeypatch, chip=CHIPS["v5e"], evaluation=True, **overrides):
+    """(the report of the small model on one device, its state)."""
+    small_base(monkeypatch)
+    made = system(jax.devices()[:1], **overrides)
+    return preflight.examine(made, chip, evaluation), preflight.real_step(made)[1]
+
+
+def test_what_is_frozen_is_neither_written_nor_multiplied_by_four(monkeypatch):
+    """The word table is most of the model, and the batch of one sequence takes little beside it."""
+    sizes = dataclasses.replace(SIZES, vocab_size=100_003)
+    monkeypatch.setattr(sys.modules[__name__], "SIZES", sizes)
+    tables = "^encoder/(word|position|type)/"
+    kwargs = {"train__batch_size": 1, **freezing(tables)}
+    report, state = examined(monkeypatch, evaluation=False, **kwargs)
+    held = report["bytes"]
+    frozen, kept = held_bytes(state.frozen), held_bytes((state.params, state.opt_state))
+    assert frozen > 20e6 > 10 * kept
+    moved = held["arguments"] + held["outputs"] + 2 * held["temporaries"] - 2 * frozen
+    assert report["bound"]["memory_ms"] == pytest.approx(1e3 * moved / CHIPS["v5e"].hbm_rate)
+    # About as many as the memory holds of what one example takes beside the state.
+    [most] = re.findall(r"up to about ([\d,]+) examples", report["advice"][0])
+    each = held["total"] - frozen - kept
+    assert 2**30 < int(most.replace(",", "")) * each < 2 * 16 * 2**30
+
+
+def test_the_evaluation_lies_in_memory_beside_the_moments(monkeypatch):
+    report, state = examined(monkeypatch)
+    held = report["eval_bytes"]
+    assert held["others"] == held_bytes(state) - held_bytes(state.params)
+    assert held["arguments"] >= held_bytes(state.params) and report["fits"]
+    # What forms weights makes new ones, beside the whole state.
+    report, state = examined(monkeypatch, methods__use="lora")
+    assert report["eval_bytes"]["others"] == held_bytes(state)
+
+
+def test_an_evaluation_that_does_not_fit_is_said_too(monkeypatch):
+    """Because of what lies beside it, or by libtpu's refusal; training has less to hold."""
+    few = {"train__batch_size": 4, "eval__batch_size": 256}
+    compile, made, refused = preflight.Programs.compile, {}, []
+
+    def once(self, state, *rest):
+        if type(state) in refused:
+            raise jax.errors.JaxRuntimeError("Used 25.50G of 15.75G hbm.")
+        if type(state) not in made:
+            made[type(state)] = compile(self, state, *rest)
+        return made[type(state)]
+
+    monkeypatch.setattr(preflight.Programs, "compile", once)
+    chip = CHIPS["v5e"]
+    whole, _ = examined(monkeypatch, chip, **few)
+    both = [whole[k]["total"] for k in ("bytes", "eval_bytes")]
+    assert whole["fits"] and both[0] < both[1]
+    between = dataclasses.replace(chip, hbm=sum(both) // 2)
+    for seen, kinds in ((between, []), (chip, [k for k in made if k is not TrainState])):
+        refused += kinds
+        report, _ = examined(monkeypatch, seen, **few)
+        assert report["compiled"] and not report["fits"] and report["bound"]
+        [line] = report["advice"]
+        assert re.search(r"evaluation does not fit .*--config.eval.batch_size=\d+ does", line)
+        shown = preflight.table({"topology": "a CPU", "slices": 1, "assumed": [], **report})
+        assert re.search(r"evaluating .*: DOES NOT FIT", shown) and ": fits (" in shown
+    assert report["eval_bytes"]["total"] > 25.5 * 2**30
 
 
 def test_trials_that_follow_each_other_all_lie_in_memory(monkeypatch):

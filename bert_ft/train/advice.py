@@ -2,66 +2,81 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from bert_ft.train.sharding import abstract
-from bert_ft.train.system import System
+from bert_ft.train.sharding import held_bytes
+from bert_ft.train.step import TrainState
 
 USABLE = 0.95  # of the memory, in what is advised: the rest is for what XLA arranges otherwise
 
 
-def held_bytes(tree: Any) -> int:
-    """Bytes a device holds of shapes with shardings."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
-
-
-def state_bytes(system: System, preset: str) -> int:
-    """Bytes a device holds of parameters, their moments and gradient, under a preset."""
-    rules = system.config.mesh.rules
-    return 4 * held_bytes(abstract(system.abstract_params, system.mesh, preset, rules))
-
-
-def advice(system: System, report: dict[str, Any]) -> list[str]:
-    """What to change where a step does not fit, and what else would fit. Estimates: the state's
-    bytes are known, and the rest is taken to grow with the rows of a device."""
-    config, limit = system.config, USABLE * report["hbm_bytes"]
-    total, examples = report["bytes"]["total"], report["batch"]["examples"]
+def advice(config: ConfigDict, report: dict[str, Any], state: TrainState) -> list[str]:
+    """What to change where a step does not fit, and what else would fit. Estimates: the bytes of
+    the `state` (shapes with shardings) are known, and the rest is taken to grow with the rows of a
+    device."""
+    limit = USABLE * report["hbm_bytes"]
+    sizes, examples = report["bytes"], report["batch"]["examples"]
+    fits = report["compiled"] and sizes["total"] <= report["hbm_bytes"]
+    if fits and not report["fits"]:
+        return _of_evaluation(config, report, limit)
     if report["places"] > 1:
         return _of_trials(report, limit)
-    if report["devices"] > 1 and config.mesh.preset == "replicate":
-        whole = state_bytes(system, "replicate")
-        if whole > limit / 2:
-            return [
-                f"parameters, moments and gradient take {_size(whole)} of each chip's "
-                f"{_size(report['hbm_bytes'])}: --config.mesh.preset=fsdp splits them over "
-                f"{report['devices']} chips"
-            ]
-    fixed = state_bytes(system, config.mesh.preset)
-    each = max(total - fixed, 1) / examples
-    most = int((limit - fixed) / each)
-    if most < 1:
+    fixed, whole = held_bytes((state, state.params)), _bytes((state, state.params))
+    if report["devices"] > 1 and config.mesh.preset == "replicate" and fixed > limit / 2:
+        return [
+            f"parameters, moments and gradient take {_size(fixed)} of each chip's "
+            f"{_size(report['hbm_bytes'])}: --config.mesh.preset=fsdp splits them over "
+            f"{report['devices']} chips"
+        ]
+    power = _power(limit, fixed, sizes["total"], examples)
+    if not power:
         return ["no batch fits: more chips, or --config.mesh.preset=fsdp or tensor"]
-    power = 2 ** int(np.log2(most))
-    if not report["fits"]:
+    if not fits:
         parts = -(-examples // power)
         return [
             f"--config.train.batch_size={power} fits by estimate; or keep {examples} with "
             f"--config.train.accumulate={parts}"
         ]
+    if sizes["total"] <= fixed:  # the gradient is never whole, and tells nothing of the rows
+        return []
     lines = [f"batches of up to about {power:,} examples fit by estimate"]
-    if report["bound"] and report["bound"]["by"] != "compute" and power > examples:
+    if report["bound"]["by"] != "compute" and power > examples:
         lines.append(
             f"the bound is the {report['bound']['by']}'s: a larger batch uses the chips better"
         )
-    if config.mesh.preset != "replicate" and state_bytes(system, "replicate") < limit / 2:
+    if config.mesh.preset != "replicate" and whole < limit / 2:
         lines.append("the whole state fits on a chip: --config.mesh.preset=replicate sends less")
     return lines
+
+
+def _bytes(tree: Any) -> int:
+    """Of whole arrays, however they are split."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _power(limit: float, fixed: int, total: int, examples: int) -> int:
+    """The most examples, a power of two, that fit beside what is `fixed` if `examples` make a
+    `total`; 0 for none."""
+    most = int((limit - fixed) / max(total - fixed, 1) * examples)
+    return 2 ** int(np.log2(most)) if most >= 1 else 0
+
+
+def _of_evaluation(config: ConfigDict, report: dict[str, Any], limit: float) -> list[str]:
+    sizes = report["eval_bytes"]
+    fixed, examples = sizes["arguments"] + sizes["others"], config.eval.batch_size
+    power = _power(limit, fixed, sizes["total"], examples)
+    if power:
+        line = f"--config.eval.batch_size={power} does by estimate"
+    elif report["places"] > 1:
+        line = "fewer trials at once, by --config.trial.at_once, or more chips"
+    else:
+        line = "more chips, or --config.mesh.preset=fsdp or tensor"
+    return [f"the evaluation does not fit beside what is trained: {line}"]
 
 
 def _of_trials(report: dict[str, Any], limit: float) -> list[str]:
@@ -96,11 +111,20 @@ def _of_places(report: dict[str, Any]) -> list[str]:
     return [f"{line}; the others in {waves - 1} steps more" if waves > 1 else line]
 
 
+def _of_evaluating(report: dict[str, Any]) -> list[str]:
+    sizes = report.get("eval_bytes")
+    if sizes is None:
+        return []
+    word = "" if sizes["total"] <= report["hbm_bytes"] else ": DOES NOT FIT"
+    return [f"  evaluating   a chip holds {_size(sizes['total'])}, the state with it{word}"]
+
+
 def table(report: dict[str, Any]) -> str:
     """A report as lines for the terminal."""
     sizes, made = report["bytes"], report["batch"]
     mesh = ", ".join(f"{a} {n}" for a, n in report["mesh"].items() if n > 1) or "one device"
-    word = "fits" if report["fits"] else "DOES NOT FIT"
+    fits = report["compiled"] and sizes["total"] <= report["hbm_bytes"]
+    word = "fits" if fits else "DOES NOT FIT"
     slices = f" x {report['slices']} slices" if report["slices"] > 1 else ""
     lines = [
         f"{report['topology']}{slices}: {report['devices']} chips; mesh {mesh}; preset "
@@ -118,6 +142,7 @@ def table(report: dict[str, Any]) -> str:
         f"  a chip holds {_size(sizes['total'])} of {_size(report['hbm_bytes'])}: {word} "
         f"(arguments {_size(sizes['arguments'])}, outputs {_size(sizes['outputs'])}, temporaries "
         f"{_size(sizes['temporaries'])})",
+        *_of_evaluating(report),
         f"  a step       {report['flops_per_step']:.3g} operations",
     ]
     for c in report["collectives"]:

@@ -1,17 +1,24 @@
-"""What a step must compute and move, and how fast a chip could at best do it."""
+"""What a step must compute, hold and move, and how fast a chip could at best do it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
+from bert_ft.methods.weights import ALL, FormedModel, Weights
 from bert_ft.models.attention import PLAIN
+from bert_ft.models.hf import flatten
 from bert_ft.train.chips import Chip
 from bert_ft.train.collectives import Collective
+from bert_ft.train.sharding import held_bytes
+from bert_ft.train.step import loss_and_gradient
 
 
 def product_flops(jaxpr: Any) -> int:
@@ -47,21 +54,95 @@ def _inner(params: Mapping[str, Any]) -> list[core.Jaxpr]:
     return found
 
 
-def step_flops(model: Any, task: Any, params: Any, batch: Mapping[str, Any], parts: int) -> int:
-    """Model operations of one training step on the whole batch, padding included: three times the
-    forward pass's, whose each product has two in the backward pass, one a factor (Kaplan et al.
-    2020, 2.1). What rematerialisation computes again is not counted. `parts`: micro-batches, which
-    are then the arrays' leading axis."""
-    model = model.clone(attend=PLAIN)  # what a kernel computes is not in its call
+def step_flops(
+    model: Any,
+    task: Any,
+    params: Any,
+    batch: Mapping[str, Any],
+    parts: int,
+    weights: Weights = ALL,
+) -> int:
+    """Model operations of one training step on the whole batch, padding included: those of the
+    forward pass and of the gradient of what is trained. Where that is everything, they are three
+    times the forward pass's, whose each product has two in the backward pass, one a factor (Kaplan
+    et al. 2020, 2.1); a frozen kernel has none for itself, and below the lowest parameter that is
+    trained there is no backward pass. Not counted: what rematerialisation computes again, and what
+    a method forms weights by. `params`: the model's own; `parts`: micro-batches, which are then the
+    arrays' leading axis."""
+    # What a kernel computes is not in its call.
+    model = model.clone(attend=PLAIN, remat="none", layer_loop="loop")
     if parts > 1:
         batch = {k: jax.ShapeDtypeStruct(v.shape[1:], v.dtype) for k, v in batch.items()}
-
-    def forward(params: Any, batch: Any) -> Any:
-        outputs = model.apply({"params": params}, batch)
-        return task.loss(outputs, batch) if hasattr(task, "loss") else outputs
-
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (params, dict(batch)))
-    return 3 * parts * product_flops(jax.make_jaxpr(forward)(*shapes).jaxpr)
+    trained, frozen = jax.eval_shape(lambda p: weights.begin(p, 0), shapes[0])
+
+    def gradient(trained: Any, frozen: Any, batch: Any) -> Any:
+        formed = model if weights.plain else FormedModel(model, weights, frozen, 0)
+        return loss_and_gradient(formed, task, trained, batch, jax.random.key(0), 0.0, 1)
+
+    def form(trained: Any, frozen: Any) -> Any:
+        return weights.form(frozen, trained, 0)
+
+    forming = product_flops(_needed(form, trained, frozen))
+    return parts * (product_flops(_needed(gradient, trained, frozen, shapes[1])) - forming)
+
+
+def _needed(function: Callable, *shapes: Any) -> core.Jaxpr:
+    """A function's program without what bears on no result: the backward pass of `ops.matmul` has
+    the gradient of both factors, also of one that is frozen."""
+    jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+
+
+def compiled(
+    make: Callable[[], Any], arguments: Any, others: int
+) -> tuple[Any, dict[str, Any], float]:
+    """(the program that `make()` compiles, None where the compiler finds that it does not fit; the
+    bytes of a device, with the `others` that lie there beside it; the seconds that it took).
+    `arguments`: the program's, as shapes with shardings."""
+    begun = time.monotonic()
+    try:
+        program = make()
+    except jax.errors.JaxRuntimeError as e:
+        used = _wanted(str(e))
+        if used is None:
+            raise
+        sizes = {"arguments": held_bytes(arguments), "outputs": None, "temporaries": None}
+        sizes |= {"others": others, "total": used + others}
+        return None, sizes, time.monotonic() - begun
+    seconds, stats = time.monotonic() - begun, program.memory_analysis()
+    sizes = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "others": others,
+        "total": others
+        + stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + stats.temp_size_in_bytes
+        + stats.generated_code_size_in_bytes,
+    }
+    return program, sizes, seconds
+
+
+def _wanted(message: str) -> int | None:
+    """The bytes that a program wants, from libtpu's refusal to compile one that does not fit."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    if not found:
+        return None
+    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
+
+
+def moved(sizes: Mapping[str, int], frozen: Any, given_back: bool) -> int:
+    """Bytes that a chip's memory gives and takes in a step at least: the arguments are read and the
+    outputs written, and what stands in the temporaries at the peak was written and is read again.
+    Of frozen tables only the rows of the batch's words are read; `given_back`: what is frozen is
+    among the outputs, in which it stays as it is."""
+    unread = held_bytes([x for path, x in flatten(frozen).items() if path.endswith("/embedding")])
+    unwritten = held_bytes(frozen) if given_back else 0
+    passed = sizes["arguments"] - unread + sizes["outputs"] - unwritten
+    return passed + 2 * sizes["temporaries"]
 
 
 def bound(

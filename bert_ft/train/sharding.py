@@ -169,6 +169,13 @@ def abstract(tree: Any, mesh: Mesh, preset: str, rules: str = "", of: Any = None
     )
 
 
+def held_bytes(tree: Any) -> int:
+    """Bytes a device holds of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
