@@ -62,8 +62,8 @@ TASKS_OF = {  # those that have what a method asks of a task
     "mixup": _BY_EXAMPLE,
     "pseudo": _SURE,
     "uda": _SURE,
-    "distil": _BY_EXAMPLE,
-    "hints": _BY_EXAMPLE,
+    "distil": (*_BY_EXAMPLE, "tagging", "span"),
+    "hints": (*_BY_EXAMPLE, "tagging", "span"),
     "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label
 }
 LEAST = {
@@ -238,6 +238,10 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
         (
             *("distil", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),
             "the workdir of a finished run",
+        ),
+        (
+            *("distil", c.task.name != "tagging" or c.task.decode != "crf", "task.decode", "crf"),
+            "'viterbi' or 'argmax' with distil, whose teacher tells each word's label alone",
         ),
         (
             *("hints", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),

@@ -175,7 +175,7 @@ def test_a_student_learns_from_a_teachers_layers(run_here, world, tmp_path, cach
         ({"methods.distil.teacher": "x", "model.remat": "layer"}, "config.model.remat is 'layer'"),
         ({"methods.distil.teacher": "x", "methods.hints.layers": "1;2"}, "hints.layers is '1;2'"),
         ({"methods.distil.teacher": "x", "methods.hints.hidden": -1.0}, "hints.hidden is -1.0"),
-        ({"methods.distil.teacher": "x", "task.name": "span"}, "no hints where task.name"),
+        ({"methods.distil.teacher": "x", "task.name": "masked"}, "no hints where task.name"),
     ],
 )
 def test_refused(values, words):

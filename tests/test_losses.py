@@ -187,7 +187,7 @@ def test_rdrop_is_its_formula():
 
 @pytest.mark.parametrize("weight", [0.0, 0.8])
 def test_distillation_is_its_formula(weight):
-    given = {**BATCH, "teacher_logits": jnp.asarray(Q)}
+    given = {**BATCH, "teacher/logits": jnp.asarray(Q)}
     (method,) = made("distil", distil__temperature=3.0, distil__weight=weight)
     found = method.objective(fake(P), TASK, MODEL)(None, given, KEY).total
     nll = -log_softmax(P, axis=1)[np.arange(6), LABEL].sum()

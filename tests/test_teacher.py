@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import read_jsonl
+from conftest import read_jsonl, remove, write_jsonl
 from safetensors.numpy import load_file
 from scipy.special import softmax
+from test_span import write_squad
+from test_tagging import opinions
 
 from bert_ft.config import default
 from bert_ft.errors import InputError
@@ -67,3 +69,37 @@ def test_two_students_learn_from_a_teacher_that_reads_once(run_here, world, tmp_
     soft = ("--config.methods.use=distil,prompt", "--config.methods.prompt.length=3")
     other = run_here(tmp_path / "soft", short, *words, *soft)
     other.refused("config.methods.distil.teacher", "its prompt has 0 soft tokens", "student, 3 (")
+
+
+@pytest.mark.parametrize("task", ["tagging", "span"])
+def test_what_a_teacher_says_of_words_and_answers(task, run_here, world, tmp_path, cache):
+    """A student that begins where its teacher ended has nothing to learn of it, whatever shares its
+    rows; one of a layer has. Both with its layers as hints, of which the first has nothing to learn
+    either: they are kept as float16."""
+    if task == "tagging":
+        words = ["--config.data.text=tokens", "--config.data.label=tags", "--config.task.stride=8"]
+        train = f"files:{write_jsonl(tmp_path / 'a.jsonl', opinions(40, 1, clauses=6))}"
+    else:
+        words = ["--config.data.text=question", "--config.data.text_pair=context"]
+        words += ["--config.data.label=answers", "--config.task.stride=6"]
+        words += ["--config.task.max_question=10"]
+        train = f"files:{write_squad(tmp_path / 'a.json', 20, 1)}?format=squad"
+    words += [f"--config.task.name={task}", "--config.task.label_names=", "--config.data.dev="]
+    words += [f"--config.data.train={train}", "--config.data.test=", "--config.data.row_counts=1"]
+    teacher = run_here(tmp_path / "teacher", *words, "--config.train.steps=10").ok().workdir
+    words += ["--config.methods.use=distil,hints", f"--config.methods.distil.teacher={teacher}"]
+    words += ["--config.methods.distil.weight=0.7", "--config.train.steps=2"]
+    words += ["--config.checkpoint.every_steps=1"]
+
+    def first(done, name):
+        return done.values(f"train/{name}")[1]
+
+    same = run_here(tmp_path / "same", *words, f"--config.resume={teacher}").ok()
+    less = run_here(tmp_path / "less", *words, "--config.model.layers_from=1").ok()
+    assert abs(first(same, "distil_divergence")) < 1e-5 < 1e-3 < first(less, "distil_divergence")
+    assert first(same, "hints_hidden") < 1e-5 < 1e-2 < first(less, "hints_hidden")
+    remove(less.workdir, "checkpoints/2", "best", "result.json")
+    again = run_here(less.workdir, *words, "--config.model.layers_from=1").ok()
+    assert again.result["params_sha256"] == less.result["params_sha256"]
+    if task == "tagging":
+        run_here(tmp_path / "crf", *words, "--config.task.decode=crf").refused("'viterbi' or")

@@ -2,7 +2,7 @@
 and q being what teacher and student say at temperature T, each by its logits / T.
 
 The teacher is another run; it reads each training example once, without dropout, before the first
-step (train/teacher.py), and its logits are the field TEACHER of the batch."""
+step (train/teacher.py), and what the task has told of its outputs are fields of the batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 from bert_ft.methods.method import Method, Run, Sums
 from bert_ft.models.bert import Batch
 
-TEACHER = "teacher_logits"  # of a batch: float32 (B, …), shaped as the student's
+TEACHER = "teacher/"  # of a batch: float32 (B, …), under this and the name that the task gives it
 
 
 class Distil(Method):
@@ -27,7 +27,8 @@ class Distil(Method):
 
         def taught(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
             made = run(params, batch, rng)
-            teacher = {**made.outputs, "logits": batch[TEACHER]}
+            said = {k[len(TEACHER) :]: v for k, v in batch.items() if k.startswith(TEACHER)}
+            teacher = {**made.outputs, **said}
             far = task.divergence(teacher, made.outputs, batch, k.temperature)
             total = (1 - k.weight) * made.total + k.weight * far
             extra = {**made.extra, "distil_divergence": far}

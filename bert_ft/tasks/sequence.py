@@ -21,6 +21,7 @@ class SequenceTask:
     """
 
     name: str
+    told_names: tuple[str, ...] = ("logits",)  # what `told` gives
     predictions_have_a_mean = True  # probabilities or values: an ensemble's are the mean
 
     def __init__(self, config: ConfigDict):
@@ -68,6 +69,11 @@ class SequenceTask:
         fields = self.targets(rows, about) if self.label in rows.columns else {}
         row = np.arange(len(rows), dtype=np.int64)
         return Encoded(tokens, types, offsets, row, truncated, fields, {}, 1, about, len(rows))
+
+    def told(self, outputs: Any, batch: Any) -> dict[str, Any]:
+        """By example, (B, …): what of a teacher's outputs its students learn from, which
+        `divergence` reads in the place of outputs."""
+        return {"logits": outputs["logits"]}
 
     def label_of(self, data: Encoded, i: int) -> Any:
         """Example i's label as its answer shows it, JSON-able."""

@@ -70,6 +70,7 @@ class SpanAnswers:
 
     name = "span"
     metric = "f1"
+    told_names = ("start", "end")
 
     def __init__(self, config: ConfigDict):
         d, t = config.data, config.task
@@ -177,6 +178,10 @@ class SpanAnswers:
             divergence.categorical(p[side], q[side], temperature) for side in ("start", "end")
         )
         return jnp.sum((start + end) / 2 * batch["weight"])
+
+    def told(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """As a SequenceTask's: the scores of each token, float32 (B, L)."""
+        return {side: outputs[side] for side in ("start", "end")}
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """The best `task.n_best` spans of each window among all of at most `task.max_answer`

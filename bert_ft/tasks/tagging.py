@@ -34,6 +34,7 @@ from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, TokenHead
 from bert_ft.tasks import divergence, schemes, tagged
 
+WORDS = "of_words"  # among the outputs of a teacher: its logits, by word
 SHOWN_TYPES = 30  # types whose own F1 is reported; more would drown the others
 
 
@@ -43,6 +44,7 @@ class Tagging:
 
     name = "tagging"
     metric = "f1"
+    told_names = (WORDS,)
 
     def __init__(self, config: ConfigDict):
         self.text, self.label = config.data.text, config.data.label
@@ -151,6 +153,10 @@ class Tagging:
             sides.append(logits)
         far = temperature**2 * divergence.categorical(sides[0], sides[1])
         return jnp.sum(far * owned)
+
+    def told(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """As a SequenceTask's: the logits of the words of each window, float32 (B, W, C)."""
+        return {WORDS: _of_words(outputs, batch)}
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """'tag' int32 (B, W) and 'probability' float32 (B, W) of the words of each window, and the
@@ -278,7 +284,10 @@ def _without_place(span: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_words(outputs: Outputs, batch: Batch) -> jax.Array:
-    """Logits of the words of each window, float32 (B, W, C), from packed rows' (R, S, C)."""
+    """Logits of the words of each window, float32 (B, W, C), from packed rows' (R, S, C), or as a
+    teacher has told them."""
+    if WORDS in outputs:
+        return outputs[WORDS]
     logits = outputs["logits"]
     index = batch["example_start"][:, None] + jnp.maximum(batch["words"], 0)
     return logits.reshape(-1, logits.shape[-1])[index]

@@ -29,6 +29,7 @@ from bert_ft.methods.hints import TOLD
 from bert_ft.models.bert import Batch, EncoderConfig
 from bert_ft.models.taps import tapped
 from bert_ft.train import optim
+from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions, results
 from bert_ft.train.finish import eval_plan
@@ -57,8 +58,9 @@ def taught(system: System, say: Callable[[str], None]) -> System:
     about: list[Any] = [params_sha256(params), data.fingerprint]
     cache = cache_dir(system.config) / "taught"
     if "distil" in used:
-        at = {TEACHER: cache / f"{_digest(about)[:32]}.npy"}
-        fields |= _kept(at, lambda to: np.save(to[TEACHER], _logits(teacher, params)))
+        said = [TEACHER + name for name in system.task.told_names]
+        at = {name: cache / f"{_digest([*about, name])[:32]}.npy" for name in said}
+        fields |= _kept(at, functools.partial(_write_told, teacher, params))
     if "hints" in used:
         layers = _layers(system, teacher)
         about.append(layers)
@@ -67,6 +69,7 @@ def taught(system: System, say: Callable[[str], None]) -> System:
         }
         told = _kept(at, functools.partial(_write_tokens, teacher, params, layers))
         token_fields |= {TOLD[name]: values for name, values in told.items()}
+    agree("what their teacher says", {"fingerprint": _digest(about)})
     known = dataclasses.replace(
         data, fields=fields, token_fields=token_fields, fingerprint=_digest(about)
     )
@@ -125,6 +128,11 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
         raise InputError(
             f"{said}its task is {config.task.name!r}; accepted: a run of {system.task.name!r}"
         )
+    if config.task.name == "tagging" and config.task.decode == "crf":
+        raise InputError(
+            f"{said}its task.decode is 'crf', whose chain its words' logits leave out; accepted: "
+            "'viterbi' or 'argmax'"
+        )
     for key in _SAME:
         ours, theirs = system.fitted.get(key), fitted.get(key)
         if ours != theirs:
@@ -173,17 +181,18 @@ def _config(workdir: Path, student: ConfigDict) -> ConfigDict:
     return config
 
 
-def _logits(teacher: System, params: Any) -> np.ndarray:
-    """float32 (N, …), in the order of the examples."""
+def _write_told(teacher: System, params: Any, to: Mapping[str, Path]) -> None:
+    """Writes float32 (N, …) of each name, in the order of the examples."""
 
-    def logits(params: Any, batch: Batch, *, model: Any) -> dict[str, jax.Array]:
-        return {"logits": model.apply({"params": params}, batch)["logits"]}
+    def told(params: Any, batch: Batch, *, model: Any) -> dict[str, jax.Array]:
+        return teacher.task.told(model.apply({"params": params}, batch), batch)
 
-    step = functools.partial(logits, model=teacher.model)
+    step = functools.partial(told, model=teacher.model)
     programs = Programs(step, replicated(teacher.mesh), donate=False)
     plan = eval_plan(teacher, teacher.sets["train"])
-    depth = teacher.config.data.prefetch
-    return predictions(programs, params, plan, teacher.mesh, depth)["logits"]
+    found = predictions(programs, params, plan, teacher.mesh, teacher.config.data.prefetch)
+    for name, path in to.items():
+        np.save(path, found[name.removeprefix(TEACHER)])
 
 
 def _write_tokens(
