@@ -13,6 +13,7 @@ from bert_ft.data_checks import check_training_rows
 from bert_ft.errors import InputError
 from bert_ft.mesh_rules import PRESETS, user_rules
 from bert_ft.method_checks import check_methods
+from bert_ft.model_checks import check_model
 from bert_ft.parts import part_configs
 from bert_ft.space import Dimension, ends, parsed
 from bert_ft.task_checks import check_ranking, check_task, numbers, require
@@ -237,42 +238,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         0,
         "more than 0 with eval.keep_best, which chooses among the steps at which dev is scored",
     )
-    require(
-        c.model.kind == "bert" or not c.model.pretrained,
-        "model.pretrained",
-        c.model.pretrained,
-        "'' where model.kind is 'lstm', which starts from scratch (its tokenizer: model.tokenizer)",
-    )
-    usual_of = {"remat": "none", "layer_loop": "loop", "attention": "auto"}
-    for key, usual_value in usual_of.items():
-        require(
-            c.model.kind == "bert" or c.model[key] == usual_value,
-            f"model.{key}",
-            c.model[key],
-            f"{usual_value!r} where model.kind is 'lstm'",
-        )
-    require(
-        not c.model.positions or bool(c.model.pretrained),
-        "model.positions",
-        c.model.positions,
-        "0 where model.pretrained is '': a fresh model has model.max_positions",
-    )
-    fused = c.model.attention in ("cudnn", "splash")
-    require(
-        not (fused and mode == "train" and c.model.dropout and c.model.dropout_of_attention),
-        "model.attention",
-        c.model.attention,
-        "'auto' or 'plain' where probabilities are dropped: set model.dropout_of_attention=False",
-    )
-    layers = c.model.layers_from
-    require(
-        not layers
-        or bool(c.model.pretrained)
-        and all(part.strip().isdecimal() for part in layers.split(",")),
-        "model.layers_from",
-        layers,
-        "numbers of layers of model.pretrained from 0, comma-separated, or ''",
-    )
+    check_model(c, mode)
     check_methods(c)
     at_least("trial.width", 0)
     _check_trials(c, mode, has_dev)
@@ -305,7 +271,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
             "more than 0, or train.steps > 0",
         )
     if mode == "predict":
-        require(bool(c.predict.input), "predict.input", "", "a JSONL file")
+        require(bool(c.predict.input), "predict.input", "", "a file of rows, such as new.jsonl")
     if mode == "export":
         require(bool(c.export.to), "export.to", "", "a directory to write")
     if not c.model.pretrained and not made_up:

@@ -22,7 +22,7 @@ from bert_ft.checks import check
 from bert_ft.data.batches import EvalPlan
 from bert_ft.errors import InputError
 from bert_ft.models import attention, hf
-from bert_ft.models.attention import PLAIN, Attend, attend, attend_on, chosen
+from bert_ft.models.attention import PLAIN, Attend, attend, attend_on, chosen, require_kernel
 from bert_ft.models.positions import stretch
 from bert_ft.train.start import initial_params
 from bert_ft.train.system import assemble
@@ -124,9 +124,48 @@ def test_the_device_chooses():
     assert attend_on("auto", True, device("gpu")) == PLAIN
     assert attend_on("cudnn", True, device("gpu")) == Attend("cudnn")
     assert attend_on("splash", False, device("tpu")) == Attend("splash", 0, False)
-    for wanted, there in (("splash", device("gpu")), ("cudnn", device("gpu", "7.5"))):
+    for wanted, there in (
+        ("splash", device("gpu")),
+        ("cudnn", device("gpu", "7.5")),
+        ("cudnn", device("gpu", "gfx942")),
+    ):
         with pytest.raises(InputError, match=f"config.model.attention is '{wanted}'.*'auto' or"):
             attend_on(wanted, False, there)
+
+
+def test_a_kernel_that_is_asked_for_is_used_or_refused():
+    half, single = jnp.dtype("bfloat16"), jnp.dtype("float32")
+    for how, *rest in (
+        (PLAIN, 80, 32, single),
+        (Attend("splash", 512), 80, 32, single),  # as 'auto' has it
+        (Attend("splash"), 256, 64, half),
+        (Attend("cudnn"), 80, 64, half),
+    ):
+        require_kernel(how, *rest)
+    for how, *rest, words in (
+        (Attend("splash"), 80, 64, half, "rows of 80 tokens.*a multiple of 128"),
+        (Attend("cudnn"), 80, 64, single, "float32; accepted: train.dtype=bfloat16"),
+        (Attend("cudnn"), 80, 20, half, "heads of 20 features"),
+    ):
+        with pytest.raises(InputError, match=words):
+            require_kernel(how, *rest)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"model.attention": "splash"}, "where probabilities are dropped"),
+        ({"model.attention": "cudnn", "model.dropout": 0.0, "methods.use": "prefix"}, "prefix"),
+        ({"model.attention": "cudnn", "model.dropout": 0.0, "trials": '{"seed": [0, 1]}'},
+         "trial.width=1"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["train", "preflight"])
+def test_what_a_kernel_does_not_go_with(flags, words, mode):
+    c = config(data__train="files:a.csv", model__pretrained="dir")
+    c.update_from_flattened_dict(flags)
+    with pytest.raises(InputError, match=words):
+        check(c, mode)
 
 
 def test_dropout_of_probabilities_is_a_knob_of_its_own():

@@ -13,11 +13,14 @@ from small import config
 from bert_ft.checks import check
 from bert_ft.data import augment, noise
 from bert_ft.data.augment import Augmented
+from bert_ft.data.encode import encode
 from bert_ft.data.pieces import as_text, cut_list, cut_text
 from bert_ft.data.rows import Rows
 from bert_ft.data.word_lists import paraphrased, read_listed
 from bert_ft.errors import InputError
+from bert_ft.models.hf import load_tokenizer
 from bert_ft.tasks import schemes
+from bert_ft.tasks.classification import Classification
 from bert_ft.train.proposals import Proposer
 from bert_ft.train.training_set import training_rows
 
@@ -239,6 +242,17 @@ def test_what_can_not_work_is_refused_before_anything():
     refused("data.oversample", "tagging", data__oversample="sqrt", task__name="tagging")
 
 
+def test_labels_are_counted_by_row_whatever_the_versions(tmp_path):
+    source = Given(text=["a", "b", "a"], label=["x", "y", "x"])
+    task = Classification(config(task__class_weights="effective", task__class_beta=0.5))
+    tokenizer = load_tokenizer(write_bert(tmp_path / "model"))
+    weights = [
+        encode(versions(source, count=n), task, tokenizer, 8, tmp_path).fitted["weights"]
+        for n in (1, 3)
+    ]
+    assert weights[0] == weights[1] != [1, 1]
+
+
 def test_tags_move_with_their_words_and_rows_at_fault_are_the_tasks_to_refuse():
     words, tags = ["we", "saw", "Paris", "today"], ["O", "O", "B-X", "O"]
     source = Given(text=[words] * 20 + [words], label=[tags] * 20 + [tags[:1]])
@@ -249,6 +263,10 @@ def test_tags_move_with_their_words_and_rows_at_fault_are_the_tasks_to_refuse():
                 ("Paris", "B-X")
             ]
     assert rows.columns["text"][20] == words and rows.columns["label"][20] == tags[:1]
+    # Rows that are drawn may have nothing to change, so long as another row has.
+    some = Given(text=[["Rome"], ["Paris"], ["we", "saw"]], label=[["X"], ["X"], ["O", "O"]])
+    for seed in range(8):
+        versions(some, [("swap", 0.5)], tags="label", seed=seed, share=0.5, count=1).read()
     nothing = Given(text=[["a", "b"]] * 3, label=[["X", "Y"]] * 3)
     with pytest.raises(InputError, match="tagged other than 'O'"):
         versions(nothing, tags="label").read()

@@ -19,6 +19,7 @@ data.words data.texts data.windows data.rows data.pieces data.epochs data.word_l
 data.noise data.shots evals.acquisition
 data.augment evals.attack
 data_checks method_checks
+model_checks
 checks
 command_line evals.ranking_by_user
 data.annotated data.hubs
@@ -57,12 +58,13 @@ tasks.multi
 tasks.registry
 train.sharding train.knobs train.refuse train.sinks train.quiet train.progress train.phases
 train.processes train.watchdog train.backend train.collectives train.optim
-train.barriers train.preemption
+train.barriers train.preemption train.lock
 train.store train.writer train.footprint
 train.checkpoint
 train.step train.proposals
 train.training_set
 train.system train.evaluate train.fleet
+train.adapted
 train.start train.record train.advice train.cost train.agreement
 train.gather train.adapters
 train.finish train.card train.guard

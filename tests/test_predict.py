@@ -96,6 +96,19 @@ def test_the_default_output_is_in_the_workdir(trained, run_here, tmp_path):
     assert len(read_jsonl(trained.workdir / "predictions" / "test.jsonl")) == 45
 
 
+def test_the_input_is_never_replaced(trained, run_here, tmp_path):
+    path = write_jsonl(tmp_path / "in.jsonl", reviews(3, seed=8))
+    before = path.read_bytes()
+    for given, out in (
+        (f"{path}?limit=1", path),
+        (f"{tmp_path}/i*.jsonl", path),
+        (f"{path}?limit=1", tmp_path / "other" / ".." / "in.jsonl"),
+    ):
+        words = [f"--config.predict.input={given}", f"--config.predict.output={out}"]
+        run_here(trained.workdir, "--mode=predict", *words).refused("in.jsonl, the input; give")
+    assert path.read_bytes() == before
+
+
 def test_a_flag_that_was_left_out_is_noted(trained, run_here, tmp_path):
     path = write_csv(tmp_path / "new.csv", reviews(3, seed=8))
     flags = ["--mode=predict", f"--config.predict.input={path}", "--config.log.progress=False"]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from bert_ft.data.word_lists import digest, paraphrased, read_listed
 from bert_ft.errors import InputError
 
 BLOCK = 4096  # rows that are changed at a time: in pieces they are large
-VERSION = 1  # of what is drawn: raise it when the same settings make other texts
+VERSION = 2  # of what is drawn: raise it when the same settings make other texts
 GIVEN = {  # what a kind reads, and the kinds that do
     "augment_words": tuple(noise.WITH_WORDS),
     "augment_model": ("masked",),
@@ -110,26 +110,42 @@ class Augmented:
         ]
         for c, column in enumerate(self.texts, 1):
             rows.column(column)  # says where a row has none
+            changes = not self.tags
             for first in range(0, len(some), BLOCK):
                 draws = {
                     k: _draws(self.seed, *divmod(k, count), c) for k in some[first : first + BLOCK]
                 }
-                self._change(out, column, draws, known)
+                pieces = self._cut(out, column, draws)
+                changes = changes or _any_free(pieces)
+                self._change(out, column, draws, pieces, known)
+            every = {} if changes or count == 1 else self._cut(out, column, range(count))
+            if every and not _any_free(every):
+                raise InputError(
+                    f"config.data.augment: every word of {self.uri} is tagged other than "
+                    f"{OUTSIDE!r}, and such words stay as they are; accepted: '' for these tags"
+                )
         return out
 
-    def _change(self, out: Rows, column: str, draws: Draws, known: noise.Synonyms) -> None:
-        """Changes the rows `draws` of a column."""
+    def _cut(self, out: Rows, column: str, wanted: Iterable[int]) -> dict[int, Pieces]:
+        """The `wanted` rows of a column, in pieces."""
         values, labels = out.columns[column], out.columns.get(self.tags)
         cut: dict[int, Pieces] = {}
-        for i in draws:
+        for i in wanted:
             pieces = _cut(values[i], labels[i] if labels else None, bool(self.tags))
             if pieces is not None:
                 cut[i] = pieces
-        if self.tags and len(draws) > 1 and cut and all(p.fixed for ps in cut.values() for p in ps):
-            raise InputError(
-                f"config.data.augment: every word of {self.uri} is tagged other than {OUTSIDE!r}, "
-                "and such words stay as they are; accepted: '' for these tags"
-            )
+        return cut
+
+    def _change(
+        self,
+        out: Rows,
+        column: str,
+        draws: Draws,
+        cut: dict[int, Pieces],
+        known: noise.Synonyms,
+    ) -> None:
+        """Changes the rows `draws` of a column, which are there in pieces."""
+        values, labels = out.columns[column], out.columns.get(self.tags)
         for kind, strength in self.kinds:
             if kind == "masked":
                 cut = self._masked(cut, strength, draws)
@@ -177,6 +193,11 @@ class Augmented:
             if (others := known.get(text)) and draws[i].random() < strength:
                 out[i] = cut_text(others[draws[i].integers(len(others))])
         return out
+
+
+def _any_free(cut: Mapping[int, Pieces]) -> bool:
+    """Whether a piece may change."""
+    return any(not piece.fixed for pieces in cut.values() for piece in pieces)
 
 
 def _draws(*key: int) -> np.random.Generator:

@@ -40,6 +40,7 @@ class Encoded:
     fitted: what was learnt from the training rows (label names); source_rows: rows that were read.
     aside: arrays of any shape that scoring reads on the host and no batch holds (gold texts).
     order: how training goes through the examples, where an epoch is not each of them once.
+    read_from: the fingerprint of the source as it was read.
     """
 
     tokens: np.ndarray
@@ -56,6 +57,7 @@ class Encoded:
     fingerprint: str = ""
     aside: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     order: Order | None = None
+    read_from: str = ""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -128,11 +130,11 @@ def tokenize(
 
 
 def _fingerprint(
-    source: Readable, task: Encoder, tokenizer: Any, max_length: int, fitted: Mapping | None
+    read_from: str, task: Encoder, tokenizer: Any, max_length: int, fitted: Mapping | None
 ) -> str:
     made_of = {
         "format": FORMAT,
-        "source": source.fingerprint(),
+        "source": read_from,
         "tokenizer": tokenizer_hash(tokenizer),
         "max_length": max_length,
         "task": task.signature(),
@@ -153,7 +155,8 @@ def encode(
     """The source's rows as arrays, from the cache where they are there. Without `fitted` (the
     training set) the task first learns its labels from these rows. Raises InputError on a row that
     the task can't use and on a source with no rows."""
-    fingerprint = _fingerprint(source, task, tokenizer, max_length, fitted)
+    read_from = source.fingerprint()
+    fingerprint = _fingerprint(read_from, task, tokenizer, max_length, fitted)
     entry = cache_dir / "encoded" / fingerprint[:32]
     if not entry.is_dir():
         rows = source.read()
@@ -168,11 +171,17 @@ def encode(
                 say(f"  {line}")
         # A task that learns from other examples than it scores (pairs to rank) says so.
         make = task.encode if fitted is not None else getattr(task, "encode_training", task.encode)
-        learnt = task.fit(rows) if fitted is None else fitted
+        learnt = task.fit(_once(rows, source)) if fitted is None else fitted
         made = make(rows, tokenizer, max_length, learnt)
         made = dataclasses.replace(made, skipped=tuple(rows.skipped), source_rows=len(rows))
         _store(made, entry)
-    return dataclasses.replace(_load(entry), fingerprint=fingerprint)
+    return dataclasses.replace(_load(entry), fingerprint=fingerprint, read_from=read_from)
+
+
+def _once(rows: Rows, source: Readable) -> Rows:
+    """The rows, of several versions of each (augment.py) the first: labels are counted by row."""
+    versions = getattr(source, "versions", 1)
+    return rows if versions == 1 else rows.take(list(range(len(rows) // versions)))
 
 
 def _store(encoded: Encoded, entry: Path) -> None:

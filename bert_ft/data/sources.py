@@ -84,6 +84,11 @@ class Source:
             what.append(f"split by {self.split_by}")
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
+    @property
+    def files(self) -> list[Path]:
+        """Those that the rows lie in, of `files:`."""
+        return self.origin.paths if isinstance(self.origin, _Files) else []
+
     def read(self) -> Rows:
         """Reads, checks and selects the rows, at least one; InputError where that fails."""
         bad = BadRows(self.bad_rows)

@@ -33,6 +33,10 @@ CUDNN_WIDTH = 128  # the widest head before Hopper, and a multiple of 8 (cuDNN's
 AMPERE = 8.0  # compute capability from which on cuDNN has it
 # Below, a row's probabilities are small beside its hidden states, and one block is the whole row.
 SPLASH_FROM = 512
+_CONDITIONS = {
+    "splash": f"rows of a multiple of {LANES} tokens",
+    "cudnn": f"train.dtype=bfloat16, an even row length, heads of 8, 16, … {CUDNN_WIDTH} features",
+}
 _NEEDS = {"cudnn": "gpu", "splash": "tpu"}
 
 
@@ -53,12 +57,11 @@ PLAIN = Attend()
 def attend_on(wanted: str, drops: bool, device: jax.Device) -> Attend:
     """config.model.attention and its dropout_of_attention on a kind of device. Raises InputError
     for a kernel that the device can't run."""
-    capable = device.platform != "gpu" or float(_capability(device)) >= AMPERE
     if wanted == "auto":  # cuDNN's has not run on a card here: it is for those who ask for it
         splash = device.platform == "tpu"
         return Attend("splash", SPLASH_FROM, drops) if splash else Attend("plain", 0, drops)
     needed = _NEEDS.get(wanted, device.platform)
-    if device.platform != needed or not (capable or wanted == "plain"):
+    if device.platform != needed or not (wanted != "cudnn" or _is_ampere(device)):
         raise InputError(
             f"config.model.attention is {wanted!r}, but the device is {device.platform!r} "
             f"({device.device_kind}); accepted: 'auto' or 'plain'"
@@ -66,8 +69,22 @@ def attend_on(wanted: str, drops: bool, device: jax.Device) -> Attend:
     return Attend(wanted, 0, drops)
 
 
-def _capability(device: jax.Device) -> str:
-    return getattr(device, "compute_capability", "0")
+def _is_ampere(device: jax.Device) -> bool:
+    """Or later; not a card of another maker, whose capability is no number."""
+    try:
+        return float(getattr(device, "compute_capability", "0")) >= AMPERE
+    except ValueError:
+        return False
+
+
+def require_kernel(how: Attend, length: int, width: int, dtype: jnp.dtype) -> None:
+    """Raises InputError where a kernel that was asked for by name would never be used: in rows of
+    `length` tokens, heads of `width`."""
+    if not how.least and chosen(how, length, length, width, dtype, False) != how.kernel:
+        raise InputError(
+            f"config.model.attention is {how.kernel!r}, with rows of {length} tokens, heads of "
+            f"{width} features and {dtype.name}; accepted: {_CONDITIONS[how.kernel]}; or 'auto'"
+        )
 
 
 def chosen(

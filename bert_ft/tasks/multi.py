@@ -90,6 +90,7 @@ class MultiTask:
             source_rows=rows,
             skipped=tuple(line for data in there for line in data.skipped),
             fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
+            read_from=",".join(data.read_from for data in there),
             aside=aside,
             order=there[0].order if len(there) == 1 else None,
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from bert_ft import paths
 from bert_ft.config import cache_dir
@@ -55,18 +56,28 @@ def write(
     return agreement.compare_adapter(system, params, again, rows, path, base)
 
 
+def names_of(config: ConfigDict) -> list[str]:
+    """Of config.predict.adapters, by which the files are told apart."""
+    return [paths.at(p.strip()).name for p in config.predict.adapters.split(",") if p.strip()]
+
+
+def beside(out: Path, name: str) -> Path:
+    """Where the lines of an adapter go."""
+    return out.with_name(f"{out.stem}.{name}.jsonl")
+
+
 def each(system: System, say: Say) -> Iterator[tuple[str, System, Any, int | None]]:
     """(name, system with its methods, parameters, step) of each of config.predict.adapters, on one
     base, which is loaded once: workdirs of runs, or directories of peft's, which have no step.
     Raises InputError on one that is of another base or of other labels."""
     places = [p.strip() for p in system.config.predict.adapters.split(",")]
-    known = [paths.at(p).name for p in places]
+    known = names_of(system.config)
     if len(set(known)) < len(known):
         raise InputError(
             f"config.predict.adapters: {', '.join(known)} are no names to tell them apart by; "
             "accepted: directories with names of their own"
         )
-    base = base_params(system, optim.make_optimizer(system.config, 1), say)
+    base = base_params(system, say)
     for name, place in zip(known, places, strict=True):
         read = _of_run if (paths.at(place) / "model" / "task.json").is_file() else _of_peft
         yield (name, *read(system, base, paths.at(place), say))

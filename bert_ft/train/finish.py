@@ -18,7 +18,7 @@ from bert_ft.config import flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
 from bert_ft.data.prompts import with_places
-from bert_ft.data.sources import Rows, source_of
+from bert_ft.data.sources import Rows, Source, source_of
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
 from bert_ft.method_checks import prompt_length
@@ -36,9 +36,9 @@ from bert_ft.train.system import (
     assemble,
     in_rows_for,
     load_fitted,
+    rows_of,
     save_model_files,
     trained_on,
-    uris,
 )
 from bert_ft.train.writer import Writer
 
@@ -68,13 +68,6 @@ def predict_set(system: System, programs: Programs, params: Any, data: Encoded) 
     return predictions(
         programs, params, eval_plan(system, data), system.mesh, system.config.data.prefetch
     )
-
-
-def _rows(system: System, name: str) -> Any:
-    """The rows of a set; of a task with several groups a list, an entry a group."""
-    c = system.config
-    read = [source_of(c, uri).read() if uri else None for uri in uris(c, system.task, name)]
-    return read if hasattr(system.task, "groups") else read[0]
 
 
 def judge_set(
@@ -147,8 +140,12 @@ def conclude(
         scores = {**scores, "test": on_test}
         writer.scalars(step, {f"test/{k}": v for k, v in on_test.items()})
         if system.config.eval.report:
-            data, rows = system.sets["test"], _rows(system, "test")
-            answers = system.task.answers(predicted, data, rows)
+            try:
+                rows = rows_of(system, "test")
+            except InputError as e:  # what was trained must not be lost by it
+                writer.say(f"WARNING: no predictions are written: {e}")
+            else:
+                answers = system.task.answers(predicted, system.sets["test"], rows)
     digest = params_sha256(params)
     writer.flush()
     if jax.process_index() != 0:
@@ -240,8 +237,8 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     fitted = load_fitted(workdir)
     # What several trials say of one input has a place for each.
     at = of_all if config.predict.trial == "best" else workdir
-    given, out = _predict_paths(config, at)
-    source = source_of(config, f"files:{given}")
+    source = source_of(config, f"files:{config.predict.input}")
+    out = _predict_path(config, at, source)
     agree("config.predict.input", {"content": source.fingerprint()})
     rows = source.read()
     for line in rows.skipped:
@@ -256,7 +253,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
     if config.predict.adapters:
         for name, its, params, step in adapters.each(system, _tell):
-            at = out.with_name(f"{out.stem}.{name}.jsonl")
+            at = adapters.beside(out, name)
             said = f"adapter {name}" + (f" of step {step:,}" if step is not None else "")
             _label(its, params, data, rows, at, said, {"adapter": name})
         return out.parent
@@ -293,7 +290,7 @@ def _label(
         record.write_lines(out, lines)
         lists = getattr(system.task, "lists", None)  # what a task makes of the lines together
         if lists is not None:
-            record.write_lines(out.with_name(f"{out.stem}.ranked.jsonl"), lists(lines))
+            record.write_lines(_ranked(out), lists(lines))
         cut = sum(line["truncated"] for line in lines)
         print(f"{len(lines):,} rows labelled by {by}, {cut:,} truncated: {out}")
 
@@ -303,15 +300,21 @@ def _tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _predict_paths(config: ConfigDict, workdir: Path) -> tuple[Path, Path]:
-    """(input, output); raises InputError where the output would replace what must stay."""
-    given = paths.at(config.predict.input)
+def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
+    """Where the lines go; raises InputError where they would replace what must stay."""
     folder = workdir / "predictions"
+    given = paths.at(source.uri.removeprefix("files:").partition("?")[0])
     out = paths.at(config.predict.output or str(folder / f"{given.stem}.jsonl"))
+    written = [adapters.beside(out, name) for name in adapters.names_of(config)] or [out]
+    written += [_ranked(at) for at in written]
     for taken, what in (
-        (given, "the input"),
+        *((path, "the input") for path in source.files),
         (folder / "test.jsonl", "the test set's, of the run"),
     ):
-        if out.resolve() == taken.resolve():
-            raise InputError(f"config.predict.output would be {out}, {what}; give another file")
-    return given, out
+        if taken.resolve() in [at.resolve() for at in written]:
+            raise InputError(f"config.predict.output would be {taken}, {what}; give another file")
+    return out
+
+
+def _ranked(out: Path) -> Path:
+    return out.with_name(f"{out.stem}.ranked.jsonl")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,20 +17,23 @@ import optax
 from ml_collections import ConfigDict
 
 from bert_ft import paths
-from bert_ft.config import cache_dir, fixed
+from bert_ft.config import cache_dir, fixed, flat
 from bert_ft.errors import InputError
-from bert_ft.method_checks import names
-from bert_ft.models import hf, peft, positions
-from bert_ft.models.heads import kind_of
+from bert_ft.models import hf, positions
 from bert_ft.models.multi import kinds_of
 from bert_ft.models.shallow import chosen_layers, deepened, picked
-from bert_ft.train import phases
+from bert_ft.train import optim, phases
+from bert_ft.train.adapted import adapted
+from bert_ft.train.barriers import agree
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.refuse import otherwise
 from bert_ft.train.sharding import abstract, replicated
 from bert_ft.train.step import TrainState
 from bert_ft.train.system import System, example_batch
+
+# Keys by which a run's weights are formed, and from what.
+OF_WEIGHTS = ("methods.", "resume", "model.pretrained", "model.layers_from", "train.seed")
 
 
 def checkpoints(
@@ -94,6 +99,7 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
     else:
         count = sum(int(np.prod(w.shape)) for w in wanted.values())
         say(f"start: from scratch, {count:,} parameters")
+    agree("the weights they start from", {"sha256": _digest(found)})
     missing = [path for path in wanted if path not in found]
 
     def initialise(key: jax.Array) -> dict[str, jax.Array]:
@@ -109,21 +115,52 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
     return hf.unflatten({**made, **loaded})
 
 
-def base_params(
-    system: System,
-    optimizer: optax.GradientTransformation,
-    say: Callable[[str], None],
-) -> Any:
+def _digest(found: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays on the host; '' in one process, which has nobody to differ from."""
+    if jax.process_count() == 1:
+        return ""
+    digest = hashlib.sha256()
+    for path, array in sorted(found.items()):
+        digest.update(path.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def base_params(system: System, say: Callable[[str], None]) -> Any:
     """The model's parameters before any training: config.resume's, pretrained, or new."""
     config = system.config
     if config.resume:
-        params, step = trained_params(system, paths.at(config.resume), optimizer, say)
+        params, step = _resumed(system, say)
         say(f"start: parameters of {config.resume}, step {step}")
         return params
     if config.model.pretrained:  # a finished run's own directory has no weights
         at = hf.directory(config.model.pretrained, cache_dir(config))
         system = dataclasses.replace(system, pretrained=at)
     return initial_params(system, say)
+
+
+def _resumed(system: System, say: Callable[[str], None]) -> tuple[Any, int]:
+    """(the parameters of the run in config.resume, its step): formed as that run formed them and
+    merged, so that this one may train another part of the model."""
+    workdir = paths.at(system.config.resume)
+    path = workdir / "config.json"
+    own = json.loads(path.read_text()) if path.is_file() else {}
+    config = system.config.copy_and_resolve_references()
+    config.resume, config.methods.use = "", ""
+    for key, value in own.items():
+        if key.startswith(OF_WEIGHTS) and key in flat(config):
+            config.update_from_flattened_dict({key: value})
+    its = dataclasses.replace(system, config=config)
+    optimizer = optim.make_optimizer(config, 1)
+    trained, step, digest = trained_at(its, workdir, optimizer, say)
+    frozen = frozen_again(its, optimizer, digest, say)
+    params = full(its, trained, frozen, step)
+    if its.weights.plain:
+        return params, step
+    places = jax.tree.map(lambda s: s.sharding, system.abstract_params)
+    try:
+        return jax.jit(its.weights.merged, out_shardings=places)(params), step
+    except InputError as e:
+        raise InputError(f"config.resume: {workdir}: {e}") from None
 
 
 def abstract_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:
@@ -144,9 +181,9 @@ def fresh_state(
 ) -> TrainState:
     """The state of step 0."""
     like = abstract_state(system, optimizer)
-    params, frozen = _begun(system, base_params(system, optimizer, say), like)
+    params, frozen = _begun(system, base_params(system, say), like)
     if system.config.model.adapter:
-        params = _adapted(system, params, say)
+        params = adapted(system, params, say)
     places = jax.tree.map(lambda s: s.sharding, like.opt_state)
     opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
     step = jax.device_put(jnp.int32(0), like.step.sharding)
@@ -160,39 +197,6 @@ def _begun(system: System, model: Any, like: TrainState) -> tuple[Any, Any]:
     places = jax.tree.map(lambda s: s.sharding, (like.params, like.frozen))
     begin = functools.partial(system.weights.begin, seed=system.config.train.seed)
     return jax.jit(begin, out_shardings=places, donate_argnums=0)(model)
-
-
-def _adapted(system: System, trained: Any, say: Callable[[str], None]) -> Any:
-    """What is trained, with config.model.adapter's values. Raises InputError where that adapter is
-    of another method, or form, than the config's."""
-    at, m = system.config.model.adapter, system.config.methods
-    model = hf.flatten(system.abstract_params)
-    adapter = peft.read(paths.at(at), model, system.encoder, kind_of(system.model.head))
-    wrong = [f"methods.use={adapter.use}"] if adapter.use not in names(system.config) else []
-    for knob, value in adapter.knobs.items():
-        if not wrong and m[adapter.use][knob] != value:
-            wrong.append(f"methods.{adapter.use}.{knob}={value}")
-    if wrong:
-        flags = " ".join(f"--config.{flag}" for flag in wrong)
-        raise InputError(f"config.model.adapter: {at} is of another form; give {flags}")
-    flat = hf.flatten(trained)
-    other = sorted(adapter.tensors.keys() - flat.keys())
-    other += [p for p in flat if p not in adapter.tensors and p.startswith("encoder/")]
-    if other:
-        raise InputError(
-            f"config.model.adapter: {at} and this run do not both have {', '.join(other[:3])}; "
-            f"give the methods.{adapter.use}.targets and methods.also_train that it was made with"
-        )
-    for path, array in adapter.tensors.items():
-        if array.shape != flat[path].shape:
-            raise InputError(
-                f"config.model.adapter: {at}: {path} has shape {array.shape}, "
-                f"the model's {flat[path].shape}"
-            )
-        flat[path] = jax.device_put(array, flat[path].sharding)
-    new = sorted(flat.keys() - adapter.tensors.keys())
-    say(f"start: adapter {at}, a {adapter.use}; new: {', '.join(new) or '-'}")
-    return hf.unflatten(flat)
 
 
 def frozen_digest(frozen: Any) -> str:
@@ -211,7 +215,7 @@ def frozen_again(
     if system.weights.plain:
         return {}
     like = abstract_state(system, optimizer)
-    frozen = _begun(system, base_params(system, optimizer, say), like)[1]
+    frozen = _begun(system, base_params(system, say), like)[1]
     now = frozen_digest(frozen)
     if now != digest:
         raise InputError(
@@ -251,6 +255,7 @@ def initial_state(
     that may be due at its step was made before it was saved)."""
     restored = saved.restore(saved_part(abstract_state(system, optimizer)), meta(system))
     if restored is None:
+        saved.forget_best()
         return fresh_state(system, optimizer, say), True
     say(f"start: own checkpoint of step {restored[1]}")
     phases.add(restored[2].get("seconds", {}))

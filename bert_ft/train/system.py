@@ -26,7 +26,7 @@ from bert_ft.method_checks import names, prompt_length
 from bert_ft.methods.registry import make_weights
 from bert_ft.methods.weights import Weights
 from bert_ft.models import families, hf
-from bert_ft.models.attention import attend_on
+from bert_ft.models.attention import attend_on, require_kernel
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.models.lstm import lstm_config
@@ -194,6 +194,9 @@ def assemble(
     attend = attend_on(m.attention, m.dropout_of_attention, device)
     model = Model(encoder, task.head(fitted), dtype, m.remat, m.layer_loop, attend)
     row_length = _row_length(config, longest, device.platform)
+    if isinstance(encoder, EncoderConfig):
+        width = encoder.hidden_size // encoder.num_attention_heads
+        require_kernel(attend, row_length, width, dtype)
     system = System(
         config, mesh, task, tokenizer, model, encoder, made, fitted, row_length, pretrained
     )
@@ -242,6 +245,21 @@ def _read_set(
     if all(data is None for data in made):
         return None
     return task.merge(made) if hasattr(task, "groups") else made[0]
+
+
+def rows_of(system: System, name: str) -> Any:
+    """The rows of a set; of a task with several groups a list, an entry a group. Raises InputError
+    where they are no longer those that were encoded."""
+    c = system.config
+    sources = [source_of(c, uri) if uri else None for uri in uris(c, system.task, name)]
+    now = ",".join(source.fingerprint() for source in sources if source)
+    if now != system.sets[name].read_from:
+        raise InputError(
+            f"config.data.{name} has changed since it was read, so the predictions are of other "
+            "rows; score it again with --mode=eval"
+        )
+    read = [source.read() if source else None for source in sources]
+    return read if hasattr(system.task, "groups") else read[0]
 
 
 def _tell(name: str, data: Encoded, say: Callable[[str], None]) -> None:

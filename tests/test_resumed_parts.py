@@ -1,0 +1,37 @@
+"""config.resume between runs that train other parts of a model."""
+
+import numpy as np
+import pytest
+from conftest import read_jsonl, remove
+
+SHORT = ("--config.data.dev=", "--config.data.row_counts=1")
+
+
+def answers(done):
+    return [row["probabilities"]["positive"] for row in read_jsonl(
+        done.workdir / "predictions" / "test.jsonl")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("lora", "lora"), ("lora", ""), ("", "bitfit"), ("pfeiffer", "pfeiffer")]
+)
+def test_a_run_begins_with_what_the_other_has_learnt(first, then, run_here, tmp_path):
+    """At a rate of next to nothing it answers alike; then its own checkpoint finds it again."""
+    use = f"--config.methods.use={first}"
+    one = run_here(tmp_path / "one", *SHORT, use, "--config.train.steps=8").ok()
+    flags = [*SHORT, f"--config.methods.use={then}", f"--config.resume={tmp_path / 'one'}"]
+    flags += ["--config.train.steps=2", "--config.train.learning_rate=1e-12"]
+    if first == "pfeiffer":
+        # Modules between layers are no part of a plain model.
+        run_here(tmp_path / "two", *flags).refused("pfeiffer", "config.resume")
+        return
+    two = run_here(tmp_path / "two", *flags, "--config.checkpoint.every_steps=1").ok()
+    assert f"parameters of {tmp_path / 'one'}, step 8" in two.err
+    np.testing.assert_allclose(answers(two), answers(one), atol=2e-5)
+    assert np.ptp(answers(one)) > 0.02
+    if then:
+        assert two.result["params"]["trainable"] < two.result["params"]["total"]
+    remove(tmp_path / "two", "checkpoints/2", "best", "result.json")
+    again = run_here(tmp_path / "two", *flags, "--config.checkpoint.every_steps=1").ok()
+    assert "own checkpoint of step 1" in again.err
+    assert again.result["params_sha256"] == two.result["params_sha256"]
