@@ -40,7 +40,9 @@ def compare(
     first = rows[a[0]]
     for run in (*a[1:], *b):
         _same_questions(first, rows[run], a[0], run)
-    judged = {run: judge(rows[run], metric, str(_file(run))) for run in (*a, *b)}
+    judged = {
+        run: judge(rows[run], metric, str(_file(run)), _positive(run, metric)) for run in (*a, *b)
+    }
     for run, one in judged.items():
         _as_recorded(one, results[run], metric, run)
     found = difference([judged[run] for run in a], [judged[run] for run in b], resamples, seed)
@@ -97,6 +99,14 @@ def _file(run: Path) -> Path:
 
 def _name(runs: Sequence[Path]) -> str:
     return str(runs[0]) if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more"
+
+
+def _positive(run: Path, metric: str) -> str:
+    """task.positive_label of a run, or of its part that the metric is of."""
+    config, key = read_object(run / "config.json"), "task.positive_label"
+    part = metric.rpartition("/")[0]
+    own = json.loads(config.get("task.parts") or "{}").get(part, {}) if part else {}
+    return str(own.get(key, config.get(key, "")))
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:

@@ -18,11 +18,11 @@ class InputError(Exception):
 
 
 class NotFinite(Exception):
-    """The loss became NaN or infinite. Carries the step and the row indices of its batch; -1 is a
-    text of data.unlabelled."""
+    """The loss or its gradient became NaN or infinite. Carries the step and the row indices of its
+    batch; -1 is a text of data.unlabelled."""
 
-    def __init__(self, step: int, rows: list[int]):
-        super().__init__(f"loss is not finite at step {step}; rows of its batch: {rows}")
+    def __init__(self, step: int, rows: list[int], what: str = "loss"):
+        super().__init__(f"{what} is not finite at step {step}; rows of its batch: {rows}")
         self.step = step
         self.rows = rows
 

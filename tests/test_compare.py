@@ -92,6 +92,8 @@ def test_scores_of_each_kind_of_rows():
     }
     for name, value in expected.items():
         assert judge(CLASSES, name, "").whole == pytest.approx(value), name
+    other = judge(CLASSES, "f1", "", positive="0").whole
+    assert other == pytest.approx(f1_score(gold, said, pos_label="0")) != expected["f1"]
     x, y = ([row[s] for row in RATINGS] for s in ("label", "prediction"))
     assert judge(RATINGS, "pearson", "").whole == pytest.approx(scipy.stats.pearsonr(x, y)[0])
     assert judge(RATINGS, "spearman", "").whole == pytest.approx(scipy.stats.spearmanr(x, y)[0])

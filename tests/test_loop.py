@@ -5,11 +5,14 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import read_jsonl
+from conftest import read_jsonl, remove
 
-from bert_ft.train import loop
+from bert_ft.train import finish, loop
+from bert_ft.train.lock import locked
+from bert_ft.train.processes import this_host
 from bert_ft.train.step import CompileCount, Programs
 
 
@@ -55,6 +58,68 @@ def test_the_best_loss_is_the_lowest(run_here, tmp_path):
     best = min(losses, key=losses.__getitem__)
     assert best != max(losses) and done.result["steps"] == best
     assert done.result["eval"]["dev/loss"]["mean"] == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_what_another_run_left_is_not_the_best(run_here, tmp_path):
+    """Without its checkpoints nothing says whose `best/` is; the next run's must not be that."""
+    flags = ["--config.eval.every_steps=2", "--config.train.steps=6", "--config.eval.report=False"]
+    for name, more in (("best", ["--config.eval.keep_best=True"]), ("last", [])):
+        workdir, seed = tmp_path / name, "--config.train.seed=1"
+        # Of the other run each score on dev is better, and its steps are the same.
+        run_here(workdir, *flags, *more, "--config.train.learning_rate=1e-3").ok()
+        remove(workdir, "checkpoints")
+        own = [*flags, *more, seed, "--config.train.learning_rate=1e-6"]
+        again, alone = run_here(workdir, *own).ok(), run_here(tmp_path / f"{name}_alone", *own).ok()
+        assert again.result["params_sha256"] == alone.result["params_sha256"]
+        assert again.result["steps"] == alone.result["steps"]
+        scored = run_here(workdir, *own, "--mode=eval").ok()
+        assert scored.result["params_sha256"] == alone.result["params_sha256"]
+
+
+def test_a_gradient_that_is_not_finite(run_here, tmp_path, monkeypatch):
+    """The loss of its step is; the parameters after it are lost: neither saved nor scored."""
+
+    class Spoiled(Programs):
+        def __call__(self, state, batch):
+            state, metrics = super().__call__(state, batch)
+            with jax.transfer_guard("allow"):
+                lost = jnp.where(state.step == 3, jnp.nan, metrics["gradient_norm"])
+            return state, {**metrics, "gradient_norm": lost}
+
+    monkeypatch.setattr(loop, "Programs", Spoiled)
+    flags = ["--config.train.steps=3", "--config.checkpoint.every_steps=1"]
+    done = run_here(tmp_path / "run", *flags)
+    assert done.code == 77 and "gradient is not finite at step 3; rows" in done.err
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))[-1] == "2"
+
+
+def test_one_training_at_a_time_in_a_workdir(run_here, tmp_path):
+    flags = ["--config.train.steps=2", "--config.eval.report=False"]
+    run_here(tmp_path / "run", *flags).ok()
+    with locked(tmp_path / "run"):
+        run_here(tmp_path / "run", *flags).refused(f"{this_host()} is training there")
+        run_here(tmp_path / "run", *flags, "--mode=eval").ok()
+    run_here(tmp_path / "run", *flags).ok()
+
+
+def test_a_test_set_that_changes_meanwhile(run_here, world, tmp_path, monkeypatch):
+    """Its texts are no longer those that were scored; the run is not lost by it."""
+    path = tmp_path / "test.jsonl"
+    path.write_text(world.test.read_text())
+
+    def edited(*args):
+        path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+        return finish.tune(*args)
+
+    monkeypatch.setattr(loop, "tune", edited)
+    flags = ["--config.train.steps=2", f"--config.data.test=files:{path}"]
+    done = run_here(tmp_path / "run", *flags).ok()
+    assert "no predictions are written: config.data.test has changed" in done.err
+    assert "test/accuracy" in done.result["eval"]
+    assert not (tmp_path / "run" / "predictions" / "test.jsonl").exists()
+    again = run_here(tmp_path / "run", *flags, "--mode=eval").ok()
+    assert again.result["eval"]["test/accuracy"] == done.result["eval"]["test/accuracy"]
+    assert len(read_jsonl(tmp_path / "run" / "predictions" / "test.jsonl")) == 45
 
 
 def test_a_loss_that_is_not_finite(run_here, tmp_path):

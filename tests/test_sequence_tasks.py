@@ -12,7 +12,7 @@ from small import config, encoded, init, model, varied
 
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.sources import Rows
-from bert_ft.errors import InputError
+from bert_ft.errors import InputError, Preempted
 from bert_ft.evals.answers import prediction_sections
 from bert_ft.models import hf
 from bert_ft.models.heads import Coral
@@ -21,6 +21,7 @@ from bert_ft.tasks.multilabel import MultiLabel, best_threshold
 from bert_ft.tasks.ordinal import Ordinal
 from bert_ft.tasks.registry import TASKS
 from bert_ft.tasks.regression import Regression
+from bert_ft.train import loop
 from bert_ft.train.step import loss_and_gradient
 
 
@@ -298,7 +299,7 @@ def test_answers_of_ranks():
     assert task.score(predicted, data)["rmse"] == 0
 
 
-def test_thresholds_of_dev_are_kept_and_used(run_here, world: World, tmp_path):
+def test_thresholds_of_dev_are_kept_and_used(run_here, world: World, tmp_path, monkeypatch):
     """A whole run, of the baseline, which takes the encoder's place."""
     rows = [
         {"id": r["id"], "text": r["text"], "label": ["good"] * r["label"] + ["film"] * (i % 3 == 0)}
@@ -326,6 +327,16 @@ def test_thresholds_of_dev_are_kept_and_used(run_here, world: World, tmp_path):
     hits = sum(len(set(a["label"]) & set(a["prediction"])) for a in answers)
     both = sum(len(a["label"]) + len(a["prediction"]) for a in answers)
     assert result["eval"]["test/f1_micro"]["mean"] == pytest.approx(2 * hits / both)
+
+    # A start of the finished run, left before dev is scored anew, does not take them away.
+    def left(*_):
+        raise Preempted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "score_set", left)
+        assert run_here(workdir, *flags).code == 75
+    kept = json.loads((workdir / "model/task.json").read_text())["fitted"]["thresholds"]
+    assert kept == thresholds
     # Another process reads them with the model.
     (tmp_path / "new.jsonl").write_text(sets["test"].read_text())
     predict = ["--mode=predict", f"--config.predict.input={tmp_path / 'new.jsonl'}"]

@@ -15,14 +15,15 @@ from bert_ft.evals.paired import Judged
 Row = dict[str, Any]
 
 
-def judge(rows: Sequence[Row], metric: str, where: str) -> Judged:
-    """The rows of a predictions file, each with its label. `metric` may begin with 'PART/'.
+def judge(rows: Sequence[Row], metric: str, where: str, positive: str = "") -> Judged:
+    """The rows of a predictions file, each with its label. `metric` may begin with 'PART/';
+    `positive` is task.positive_label, whose F1 is meant; '' is the second of two.
 
     Raises InputError where the rows have no such score; `where` names the file."""
     part, slash, name = metric.rpartition("/")
     if slash:
         rows = rows_of_part(rows, part)
-    kinds = _scores(rows) if rows else {}
+    kinds = _scores(rows, positive) if rows else {}
     if name not in kinds:
         there = ", ".join(kinds) or "none: there are no rows with a label"
         raise InputError(f"{where}: no score {metric!r} by example; accepted: {there}")
@@ -42,7 +43,7 @@ def rows_of_part(rows: Sequence[Row], part: str) -> list[Row]:
     return [own(row) for row in rows if has(row)]
 
 
-def _scores(rows: Sequence[Row]) -> dict[str, Callable[[], Judged]]:
+def _scores(rows: Sequence[Row], positive: str) -> dict[str, Callable[[], Judged]]:
     """{metric: what makes it} that rows of this kind have."""
     sides = [row.get(side) for row in rows for side in ("label", "prediction")]
     if spans.are_answers(rows):
@@ -54,8 +55,9 @@ def _scores(rows: Sequence[Row]) -> dict[str, Callable[[], Judged]]:
         of = (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae)
         return {metric.__name__: partial(_regression, rows, metric) for metric in of}
     if all(isinstance(x, str | int) for x in sides):
-        names = ["accuracy", "f1_macro", "mcc", *(["f1"] if len(_classes(rows)) == 2 else [])]
-        return {name: partial(_classification, rows, name) for name in names}
+        one = positive or len(_classes(rows)) == 2
+        names = ["accuracy", "f1_macro", "mcc", *(["f1"] if one else [])]
+        return {name: partial(_classification, rows, name, positive) for name in names}
     return {}
 
 
@@ -66,7 +68,7 @@ def _classes(rows: Sequence[Row]) -> list[str]:
     return known + sorted(seen - set(known))
 
 
-def _classification(rows: Sequence[Row], name: str) -> Judged:
+def _classification(rows: Sequence[Row], name: str, positive: str) -> Judged:
     names = _classes(rows)
     number = {name: i for i, name in enumerate(names)}
     values = np.array([[number[str(row[s])] for s in ("label", "prediction")] for row in rows])
@@ -76,7 +78,7 @@ def _classification(rows: Sequence[Row], name: str) -> Judged:
         if name == "accuracy":
             return metrics.accuracy(labels, guesses)
         if name == "f1":
-            return metrics.binary_f1(labels, guesses)
+            return metrics.binary_f1(labels, guesses, number.get(positive, -1) if positive else 1)
         confusion = metrics.confusion_matrix(labels, guesses, len(names))
         if name == "mcc":
             return metrics.matthews_correlation(confusion)

@@ -115,13 +115,14 @@ class Checkpoints:
         """
         self._best.save(step, state, {**meta, "score": float(score)})
 
+    def forget_best(self) -> None:
+        """A run that begins anew has no best yet: what another left in `best/` is neither read nor
+        kept, once there is one."""
+        self._best.forget()
+
     def best(self) -> tuple[int, float] | None:
         """(step, score) of the checkpoint in `best/`, or None if there is none that can be read."""
-        self._best.settle()
-        for step in reversed(self._best.steps()):
-            with contextlib.suppress(Exception):
-                return step, self._best.read_meta(step)["meta"]["score"]
-        return None
+        return self._best.scored()
 
     def restore_best(
         self, abstract_state: PyTree, meta: Mapping[str, Any]

@@ -230,11 +230,12 @@ def named(group: Group, k: int) -> str:
 
 
 def note_lost(
-    group: Group, places: Places, loss: np.ndarray, step: int, say: Callable[[str], None]
+    group: Group, places: Places, good: np.ndarray, step: int, say: Callable[[str], None]
 ) -> None:
-    """Stops the trials whose loss (trials,) in the program's step before `step` is not finite;
-    raises NotFinite where none is left, unless a sweep stopped some, which has learnt from them."""
-    for k in map(int, np.flatnonzero(~np.isfinite(loss) & places.live(step - 1))):
+    """Stops the trials whose loss or gradient in the program's step before `step` was not `good`,
+    bool (trials,); raises NotFinite where none is left, unless a sweep stopped some, which has
+    learnt from them."""
+    for k in map(int, np.flatnonzero(~good & places.live(step - 1))):
         places.stop(k, step, None, why=LOST)
         say(f"{named(group, k)}: loss is not finite at step {places.age(k, step)}; it ends here")
     lost = [(k, stop) for k, stop in places.stopped.items() if stop.why == LOST]

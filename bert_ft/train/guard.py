@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ from bert_ft.config import flat
 from bert_ft.errors import EXIT_STUCK, KNOWN, InputError, Stuck, first_line, told
 from bert_ft.train import barriers, phases, preemption, processes, watchdog
 from bert_ft.train.backend import require_backend
+from bert_ft.train.lock import locked
 from bert_ft.train.record import versions
 
 # What a collective or the coordination service says when the other side is gone.
@@ -63,7 +64,9 @@ def guarded(
         stop.follow(here)
         try:
             _check(config, workdir, mode, place)
-            yield
+            alone = mode == "train" and (here is None or here.process == 0)
+            with locked(workdir) if alone else nullcontext():
+                yield
             barriers.barrier("the end")
             if here is not None:
                 here.post("left", "0")

@@ -120,7 +120,9 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             require_metric(system, scored(system, state))
         if jax.process_index() == 0:
             write_json(workdir / "config.json", flat(config))
-            save_model_files(system, workdir)
+            # Of a finished run they have what was tuned on dev, until it is tuned anew.
+            if first < steps or not (workdir / "model" / "task.json").is_file():
+                save_model_files(system, workdir)
         writer = open_writer(config, workdir, steps, first, lines)
         try:
             return _train(system, plan, state, assessed, saved, writer, workdir, started)

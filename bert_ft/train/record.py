@@ -81,8 +81,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines."""
-    write_text(path, "".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects))
+    """JSON lines. What JSON has no form for, such as a timestamp of a Parquet file, is its text."""
+    lines = (json.dumps(o, ensure_ascii=False, default=str) + "\n" for o in objects)
+    write_text(path, "".join(lines))
 
 
 def versions() -> dict[str, str]:
@@ -111,11 +112,17 @@ def git_commit() -> str:
         return ""
 
 
+def finite(metrics: Mapping[str, Any]) -> np.ndarray:
+    """bool (), or (trials,): whether the loss of a step is finite, and its gradient: if not, the
+    parameters after it are lost, though the loss tells only in the next step."""
+    return np.isfinite(metrics["loss"]) & np.isfinite(metrics["gradient_norm"])
+
+
 def require_finite(metrics: Mapping[str, Any] | None, step: int, plan: BatchPlan) -> None:
     """Raises NotFinite, with its batch's source rows, for the metrics of the step before `step`."""
-    if metrics is not None and not np.isfinite(metrics["loss"]).all():
-        examples = plan.examples(step - 1)
-        raise NotFinite(step, [int(r) for r in np.asarray(plan.data.row[examples])])
+    if metrics is not None and not finite(metrics).all():
+        rows = [int(r) for r in np.asarray(plan.data.row[plan.examples(step - 1)])]
+        raise NotFinite(step, rows, "gradient" if np.isfinite(metrics["loss"]).all() else "loss")
 
 
 def trained_shapes(system: System) -> Any:

@@ -64,9 +64,12 @@ class MetricsFile:
         self._file.close()
 
     def _keep(self, wanted: Callable[[dict], bool]) -> None:
+        there = self._path.read_bytes()
         kept = [line for line in read_metrics(self._path) if wanted(line)]
         self._last_step = max((line["step"] for line in kept), default=-1)
         self._last_keys = {_key(line) for line in kept if line["step"] == self._last_step}
+        if len(kept) == there.count(b"\n") and there.endswith(b"\n"):
+            return  # the file stays the one that a run which is under way appends to
         fresh = self._path.with_name(self._path.name + ".tmp")
         with fresh.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)

@@ -48,7 +48,9 @@ class Store:
         self._manager: ocp.CheckpointManager | None = None
         self._pending: int | None = None  # the step whose save has not been waited for
         self._error: Exception | None = None  # that kept it from starting
+        # The next save removes both.
         self._stale: set[int] = set()  # damaged, or later than the step that was restored
+        self._foreign: set[int] = set()  # of another run
 
     def open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -82,12 +84,20 @@ class Store:
         return self._manager
 
     def steps(self) -> list[int]:
+        """As process 0 sees them: a network file system may show another process others."""
         found = ocp.path.step.standard_name_format().find_all(self._directory)
-        return sorted(entry.step for entry in found)
+        return share("steps saved", sorted(entry.step for entry in found))[0]
+
+    def own(self) -> list[int]:
+        return [step for step in self.steps() if step not in self._foreign]
+
+    def forget(self) -> None:
+        """What is there is not of this run."""
+        self._foreign = set(self.steps())
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
         self.settle()
-        if step in set(self.steps()) - self._stale:
+        if step in set(self.own()) - self._stale:
             self.failure = None
             return
         leaves = flatten(state)
@@ -104,11 +114,11 @@ class Store:
 
     def _start(self, step: int, args: ocp.args.Composite) -> None:
         manager = self.open()
-        for old in sorted(self._stale & set(self.steps())):
-            why = "damaged, or later than the step that was restored"
+        for old in sorted((self._stale | self._foreign) & set(self.steps())):
+            why = "damaged, or later than the step that this run began from"
             self._say(f"checkpoint {self._directory / str(old)} is removed: {why}")
             manager.delete(old)
-        self._stale = set()
+        self._stale, self._foreign = set(), set()
         with jax.transfer_guard("allow"):
             manager.save(step, args=args, force=True)
 
@@ -131,6 +141,18 @@ class Store:
         # The next save opens a new manager: this one counts the failed step among its own. Opening
         # also frees the space that the half-written one takes.
         self.close()
+
+    def scored(self) -> tuple[int, float] | None:
+        """(step, the score in its meta) of the newest that can be read."""
+        self.settle()
+        for step in reversed(self.own()):
+            content, error = _attempt(self.read_meta, step)
+            if everywhere(error is None):
+                return step, content["meta"]["score"]
+            path = self._directory / str(step)
+            self._say(f"WARNING: checkpoint {path} is damaged ({reason(error)}), not used")
+            self._stale.add(step)
+        return None
 
     def read_meta(self, step: int) -> dict[str, Any]:
         path = self._directory / str(step) / "meta"
@@ -156,7 +178,7 @@ class Store:
         self, abstract: PyTree, meta: Mapping[str, Any], step: int | None
     ) -> tuple[PyTree, int, dict[str, Any]] | None:
         self.settle()
-        found = self.steps()
+        found = self.own()
         if step is not None and step not in found:
             raise InputError(f"{self._directory}: no checkpoint of step {step}; there are {found}")
         faults = []

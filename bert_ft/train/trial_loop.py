@@ -111,6 +111,9 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
     of all."""
     settings = trials.settings(config)
     _require_same(settings, workdir)
+    # Else the scores of what was best so far would be taken for those of a trial's end.
+    if not (workdir / "result.json").is_file():
+        raise InputError(f"{workdir}: its trials have not ended; go on with --mode=train")
     numbers_of = programs_of_trials(config, settings)
     for number, numbers in enumerate(numbers_of):
         members = None
@@ -185,7 +188,8 @@ def _run_group(
             write_json(workdir / "config.json", flat(config))
             for one, own in zip(group.systems, folders, strict=True):
                 write_json(own / "config.json", flat(one.config))
-                save_model_files(one, own)
+                if not is_done(own):  # it has what was tuned on dev
+                    save_model_files(one, own)
         turns = -(-len(group) // group.waves[-1].stop)  # at most, of a place
         writer = open_writer(config, folder, group.longest * turns, first, lines)
         opened.callback(writer.close)
@@ -193,5 +197,8 @@ def _run_group(
             opened.enter_context(checkpoints(s.config, own, say))
             for s, own in zip(group.systems, folders, strict=True)
         ]
+        if not first:
+            for store in bests:
+                store.forget_best()
         results = Results(group, places, held, bests, folders)
         return Training(results, first, assessed, saved, writer, started, prune).run()

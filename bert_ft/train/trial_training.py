@@ -19,7 +19,7 @@ from bert_ft.train import phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import score_set
 from bert_ft.train.group import Prune, named, note_lost, programs_of
-from bert_ft.train.record import StepClock, summary
+from bert_ft.train.record import StepClock, finite, summary
 from bert_ft.train.step import CompileCount
 from bert_ft.train.trial_results import Results
 from bert_ft.train.writer import Writer
@@ -144,7 +144,7 @@ class Training:
 
     def look(self, metrics: dict[str, np.ndarray] | None, step: int) -> None:
         if metrics is not None:
-            note_lost(self.group, self.places, metrics["loss"], step, self.writer.say)
+            note_lost(self.group, self.places, finite(metrics), step, self.writer.say)
 
     def save(self, step: int, assessed: bool = True) -> None:
         self.look(self.writer.flush(), step)
