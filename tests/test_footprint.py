@@ -1,5 +1,6 @@
 """Bytes a device by group, and what no rule could split, before the first step."""
 
+import dataclasses
 import json
 import re
 
@@ -67,6 +68,16 @@ def test_the_table_adds_up_and_is_short():
     assert columns[-1][0].strip() == "total"
     np.testing.assert_allclose(numbers[:-1].sum(axis=0), numbers[-1], atol=0.035)
     assert "of gradient within a step" in lines[-1]
+
+
+def test_what_is_frozen_has_no_gradient():
+    made = state(mesh(), "replicate")
+    encoder = sum(x.size * 4 for x in jax.tree.leaves(made.params["encoder"]))
+    head = sum(x.size * 4 for x in jax.tree.leaves(made.params["top"]))
+    params = {"top": made.params["top"]}
+    split = dataclasses.replace(made, params=params, frozen={"encoder": made.params["encoder"]})
+    assert f", and {(encoder + head) / 1e6:.2f} of gradient" in footprint.table(made, 1)[-1]
+    assert f", and {head / 1e6:.2f} of gradient" in footprint.table(split, 1)[-1]
 
 
 @pytest.mark.parametrize(

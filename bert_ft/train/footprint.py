@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.mesh_rules import axes_of, rules_of, user_rules
 from bert_ft.models.hf import flatten
-from bert_ft.train.sharding import describe, split
+from bert_ft.train.sharding import describe, held_bytes, split
 
 # The first whose pattern is found in a parameter's path.
 _GROUPS = (
@@ -67,7 +67,7 @@ def table(state: Any, devices: int) -> list[str]:
     made = [f"{'memory, MB':<18}{'whole':>11}{f'on each of {devices}':>15}"]
     for name, (whole, part) in rows.items():
         made.append(f"{name:<18}{whole / 1e6:>11,.2f}{part / 1e6:>15,.2f}")
-    made[-1] += f", and {parameters[1] / 1e6:,.2f} of gradient within a step"
+    made[-1] += f", and {held_bytes(state.params) / 1e6:,.2f} of gradient within a step"
     return made
 
 
