@@ -30,7 +30,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,13 @@ def intervals(events: Iterable[Mapping[str, Any]]) -> list[tuple[float, float, s
     ]
 
 
-def shares(ran: Sequence[tuple[float, float, str]], containers: set[str]) -> Counter[str]:
+def shares(ran: Sequence[tuple[float, float, str]], containers: set[str]) -> dict[str, float]:
     """µs of each instruction: a moment is shared by all that run in it, loops aside."""
     points = sorted(
         [(start, 1, n) for n, (start, _, _) in enumerate(ran)]
         + [(end, -1, n) for n, (_, end, _) in enumerate(ran)]
     )
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     active: set[int] = set()
     for (at, kind, n), (until, _, _) in zip(points, points[1:], strict=False):
         (active.add if kind > 0 else active.discard)(n)
@@ -121,7 +121,8 @@ def rates(products: Iterable[Product], seconds: float) -> dict[Product | str, fl
 
     def median(run: Any, *given: Any) -> float:
         run(*given).block_until_ready()
-        spent, stop = [], time.monotonic() + seconds
+        spent: list[float] = []
+        stop = time.monotonic() + seconds
         while not spent or time.monotonic() < stop:
             began = time.perf_counter()
             run(*given).block_until_ready()
@@ -170,7 +171,7 @@ def measure(steps: int, seconds: float) -> dict[str, Any]:
     ran = profiled(programs, state, batches[WARMUP + steps :])
     measured.append(rates(known, seconds))
     best = {key: max(found[key] for found in measured) for key in measured[0]}
-    parts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    parts: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     containers = {i.name for i in hlo.instructions.values() if i.opcode in CONTAINERS}
     for name, us in shares(ran, containers).items():
         parts[part_of(hlo.instructions[name])]["ms"] += us / 1e3 / steps

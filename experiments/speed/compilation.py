@@ -48,9 +48,9 @@ class Heard:
     def _hit(self, event: str, **_: Any) -> None:
         self.hits += event == HIT
 
-    def _spent(self, event: str, seconds: float, **about: Any) -> None:
+    def _spent(self, event: str, duration_secs: float, **about: Any) -> None:
         if event in self.spent and self.name in str(about.get("fun_name")):
-            self.spent[event].append(seconds)
+            self.spent[event].append(duration_secs)
 
     @property
     def count(self) -> int:

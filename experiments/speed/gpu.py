@@ -138,6 +138,10 @@ def theirs(case: dict[str, Any], lengths: np.ndarray) -> tuple[Callable[[], None
 
 def measure(case: dict[str, Any], tiny: bool) -> dict[str, Any]:
     """A case, in this process."""
+    if case["of"] != "transformers":
+        from bert_ft import command_line, config
+
+        command_line.prepare_host(config.default())
     if case["of"] == "card":
         return card(tiny)
     if case["of"] == "check":

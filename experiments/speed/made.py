@@ -162,7 +162,8 @@ class Trials:
 
         waves = [fleet.stack(map(begun, wave), len(wave), system.mesh) for wave in group.waves]
         programs = programs_of(group, waves[0], alike=True)
-        batches = group.fetch(group.places("accuracy").seats(), 0)
+        fetched = group.fetch(group.places("accuracy").seats(), 0)
+        batches = [batch for batch in fetched if batch is not None]  # all are live at step 0
         programs.compile(waves[0], batches[0], beside=({},))
 
         def step() -> None:
