@@ -233,7 +233,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         "False, or data.dev set to choose on",
     )
     require(
-        not (c.eval.keep_best and not c.eval.every_steps),
+        not (mode == "train" and c.eval.keep_best and not c.eval.every_steps),
         "eval.every_steps",
         0,
         "more than 0 with eval.keep_best, which chooses among the steps at which dev is scored",

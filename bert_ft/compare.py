@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def sentence(
     better = d.gap < 0 if lower_is_better(metric) else d.gap > 0
     verdict = "better than" if better else "worse than" if d.gap else "the same as"
     test = f"; paired test p = {d.p:.3g}" if d.p is not None else ""
-    certain = d.low > 0 or d.high < 0 if d.p is None else d.p < LIKELY
+    # The test exchanges answers and knows nothing of seeds; the interval draws both.
+    certain = (d.low > 0 or d.high < 0) and (d.p is None or d.p < LIKELY)
     end = "which chance alone would rarely bring" if certain else "which may well be chance"
     if not d.gap:
         end = "on this set"
@@ -140,6 +142,11 @@ def _asked(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_recorded(judged: Judged, result: dict[str, Any], metric: str, run: Path) -> None:
+    if not math.isfinite(judged.whole):
+        raise InputError(
+            f"{_file(run)}: its {metric} is undefined, as of predictions that are all alike; "
+            "accepted: runs with a score, or another --metric"
+        )
     recorded = (result.get("eval", {}).get(f"test/{metric}") or {}).get("mean")
     if recorded is not None and abs(recorded - judged.whole) > 1e-5:
         raise InputError(

@@ -94,7 +94,7 @@ def preflight(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
         say(f"preflight: compiling for {kind}:{shape}, {len(devices)} devices; may take minutes")
         here = on_devices(system, devices)
         report = {"topology": f"{kind}:{shape}", "slices": config.preflight.slices}
-        group = make_group(here, settings, numbers) if config.trials else None
+        group = make_group(here, config, settings, numbers) if config.trials else None
         with _no_cache():
             found_here = examine(here, CHIPS[kind], group=group)
         reports.append({**report, **found_here, "assumed": assumed})

@@ -1,7 +1,8 @@
 """The trials of a sweep, in an Optuna study. The only file that imports Optuna.
 
 WORKDIR/search.db has all that a sweep must know to go on. Trial n is asked for with a sampler whose
-seed is f(seed, n), so a sweep that was killed anywhere asks for what it would have asked for.
+seed is f(seed, n, setting), so a sweep that was killed anywhere asks for what it would have asked
+for.
 """
 
 from __future__ import annotations
@@ -94,15 +95,20 @@ class Search:
         trials = self._study.get_trials(deepcopy=False)
         if number < len(trials) and trials[number].state.is_finished():
             return known(trials[number].params, "search.db")
-        self._study.sampler = self._sampler(number)
+        self._study.sampler = self._sampler(number, "")
         if number < len(trials):  # a kill may have come before all was drawn
             trial = self._optuna.trial.Trial(self._study, trials[number]._trial_id)
         else:
             trial = self._study.ask()
-        return known({one.key: _suggest(trial, one) for one in self._space}, "search.db")
+        values = {}
+        for one in self._space:
+            # Of its own seed, for one that was drawn before a kill is not drawn again.
+            self._study.sampler = self._sampler(number, one.key)
+            values[one.key] = _suggest(trial, one)
+        return known(values, "search.db")
 
-    def _sampler(self, number: int) -> Any:
-        digest = hashlib.sha256(f"{self._about['--sampler_seed']}/{number}".encode()).digest()
+    def _sampler(self, number: int, key: str) -> Any:
+        digest = hashlib.sha256(f"{self._about['--sampler_seed']}/{number}{key}".encode()).digest()
         seed, samplers = int.from_bytes(digest[:4], "big"), self._optuna.samplers
         if self._about["--sampler"] == "random":
             return samplers.RandomSampler(seed=seed)
@@ -145,7 +151,9 @@ class Search:
                 trial.report(stop["score"], stop["step"])
             self._study.tell(number, state=state.PRUNED)
         elif score is None:
-            self._study.tell(number, state=state.FAIL)
+            # A sampler learns nothing from failures, so it counts as the worst there is.
+            self._trial(number).set_user_attr("unscored", True)
+            self._study.tell(number, state=state.PRUNED)
         else:
             self._study.tell(number, score)
 
@@ -155,13 +163,14 @@ class Search:
         for trial in self._study.get_trials(deepcopy=False):
             values = trial.intermediate_values
             last = max(values, default=None)
-            stopped = trial.state.name == "PRUNED"
+            unscored = "unscored" in trial.user_attrs
+            stopped = trial.state.name == "PRUNED" and not unscored
             value = values[last] if stopped and last is not None else trial.value
             found.append(
                 {
                     "number": trial.number,
                     "group": trial.number // self._size,
-                    "state": STATES[trial.state.name],
+                    "state": "no score" if unscored else STATES[trial.state.name],
                     "value": None if value is None or math.isnan(value) else value,
                     "step": last if stopped else None,
                     "settings": known(trial.params, "search.db"),

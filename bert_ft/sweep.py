@@ -19,13 +19,14 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from bert_ft import errors, paths
+from bert_ft import errors, paths, trials
 from bert_ft import main as program
 from bert_ft.checks import check, check_space
 from bert_ft.command_line import parse, prepare_host
 from bert_ft.config import fixed
 from bert_ft.errors import EXIT_DONE, InputError, NotFinite
 from bert_ft.evals.search_page import search_page
+from bert_ft.parts import part_configs
 from bert_ft.search import PRUNERS, SAMPLERS, Search
 from bert_ft.space import Dimension, parsed
 from bert_ft.varying import Settings, said
@@ -47,8 +48,16 @@ def sweep(
         if search.is_done(group):
             continue
         settings = search.ask(group)
-        wanted = [s for i, s in enumerate(settings) if s not in settings[:i]]
         first = group * len(settings)
+        for i, one in enumerate(settings):
+            if fault := _fault(config, one):
+                _say(f"trial {first + i} is not trained: {fault}")
+                search.tell(first + i, None, None)
+        wanted = [
+            s for i, s in enumerate(settings) if s not in settings[:i] and not _fault(config, s)
+        ]
+        if not wanted:
+            continue
         numbers = [[first + i for i, s in enumerate(settings) if s == one] for one in wanted]
         _say(f"group {group}: " + "; ".join(map(said, wanted)))
         c = copy.deepcopy(config)
@@ -71,6 +80,16 @@ def sweep(
         print(_command(command, best["settings"]), flush=True)
     _say(f"results: {workdir / 'search.html'}, {workdir / 'search.json'}")
     return EXIT_DONE
+
+
+def _fault(config: ConfigDict, settings: Settings) -> str:
+    """Why a trial can't be trained, '' where it can: values that go with the config one by one may
+    not go together."""
+    try:
+        check(trials.config_of(config, settings))
+    except InputError as e:
+        return str(e)
+    return ""
 
 
 def _train(config: ConfigDict, folder: Path, prune: Any) -> int:
@@ -125,9 +144,11 @@ def _command(command: str, settings: Settings) -> str:
 
 def _given(argv: Sequence[str], workdir: Path) -> str:
     """The command of a run of the same config, in WORKDIR/best."""
-    words, before = [], ""
+    words, before = list[str](), ""
     for word in argv[1:]:
-        if word.lstrip("-").startswith("config") or before in ("--config", "-config"):
+        bare = before.startswith("-") and "=" not in before  # so its value is the next word
+        own = word.startswith("-") and word.lstrip("-").startswith("config")
+        if own or (bare and before == words[-1:][0] and not word.startswith("--")):
             words.append(word)
         before = word
     return shlex.join(["python", "-m", "bert_ft.main", *words, f"--workdir={workdir / 'best'}"])
@@ -154,7 +175,9 @@ def _checked(config: ConfigDict, workdir: Path) -> list[Dimension]:
         )
     if config.trials or config.trial.samples:
         raise InputError("config.trials or trial.samples is given; accepted: '' and 0, for --space")
-    if not config.data.dev and config.task.name != "multi":
+    several = config.task.name == "multi" and config.task.parts
+    parts = part_configs(config).values() if several else (config,)
+    if not any(own.data.dev for own in parts):
         raise InputError("config.data.dev is ''; accepted: a data URI, whose score is searched for")
     if paths.is_remote(str(workdir)):
         raise InputError(f"--workdir={workdir}; accepted: a local one, for the search's database")
@@ -185,6 +208,7 @@ def main(argv: list[str]) -> int:
             "eval.every_steps": config.eval.every_steps,
             **fixed(config),
         }
+        paths.require_writable(workdir, "--workdir")
         search = Search(workdir, space, about)
         return sweep(config, workdir, space, search, _given(argv, workdir))
     except errors.KNOWN as e:

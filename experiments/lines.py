@@ -33,7 +33,9 @@ def told(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text("utf-8") if path.exists() else ""
+    # Not splitlines(), which cuts within texts, too: at U+0085, for one.
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -561,7 +561,7 @@ def test_trials_that_follow_each_other_all_lie_in_memory(monkeypatch):
     small_base(monkeypatch)
     made = system(jax.devices()[:1], trial__width=1, trial__at_once=3)
     made.config.trials = '{"seed": [0, 1, 2, 3]}'
-    group = make_group(made, trials.settings(made.config), [0, 1, 2, 3])
+    group = make_group(made, made.config, trials.settings(made.config), [0, 1, 2, 3])
     report = preflight.examine(made, CHIPS["v5e"], evaluation=False, group=group)
     assert [report[name] for name in ("trials", "places", "in_step")] == [4, 3, 1]
     alone = preflight.examine(made, CHIPS["v5e"], evaluation=False)

@@ -69,7 +69,8 @@ def difference(
     if len(a) == len(b):
         observed = abs(after - before)
         at_least = sum(
-            abs(_exchanged(a, b, rng.random(count) < 0.5)) >= observed - 1e-12
+            # An undefined one, which can't be told to be smaller, counts.
+            not abs(_exchanged(a, b, rng.random(count) < 0.5)) < observed - 1e-12
             for _ in range(resamples)
         )
         p = (1 + at_least) / (1 + resamples)

@@ -176,7 +176,7 @@ def scatter_chart(labels: np.ndarray, predictions: np.ndarray) -> str:
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """At least two round numbers around [low, high], spaced by 1, 2, 2.5 or 5 times 10^n."""
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # the same but for rounding
         margin = abs(low) * 0.1 or 0.5
         low, high = low - margin, high + margin
     raw = (high - low) / most

@@ -176,13 +176,12 @@ class MultiTask:
         return {part: self.view(data, part)[0].source_rows for part in self.parts}
 
     def tune(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, Any]:
-        """Of the parts that choose something on dev: {part: what it learnt, and that}."""
+        """Of the parts that choose something on dev: {part: that}."""
         chosen = {}
         for part, task in self.parts.items():
             view, there = self.view(data, part)
             if hasattr(task, "tune") and len(there):
-                more = task.tune(_of(predicted, part, there), view)
-                chosen[part] = {**data.fitted[part], **more}
+                chosen[part] = task.tune(_of(predicted, part, there), view)
         return chosen
 
     def group_of(self, part: str) -> int:

@@ -58,7 +58,11 @@ def write(
 
 def names_of(config: ConfigDict) -> list[str]:
     """Of config.predict.adapters, by which the files are told apart."""
-    return [paths.at(p.strip()).name for p in config.predict.adapters.split(",") if p.strip()]
+    return [paths.at(p).name for p in _places(config)]
+
+
+def _places(config: ConfigDict) -> list[str]:
+    return [p.strip() for p in config.predict.adapters.split(",") if p.strip()]
 
 
 def beside(out: Path, name: str) -> Path:
@@ -70,7 +74,7 @@ def each(system: System, say: Say) -> Iterator[tuple[str, System, Any, int | Non
     """(name, system with its methods, parameters, step) of each of config.predict.adapters, on one
     base, which is loaded once: workdirs of runs, or directories of peft's, which have no step.
     Raises InputError on one that is of another base or of other labels."""
-    places = [p.strip() for p in system.config.predict.adapters.split(",")]
+    places = _places(system.config)
     known = names_of(system.config)
     if len(set(known)) < len(known):
         raise InputError(

@@ -85,6 +85,7 @@ class Checkpoints:
         is. A save that fails is reported through `say` by the next save, or raised by `wait`.
         """
         self._saved_at = time.monotonic()
+        self._best.drop_foreign()
         self._best.settle()  # a run that goes on from `step` must find the best before it
         self._main.save(step, state, meta)
 
@@ -116,9 +117,13 @@ class Checkpoints:
         self._best.save(step, state, {**meta, "score": float(score)})
 
     def forget_best(self) -> None:
-        """A run that begins anew has no best yet: what another left in `best/` is neither read nor
-        kept, once there is one."""
+        """A run that begins anew has no best yet: what another left in `best/` is not read, and
+        goes before the first save, so that whoever goes on from that finds none either."""
         self._best.forget()
+
+    def drop_foreign(self) -> None:
+        """Removes what `forget_best` has found."""
+        self._best.drop_foreign()
 
     def best(self) -> tuple[int, float] | None:
         """(step, score) of the checkpoint in `best/`, or None if there is none that can be read."""

@@ -138,6 +138,7 @@ def _soups(
         if jax.process_index() == 0:
             save_model_files(system, folder)
         with checkpoints(system.config, folder, lambda _: None) as saved:
+            saved.forget_best()
             saved.save_best(steps, soup, {**meta(system), "frozen": digest}, 0.0)
         params, own = full(first, soup, group.steps[first]), {}
         if "dev" in system.sets:

@@ -114,9 +114,18 @@ def tuned(system: System, predicted: Mapping[str, Any]) -> System:
     choose = getattr(system.task, "tune", None)
     if choose is None:
         return system
-    fitted = {**system.fitted, **choose(predicted, system.sets["dev"])}
-    sets = {n: dataclasses.replace(data, fitted=fitted) for n, data in system.sets.items()}
-    return dataclasses.replace(system, sets=sets, fitted=fitted)
+    chosen = choose(predicted, system.sets["dev"])
+    sets = {
+        name: dataclasses.replace(data, fitted=_with(data.fitted, chosen))
+        for name, data in system.sets.items()
+    }
+    return dataclasses.replace(system, sets=sets, fitted=_with(system.fitted, chosen))
+
+
+def _with(fitted: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, of several parts by part: a set keeps the labels that it alone has."""
+    return {**fitted, **{k: _with(fitted[k], v) if isinstance(v, Mapping) else v
+                         for k, v in chosen.items()}}  # fmt: skip
 
 
 def conclude(
@@ -144,6 +153,8 @@ def conclude(
                 rows = rows_of(system, "test")
             except InputError as e:  # what was trained must not be lost by it
                 writer.say(f"WARNING: no predictions are written: {e}")
+                if jax.process_index() == 0:
+                    (workdir / "predictions" / "test.jsonl").unlink(missing_ok=True)
             else:
                 answers = system.task.answers(predicted, system.sets["test"], rows)
     digest = params_sha256(params)

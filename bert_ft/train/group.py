@@ -143,11 +143,16 @@ def _places(config: ConfigDict, count: int) -> int:
 
 
 def make_group(
-    system: System, settings: list[Settings], numbers: list[int], tag: str = ""
+    system: System,
+    whole: ConfigDict,
+    settings: list[Settings],
+    numbers: list[int],
+    tag: str = "",
 ) -> Group:
-    """The trials `numbers`, whose configs differ only in what a program takes as arguments."""
+    """The trials `numbers` of the `whole` run's config, whose own differ only in what a program
+    takes as arguments."""
     config, data = system.config, system.sets["train"]
-    configs = [trials.config_of(config, settings[k]) for k in numbers]
+    configs = [trials.config_of(whole, settings[k]) for k in numbers]
     systems = [dataclasses.replace(system, config=c, task=make_task(c)) for c in configs]
     steps = [total_steps(c, data.of_an_epoch) for c in configs]
     for c, count in zip(configs, steps, strict=True):

@@ -197,6 +197,7 @@ def _train(
         nonlocal best
         with phases.within("steps", f"step {step - 1}"):  # it is waited for
             jax.block_until_ready(state.params)
+            require_finite(writer.flush(), step, plan)
         with writer.paused():
             scores = score_set(system, evaluators, scored(system, state), "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})

@@ -82,7 +82,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
     """JSON lines. What JSON has no form for, such as a timestamp of a Parquet file, is its text."""
-    lines = (json.dumps(o, ensure_ascii=False, default=str) + "\n" for o in objects)
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, np.generic) else str(value)
+
+    lines = (json.dumps(o, ensure_ascii=False, default=plain) + "\n" for o in objects)
     write_text(path, "".join(lines))
 
 

@@ -65,7 +65,7 @@ class MetricsFile:
 
     def _keep(self, wanted: Callable[[dict], bool]) -> None:
         there = self._path.read_bytes()
-        kept = [line for line in read_metrics(self._path) if wanted(line)]
+        kept = [line for line in _lines(there) if wanted(line)]
         self._last_step = max((line["step"] for line in kept), default=-1)
         self._last_keys = {_key(line) for line in kept if line["step"] == self._last_step}
         if len(kept) == there.count(b"\n") and there.endswith(b"\n"):
@@ -80,8 +80,12 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, without those that are torn."""
+    return _lines(path.read_bytes())
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
     lines = []
-    for text in path.read_bytes().splitlines():
+    for text in content.splitlines():
         try:
             line = json.loads(text)
         except ValueError:

@@ -121,7 +121,8 @@ def _digest(found: Mapping[str, np.ndarray]) -> str:
         return ""
     digest = hashlib.sha256()
     for path, array in sorted(found.items()):
-        digest.update(path.encode() + np.ascontiguousarray(array).tobytes())
+        digest.update(path.encode())
+        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
     return digest.hexdigest()
 
 

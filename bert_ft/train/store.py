@@ -13,7 +13,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -109,18 +109,29 @@ class Store:
             state=ocp.args.PyTreeSave(leaves),
             meta=ocp.args.JsonSave({"content": content, "sha256": _seal(content)}),
         )
+        old = sorted((self._stale | self._foreign) & set(self.steps()))
         self._pending = step
-        _, self._error = _attempt(self._start, step, args)
+        _, self._error = _attempt(self._start, step, args, old)
 
-    def _start(self, step: int, args: ocp.args.Composite) -> None:
+    def _start(self, step: int, args: ocp.args.Composite, old: list[int]) -> None:
         manager = self.open()
-        for old in sorted((self._stale | self._foreign) & set(self.steps())):
-            why = "damaged, or later than the step that this run began from"
-            self._say(f"checkpoint {self._directory / str(old)} is removed: {why}")
-            manager.delete(old)
+        self._remove(old)
         self._stale, self._foreign = set(), set()
         with jax.transfer_guard("allow"):
             manager.save(step, args=args, force=True)
+
+    def drop_foreign(self) -> None:
+        """Removes what is of another run; it stays where it can't be, and is not read."""
+        if self._foreign:
+            old = sorted(self._foreign & set(self.steps()))
+            _attempt(self._remove, old)
+            self._foreign -= set(old) - set(self.steps())
+
+    def _remove(self, old: Iterable[int]) -> None:
+        for step in old:
+            why = "damaged, of another run, or later than the step that this one began from"
+            self._say(f"checkpoint {self._directory / str(step)} is removed: {why}")
+            self.open().delete(step)
 
     def settle(self) -> None:
         """Waits for the save under way, if any, and takes note of how it ended."""

@@ -59,7 +59,8 @@ def taught(system: System, say: Callable[[str], None]) -> System:
     cache = cache_dir(system.config) / "taught"
     if "distil" in used:
         said = [TEACHER + name for name in system.task.told_names]
-        at = {name: cache / f"{_digest([*about, name])[:32]}.npy" for name in said}
+        length = system.row_length  # to which what is told of tokens is padded
+        at = {name: cache / f"{_digest([*about, name, length])[:32]}.npy" for name in said}
         fields |= _kept(at, functools.partial(_write_told, teacher, params))
     if "hints" in used:
         layers = _layers(system, teacher)

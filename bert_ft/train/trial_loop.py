@@ -80,7 +80,7 @@ def run_trials(
             system = taught(assemble(base, say), say)
         if "train" not in system.sets:
             raise InputError("config.data.train is ''; give a data URI")
-        group = make_group(system, settings, numbers, tag)
+        group = make_group(system, config, settings, numbers, tag)
         if (times := len(group.waves)) > 1:
             say(f"trials: {len(group.waves[0])} computed at a time, {times} times a step")
         try:
@@ -113,7 +113,7 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
     _require_same(settings, workdir)
     # Else the scores of what was best so far would be taken for those of a trial's end.
     if not (workdir / "result.json").is_file():
-        raise InputError(f"{workdir}: its trials have not ended; go on with --mode=train")
+        raise InputError(f"{workdir}: no trial has a score; train it to its end (--mode=train)")
     numbers_of = programs_of_trials(config, settings)
     for number, numbers in enumerate(numbers_of):
         members = None
@@ -188,7 +188,8 @@ def _run_group(
             write_json(workdir / "config.json", flat(config))
             for one, own in zip(group.systems, folders, strict=True):
                 write_json(own / "config.json", flat(one.config))
-                if not is_done(own):  # it has what was tuned on dev
+                # As in loop.py: what was tuned on dev stays until it is tuned anew.
+                if first < places.last() or not (own / "model" / "task.json").is_file():
                     save_model_files(one, own)
         turns = -(-len(group) // group.waves[-1].stop)  # at most, of a place
         writer = open_writer(config, folder, group.longest * turns, first, lines)

@@ -156,8 +156,9 @@ class Training:
             "seconds": phases.seconds(),
         }
         with self.writer.paused(), phases.within("saving", f"the save of step {step}"):
-            # A run that goes on from `step` must find the best before it.
+            # A run that goes on from `step` must find the best before it, and no other's.
             for store in self.results.bests:
+                store.drop_foreign()
                 store.wait()
             self.saved.save(step, self.held.waves, about)
 

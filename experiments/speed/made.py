@@ -142,7 +142,7 @@ class Trials:
             c, mesh, task, None, model, sizes, sets, data.fitted, row_length, pretrained=None
         )
         settings = [{"train.seed": k} for k in range(count)]
-        self.group = make_group(system, settings, list(range(count)))
+        self.group = make_group(system, system.config, settings, list(range(count)))
         self.examples = batch * count
 
     @property

@@ -36,7 +36,7 @@ def measure(case: str) -> dict[str, Any]:
     if count > 1:
         c.trials = json.dumps({"seed": list(range(count))})
     system = on_devices(system_for(c, devices, print)[0], devices)
-    group = make_group(system, trials.settings(c), list(range(count))) if count > 1 else None
+    group = make_group(system, c, trials.settings(c), list(range(count))) if count > 1 else None
     report = examine(system, CHIPS[kind], evaluation=False, group=group)
     # Rows are dealt to the chips in equal parts, the empty ones last; each text fills a row.
     shards = len(devices) // axis
