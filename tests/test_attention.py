@@ -24,7 +24,7 @@ from bert_ft.errors import InputError
 from bert_ft.models import attention, hf
 from bert_ft.models.attention import PLAIN, Attend, attend, attend_on, chosen, require_kernel
 from bert_ft.models.positions import stretch
-from bert_ft.train.start import initial_params
+from bert_ft.train.initial import initial_params
 from bert_ft.train.system import assemble
 
 SPLASH = Attend("splash", interpret=True)

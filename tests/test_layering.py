@@ -64,7 +64,7 @@ train.checkpoint
 train.step train.proposals
 train.training_set
 train.system train.evaluate train.fleet
-train.adapted
+train.adapted train.initial
 train.start train.record train.advice train.cost train.agreement
 train.gather train.adapters
 train.finish train.card train.guard

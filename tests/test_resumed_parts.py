@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import read_jsonl, remove
+from conftest import read_jsonl, remove, reviews, write_jsonl
 
 SHORT = ("--config.data.dev=", "--config.data.row_counts=1")
 
@@ -25,13 +25,26 @@ def test_a_run_begins_with_what_the_other_has_learnt(first, then, run_here, tmp_
         # Modules between layers are no part of a plain model.
         run_here(tmp_path / "two", *flags).refused("pfeiffer", "config.resume")
         return
-    two = run_here(tmp_path / "two", *flags, "--config.checkpoint.every_steps=1").ok()
+    two = run_here(tmp_path / "two", *flags).ok()
     assert f"parameters of {tmp_path / 'one'}, step 8" in two.err
     np.testing.assert_allclose(answers(two), answers(one), atol=2e-5)
     assert np.ptp(answers(one)) > 0.02
     if then:
         assert two.result["params"]["trainable"] < two.result["params"]["total"]
-    remove(tmp_path / "two", "checkpoints/2", "best", "result.json")
-    again = run_here(tmp_path / "two", *flags, "--config.checkpoint.every_steps=1").ok()
+    # At a rate that moves something, and from its own checkpoint.
+    flags = [*flags, "--config.train.learning_rate=1e-3", "--config.checkpoint.every_steps=1"]
+    three = run_here(tmp_path / "three", *flags).ok()
+    remove(tmp_path / "three", "checkpoints/2", "best", "result.json")
+    again = run_here(tmp_path / "three", *flags).ok()
     assert "own checkpoint of step 1" in again.err
-    assert again.result["params_sha256"] == two.result["params_sha256"]
+    assert again.result["params_sha256"] == three.result["params_sha256"]
+
+
+def test_other_labels_are_no_start(run_here, world, tmp_path):
+    """As many, but of another meaning: the head's columns would be others'."""
+    run_here(tmp_path / "one", *SHORT, "--config.train.steps=1").ok()
+    rows = [{**row, "label": ("good", "bad")[int(row["label"])]} for row in reviews(12, 5)]
+    sets = [f"--config.data.{name}=files:{write_jsonl(tmp_path / 'a.jsonl', rows)}"
+            for name in ("train", "test")]  # fmt: skip
+    flags = [*SHORT, *sets, "--config.task.label_names=", f"--config.resume={tmp_path / 'one'}"]
+    run_here(tmp_path / "two", *flags).refused("config.resume", "has other labels than this run")

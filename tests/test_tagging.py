@@ -346,3 +346,15 @@ def test_the_program_trains_evaluates_and_predicts(run_here, tmp_path, tagging_c
 )
 def test_refused(run_here, tmp_path, tagging_config, flag, words):
     run_here(tmp_path / "run", flag, config=tagging_config).refused(*words)
+
+
+def test_trials_know_what_their_labels_allow(run_here, tmp_path, tagging_config):
+    """Each decodes by the scheme, and scores of types that only one of them finds are its own."""
+    trials = json.dumps({"seed": [0, 1], "learning_rate": [3e-3, 1e-6]})
+    flags = [f"--config.trials={trials}", "--config.train.steps=12", "--config.eval.every_steps=6"]
+    done = run_here(tmp_path / "run", *flags, config=tagging_config).ok()
+    scores = done.result["eval"]["test/f1"]["per_trial"]
+    assert len(scores) == 4 and scores[0] > scores[1]
+    rows = read_jsonl(done.workdir / "trials" / "0" / "predictions" / "test.jsonl")
+    steps = {tuple(pair) for row in rows for pair in itertools.pairwise(row["tags"])}
+    assert ("O", "I-TOPIC") not in steps

@@ -14,7 +14,7 @@ from bert_ft.config import default
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.shallow import chosen_layers, deepened, picked
-from bert_ft.train.start import initial_params
+from bert_ft.train.initial import initial_params
 from bert_ft.train.system import assemble
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_ft.evals.merit import merit
+from bert_ft.evals.merit import defined, merit
 from bert_ft.train.finish import conclude, eval_programs, score_set, tune, tuned
 from bert_ft.train.group import Group
 from bert_ft.train.record import SPEED
@@ -45,8 +45,9 @@ class Members:
             for key, values in predicted.items():
                 sums[key] = sums.get(key, 0.0) + np.asarray(values, np.float64)
 
-    def mean_prediction(self) -> dict[str, dict[str, float]] | None:
-        """{set: scores} of the mean of their predictions; None where there is none."""
+    def mean_prediction(self) -> dict[str, dict[str, float | None]] | None:
+        """{set: scores} of the mean of their predictions; None where there is none. A score that is
+        undefined is None."""
         if not self._sums or len(self.numbers) < 2:
             return None
         count, system = len(self.numbers), self.system
@@ -56,7 +57,8 @@ class Members:
         }
         if "dev" in means:
             system = tuned(system, means["dev"])
-        return {name: system.task.score(mean, system.sets[name]) for name, mean in means.items()}
+        found = {name: system.task.score(mean, system.sets[name]) for name, mean in means.items()}
+        return {name: {k: defined(v) for k, v in own.items()} for name, own in found.items()}
 
 
 def mean_of(members: Sequence[int], kept: Callable[[int], Any]) -> Any:

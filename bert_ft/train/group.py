@@ -153,7 +153,7 @@ def make_group(
     takes as arguments."""
     config, data = system.config, system.sets["train"]
     configs = [trials.config_of(whole, settings[k]) for k in numbers]
-    systems = [dataclasses.replace(system, config=c, task=make_task(c)) for c in configs]
+    systems = [_with(system, c) for c in configs]
     steps = [total_steps(c, data.of_an_epoch) for c in configs]
     for c, count in zip(configs, steps, strict=True):
         check_steps(c, count)
@@ -172,6 +172,13 @@ def make_group(
             plans = [dataclasses.replace(plan, at_most=1) for plan in plans]
     plans = in_waves(plans, alike)
     return Group(systems, numbers, steps, waves, plans, config.trial.halving, tag)
+
+
+def _with(system: System, config: ConfigDict) -> System:
+    """The system of another config, with a task of its own."""
+    task = make_task(config)
+    task.head(system.fitted)  # from then on it knows what its labels allow
+    return dataclasses.replace(system, config=config, task=task)
 
 
 def programs_of(group: Group, first: fleet.Trial, alike: bool) -> Programs:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,16 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir, fixed, flat
 from bert_ft.errors import InputError
-from bert_ft.models import hf, positions
-from bert_ft.models.multi import kinds_of
-from bert_ft.models.shallow import chosen_layers, deepened, picked
+from bert_ft.models import hf
 from bert_ft.train import optim, phases
 from bert_ft.train.adapted import adapted
-from bert_ft.train.barriers import agree
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.checksum import params_sha256
+from bert_ft.train.initial import initial_params
 from bert_ft.train.refuse import otherwise
 from bert_ft.train.sharding import abstract, replicated
 from bert_ft.train.step import TrainState
-from bert_ft.train.system import System, example_batch
+from bert_ft.train.system import System, load_fitted
 
 # Keys by which a run's weights are formed, and from what.
 OF_WEIGHTS = ("methods.", "resume", "model.pretrained", "model.layers_from", "train.seed")
@@ -53,77 +50,6 @@ def checkpoints(
 def meta(system: System) -> dict[str, Any]:
     """What a checkpoint must agree with: the config's lasting keys and the data."""
     return {"config": fixed(system.config), "data": system.data_fingerprint}
-
-
-def _pretrained(
-    system: System, wanted: Mapping[str, Any], say: Callable[[str], None]
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """`hf.load`; of it the layers that config.model.layers_from takes, and the table of positions
-    stretched where config.model.positions asks for it."""
-    assert system.pretrained is not None
-    own, stretched = hf.read_config(system.pretrained), system.config.model.positions > 0
-    layers = chosen_layers(system.config.model.layers_from, own.num_hidden_layers)
-    stored = deepened(wanted, own.num_hidden_layers)
-    if stretched:
-        table = wanted[positions.TABLE]
-        shape = (own.max_position_embeddings, table.shape[1])
-        stored[positions.TABLE] = jax.ShapeDtypeStruct(shape, table.dtype)
-    found, new = hf.load(
-        system.pretrained,
-        hf.unflatten(stored),
-        kinds_of(system.model.head),
-        hf.label_names(system.fitted),
-        system.config.model.head == "new",
-        say,
-    )
-    found = picked(found, layers)
-    if stretched:
-        found[positions.TABLE] = positions.stretch(
-            found[positions.TABLE], table.shape[0], own.position_offset
-        )
-        say(f"start: {own.positions:,} positions interpolated to {system.encoder.positions:,}")
-    return found, new
-
-
-def initial_params(system: System, say: Callable[[str], None]) -> Any:
-    """Pretrained parameters where there are some, else (and for a new head) the initialisers'."""
-    wanted = hf.flatten(system.abstract_params)
-    found: dict[str, np.ndarray] = {}
-    if system.pretrained and system.config.model.pretrained:
-        found, new = _pretrained(system, wanted, say)
-        count = sum(v.size for v in found.values())
-        say(
-            f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; "
-            f"new: {', '.join(new) or '-'}"
-        )
-    else:
-        count = sum(int(np.prod(w.shape)) for w in wanted.values())
-        say(f"start: from scratch, {count:,} parameters")
-    agree("the weights they start from", {"sha256": _digest(found)})
-    missing = [path for path in wanted if path not in found]
-
-    def initialise(key: jax.Array) -> dict[str, jax.Array]:
-        made = hf.flatten(system.model.init(key, example_batch())["params"])
-        return {path: made[path] for path in missing}
-
-    places = {path: wanted[path].sharding for path in missing}
-    made = jax.jit(initialise, out_shardings=places)(jax.random.key(system.config.train.seed))
-    loaded = {
-        path: jax.make_array_from_callback(a.shape, wanted[path].sharding, a.__getitem__)
-        for path, a in found.items()
-    }
-    return hf.unflatten({**made, **loaded})
-
-
-def _digest(found: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of arrays on the host; '' in one process, which has nobody to differ from."""
-    if jax.process_count() == 1:
-        return ""
-    digest = hashlib.sha256()
-    for path, array in sorted(found.items()):
-        digest.update(path.encode())
-        digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
-    return digest.hexdigest()
 
 
 def base_params(system: System, say: Callable[[str], None]) -> Any:
@@ -150,6 +76,7 @@ def _resumed(system: System, say: Callable[[str], None]) -> tuple[Any, int]:
     for key, value in own.items():
         if key.startswith(OF_WEIGHTS) and key in flat(config):
             config.update_from_flattened_dict({key: value})
+    _require_same_meaning(system, workdir)
     its = dataclasses.replace(system, config=config)
     optimizer = optim.make_optimizer(config, 1)
     trained, step, digest = trained_at(its, workdir, optimizer, say)
@@ -157,11 +84,31 @@ def _resumed(system: System, say: Callable[[str], None]) -> tuple[Any, int]:
     params = full(its, trained, frozen, step)
     if its.weights.plain:
         return params, step
-    places = jax.tree.map(lambda s: s.sharding, system.abstract_params)
+    # On the host and in float64: what is frozen of it is known by its digest, whatever machine the
+    # run goes on with.
+    whole = jax.device_get(jax.device_put(params, replicated(system.mesh)))
     try:
-        return jax.jit(its.weights.merged, out_shardings=places)(params), step
+        merged = its.weights.merged(jax.tree.map(lambda x: x.astype(np.float64), whole))
     except InputError as e:
         raise InputError(f"config.resume: {workdir}: {e}") from None
+
+    def placed(value: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+        value = value.astype(like.dtype)
+        return jax.make_array_from_callback(value.shape, like.sharding, value.__getitem__)
+
+    return jax.tree.map(placed, merged, system.abstract_params), step
+
+
+def _require_same_meaning(system: System, workdir: Path) -> None:
+    """Raises InputError where the run in config.resume means other things by its outputs, or by the
+    rows of its tables, than this one."""
+    theirs = load_fitted(workdir)
+    for key in ("labels", "ranks", "categories"):
+        if key in theirs and key in system.fitted and theirs[key] != system.fitted[key]:
+            raise InputError(
+                f"config.resume: {workdir} has other {key} than this run's training set; accepted: "
+                "the same ones, or its export as model.pretrained with model.head=new"
+            )
 
 
 def abstract_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:

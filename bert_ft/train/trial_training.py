@@ -200,9 +200,10 @@ class Training:
             del kept
         live = np.zeros(len(group), bool)
         live[list(scores)] = True
-        for name in next(iter(scores.values())):
+        # One trial may predict types that another does not, which then have no score there.
+        for name in dict.fromkeys(name for own in scores.values() for name in own):
             values = np.full(len(group), np.nan)
-            values[list(scores)] = [own[name] for own in scores.values()]
+            values[list(scores)] = [own.get(name, np.nan) for own in scores.values()]
             self.writer.scalars(step, {f"dev/{name}": values}, live)
         for k, own in scores.items():
             if places.age(k, step) == group.steps[k]:
