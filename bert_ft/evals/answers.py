@@ -98,7 +98,7 @@ def _classification(rows: Sequence[dict[str, Any]], scored: bool) -> list[str]:
         table_NxC = [[row["probabilities"].get(name) or 0.0 for name in names] for row in rows]
         probabilities_NxC = np.array(table_NxC, float)
         sureness = probabilities_NxC[np.arange(len(rows)), guesses]
-        got = metrics.calibration(labels, probabilities_NxC)
+        got = metrics.calibration(labels, probabilities_NxC, guesses=guesses)
         caption = f"ECE {got.ece:.1%}; below: examples per bin, {got.count.max():,} at most"
         keys = [("cell", "accuracy"), ("gap", "gap to confidence")]
         figures.append(figure("Reliability", plots.reliability_chart(got), caption, keys))

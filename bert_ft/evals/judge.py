@@ -55,7 +55,7 @@ def _scores(rows: Sequence[Row], positive: str) -> dict[str, Callable[[], Judged
         of = (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae)
         return {metric.__name__: partial(_regression, rows, metric) for metric in of}
     if all(isinstance(x, str | int) for x in sides):
-        one = positive or len(_classes(rows)) == 2
+        one = positive or len(rows[0].get("probabilities") or _classes(rows)) == 2
         names = ["accuracy", "f1_macro", "mcc", *(["f1"] if one else [])]
         return {name: partial(_classification, rows, name, positive) for name in names}
     return {}

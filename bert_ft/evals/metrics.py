@@ -102,15 +102,21 @@ class Calibration:
     confidence: np.ndarray  # float64 [M]
 
 
-def calibration(labels: np.ndarray, probabilities_NxC: np.ndarray, bins: int = 15) -> Calibration:
+def calibration(
+    labels: np.ndarray,
+    probabilities_NxC: np.ndarray,
+    bins: int = 15,
+    guesses: np.ndarray | None = None,
+) -> Calibration:
     """Expected calibration error: sum over bins of count/N * |accuracy - confidence|.
 
-    Guo et al. 2017, section 2 (15 bins in its tables): confidence is the largest probability, and
-    bin m holds ((m-1)/M, m/M].
+    Guo et al. 2017, section 2 (15 bins in its tables): confidence is the probability of the guess,
+    by default the likeliest class (of ranks it is the median), and bin m holds ((m-1)/M, m/M].
     """
     labels, probabilities_NxC = _same_length(labels, probabilities_NxC)
-    confidence = probabilities_NxC.max(1).astype(np.float64)
-    correct = probabilities_NxC.argmax(1) == labels
+    guesses = probabilities_NxC.argmax(1) if guesses is None else guesses
+    confidence = probabilities_NxC[np.arange(len(labels)), guesses].astype(np.float64)
+    correct = guesses == labels
     edges = np.linspace(0.0, 1.0, bins + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)

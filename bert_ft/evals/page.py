@@ -102,14 +102,15 @@ def header(
     heading: str,
     facts: Sequence[tuple[str, str]],
     scores: Sequence[tuple[str, str, str, str]],
+    nothing: str,
 ) -> str:
     """The top of the page: facts are (name, value); scores are (name, value, spread, basis), of
-    which the first is set large."""
+    which the first is set large; `nothing` is what stands there without any."""
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts)
     html = f'<header><p class="muted">{escape(run)}</p><h1>{escape(heading)}</h1>'
     html += f'<dl class="facts">{listed}</dl>' if listed else ""
     if not scores:
-        return html + note("No result.json yet: this run has not ended.") + "</header>"
+        return html + note(nothing) + "</header>"
     name, value, spread, basis = scores[0]
     html += f'<p class="hero">{escape(value)} <small>{escape(spread)}</small></p>'
     html += note(f"{name}, {basis}" if basis else name)

@@ -88,7 +88,10 @@ def _head(workdir: Path, model: str, flat: dict[str, Any], result: dict[str, Any
         if trials > 1:
             basis += f"{', ' if basis else ''}{trials} trials, mean ± standard deviation"
         tiles.append((_words(name), _number(name, entry.get("mean")), spread, basis))
-    return header(workdir.resolve().name, model, shown, tiles)
+    nothing = "Nothing was scored: there is neither a dev nor a test set."
+    if not result:
+        nothing = "No result.json yet: this run has not ended."
+    return header(workdir.resolve().name, model, shown, tiles, nothing)
 
 
 def _curves(lines: Sequence[dict]) -> str:

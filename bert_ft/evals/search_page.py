@@ -10,7 +10,7 @@ from typing import Any
 
 from bert_ft.evals import plots
 from bert_ft.evals.merit import merit
-from bert_ft.evals.page import figure, grid, header, page, section, table
+from bert_ft.evals.page import figure, grid, header, note, page, section, table
 from bert_ft.evals.plots import Frame
 from bert_ft.evals.trials_page import box_chart
 
@@ -21,6 +21,7 @@ def search_page(name: str, found: Mapping[str, Any]) -> str:
     """The page of a search.json."""
     metric, best, space = found["metric"], found["best"], found["space"]
     known = [one for one in found["trials"] if one["value"] is not None]
+    without = [one for one in found["trials"] if one["value"] is None]
     scores = [(metric, f"{best['value']:.4f}", "", f"trial {best['number']}")] if best else []
     facts = [(_short(k), _shown(v)) for k, v in best["settings"].items()] if best else []
     if best:
@@ -39,14 +40,16 @@ def search_page(name: str, found: Mapping[str, Any]) -> str:
             "–" if one["value"] is None else f"{one['value']:.4f}",
             f"stopped after {one['step']:,} steps" if one["step"] else one["state"],
         )
-        for one in sorted(known, key=lambda one: -merit(metric, one["value"]))[:LISTED]
+        for one in (*sorted(known, key=lambda one: -merit(metric, one["value"])), *without)[:LISTED]
     ]
     heads = ("", *map(_short, space), metric, "")
     listed = table(heads, rows, numeric=range(len(heads) - 1))
+    if len(rows) < len(found["trials"]):
+        listed += note(f"The first {len(rows)} of {len(found['trials'])}; search.json has all.")
     return page(
         f"{name}: search",
         [
-            header(name, f"{len(found['trials'])} trials", facts, scores),
+            header(name, f"{len(found['trials'])} trials", facts, scores, "No trial has a score."),
             section("Search", grid(charts)),
             section("Trials, the best first", listed),
         ],

@@ -21,6 +21,8 @@ from bert_ft.models import families, hf
 from bert_ft.models.heads import Model, kind_of
 from bert_ft.train.system import System
 
+# Kinds of heads with outputs by text, of which one may by chance be shaped as one by token is.
+WHOLE = ("sequence", "choice", "embedding")
 TOLERANCE = 1e-4  # absolute, float32: some hundred times the rounding, a thousandth of a fault
 Unit = tuple[float, float]  # mean, scale: what is written gives the model's outputs * scale + mean
 OWN: Unit = (0.0, 1.0)
@@ -77,7 +79,7 @@ def compare(
     with jax.default_matmul_precision("highest"):
         trained = _outputs(Model(system.encoder, system.model.head), params, batch)
         ours = _in_own(_outputs(fresh, hf.unflatten(found), batch), unit)
-    largest = {"bert_ft": _difference("bert_ft", trained, ours, batch)}
+    largest = {"bert_ft": _difference("bert_ft", kind, trained, ours, batch)}
     if importlib.util.find_spec("torch"):
         pooling = getattr(system.model.head(system.encoder, jnp.float32), "pooling", "")
         theirs = transformers_outputs(path, kind, batch, system.encoder.pad_token_id, pooling)
@@ -85,7 +87,7 @@ def compare(
         # What the architecture has no place for (a CRF's scores) only our loader reads.
         same = {k: v for k, v in trained.items() if k in theirs}
         if same:
-            largest["transformers"] = _difference("transformers", same, theirs, batch)
+            largest["transformers"] = _difference("transformers", kind, same, theirs, batch)
     return largest
 
 
@@ -116,9 +118,14 @@ def _outputs(model: Model, params: Any, batch: Batch) -> dict[str, np.ndarray]:
 
 
 def _difference(
-    who: str, trained: dict[str, np.ndarray], theirs: dict[str, np.ndarray], batch: Batch
+    who: str,
+    kind: str,
+    trained: dict[str, np.ndarray],
+    theirs: dict[str, np.ndarray],
+    batch: Batch,
 ) -> float:
-    """The largest over all outputs; of an output for each token, over real tokens."""
+    """The largest over all outputs; of an output for each token, over real tokens. `kind`: the
+    head's."""
     worst = 0.0
     for name, right in trained.items():
         if theirs[name].shape != right.shape:
@@ -127,7 +134,7 @@ def _difference(
                 f"not {right.shape}"
             )
         gap = np.abs(right.astype(np.float64) - theirs[name])
-        if right.shape[:2] == batch["segments"].shape:
+        if kind not in WHOLE and right.shape[:2] == batch["segments"].shape:
             gap = gap[batch["segments"] > 0]
         if not (gap <= TOLERANCE).all():  # which catches NaN as well
             raise AssertionError(
@@ -152,17 +159,17 @@ def compare_adapter(
     model = Model(system.encoder, system.model.head)
     with jax.default_matmul_precision("highest"):
         trained, ours = (_outputs(model, p, batch) for p in (params, again))
-    largest = {"bert_ft": _difference("bert_ft", trained, ours, batch)}
+    kind = kind_of(system.model.head)
+    largest = {"bert_ft": _difference("bert_ft", kind, trained, ours, batch)}
     about = json.loads((path / "adapter_config.json").read_text())
     if importlib.util.find_spec("peft") and about["peft_type"] != "PREFIX_TUNING":
-        kind = kind_of(system.model.head)
         bias = hf.flatten(params)[{"span": "top/qa_outputs/bias"}.get(kind, "top/classifier/bias")]
         name = families.architecture(system.encoder.family, kind)
         load = functools.partial(_with_adapter, path=path, base=base, labels=len(bias), name=name)
         theirs = torch_outputs(load, kind, batch, system.encoder.pad_token_id)
         same = {k: v for k, v in trained.items() if k in theirs}
         if same:
-            largest["peft"] = _difference("peft", same, theirs, batch)
+            largest["peft"] = _difference("peft", kind, same, theirs, batch)
     return largest
 
 

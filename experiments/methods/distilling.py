@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import importlib
+import json
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -57,10 +59,10 @@ def of(student: str, way: str) -> dict[str, Any]:
     return {"config": told(flat(c)), "own": list(STUDENTS[student][1])}
 
 
-def teach(workdirs: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
+def teach(workdir: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
     """A teacher is a run like any other: it goes on, or is finished, where it is there."""
     own = [f"--config.train.seed={seed}", *flags]
-    return line_of(train(STUDENTS[TEACHER][0], workdirs / f"teacher_{seed}", own))
+    return line_of(train(STUDENTS[TEACHER][0], workdir, own))
 
 
 def learn(student: str, way: str, seed: int, teacher: Path, flags: Sequence[str]) -> dict[str, Any]:
@@ -114,9 +116,11 @@ def main() -> None:
 
     for seed in args.seeds:
         shared = {"seed": seed, "flags": args.flags, "versions": versions()}
-        teacher = args.workdirs / f"teacher_{seed}"
+        # Of its own versions and flags: one that another jax has trained is another teacher.
+        digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
+        teacher = args.workdirs / f"teacher_{seed}_{digest[:8]}"
         # The students need its workdir, whatever the results hold.
-        learnt = functools.partial(teach, args.workdirs, seed, args.flags)
+        learnt = functools.partial(teach, teacher, seed, args.flags)
         of_teacher = attempts.of(f"{TEACHER}, seed {seed}", learnt)
         if of_teacher is None:
             continue

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import config_hash
+from bert_ft.config import flat
 from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
 from experiments import lines
@@ -39,7 +39,7 @@ def expected(system: str, seed: int, padding: str) -> dict[str, Any]:
     else:
         config = get_config()
         config.train.seed = seed
-        settings, versions = {"config_hash": config_hash(config)}, lines.versions()
+        settings, versions = lines.told(flat(config)), lines.versions()
     return {"system": system, "seed": seed, "settings": settings, "versions": versions}
 
 

@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_ft.config import flat
 from bert_ft.train.record import git_commit
+from configs.glue import get_config
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread, versions
+from experiments.lines import append, found, read, spread, told, versions
 
 HERE = Path(__file__).parent
 TASKS = {"mrpc": ("accuracy", "f1"), "rte": ("accuracy",)}  # and GLUE's scores
@@ -31,7 +33,9 @@ POINT = 1.0  # a difference that a paper would report
 
 
 def what_of(task: str, seed: int) -> dict[str, Any]:
-    return {"task": task, "seed": seed, "versions": versions()}
+    """The part of a line that says what was run, wherever its data lie."""
+    config = told(flat(get_config(f"{task}=glue_{task}")))
+    return {"task": task, "seed": seed, "config": config, "versions": versions()}
 
 
 def run(task: str, seeds: Sequence[int], data: Path) -> list[dict[str, Any]]:
