@@ -10,8 +10,9 @@ import pytest
 from small import init, varied
 
 from bert_ft.data.batches import BatchPlan
-from bert_ft.models.heads import Model, SequenceHead
+from bert_ft.models.heads import Model, SequenceHead, TokenHead
 from bert_ft.models.lstm import LstmConfig, LstmEncoder
+from bert_ft.models.multi import MultiHead
 
 SIZES = LstmConfig(83, 16, num_hidden_layers=2, max_position_embeddings=40)
 # float32 sums in another order
@@ -93,3 +94,16 @@ def test_gradient_with_dropout_packed_equals_padded():
     one, other = (jax.jit(jax.grad(loss))(params, b) for b in batches())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, other)
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(one))
+
+
+@pytest.mark.parametrize("pool", ["last", "mean"])
+def test_a_head_of_whole_texts_reads_their_vector_whatever_stands_beside_it(pool):
+    """Beside a head of tokens, for which the encoder gives every state."""
+    sizes, of_text = dataclasses.replace(SIZES, pool=pool), partial(SequenceHead, 3)
+    beside = (("tags", partial(TokenHead, 5, 0.0)), ("label", of_text))
+    both = Model(sizes, partial(MultiHead, beside, "", 1.0))
+    params, batch = init(both), batches()[0]
+    own = {"encoder": params["encoder"], "top": params["top"]["label"]}
+    found = jax.jit(both.apply)({"params": params}, batch)["label"]["logits"]
+    alone = jax.jit(Model(sizes, of_text).apply)({"params": own}, batch)["logits"]
+    np.testing.assert_allclose(found, alone, **CLOSE)

@@ -41,6 +41,21 @@ class LstmConfig:
         """The encoder of these sizes; how a BERT's layers are computed is of no concern here."""
         return LstmEncoder(self, dtype)
 
+    def pooled(self, states: jax.Array, segments: jax.Array, slots: jax.Array) -> jax.Array:
+        """(R, E, D) of states (R, S, D): each sequence's vector, as `pool` has it."""
+        mine = jnp.take_along_axis(segments, slots, axis=1)[..., None] == segments[:, None, :]
+        length_RxE = jnp.sum(mine, axis=-1)
+        if self.pool == "mean":
+            return jnp.einsum("res,rsh->reh", mine / length_RxE[..., None], states)
+        # A direction's last state is at the sequence's end, of the backward one at its beginning.
+        sides = jnp.split(states, states.shape[-1] // self.hidden_size, axis=-1)
+        ends = (slots + length_RxE - 1, slots)
+        taken = [
+            jnp.take_along_axis(side, end[..., None], axis=1)
+            for side, end in zip(sides, ends, strict=False)
+        ]
+        return jnp.concatenate(taken, axis=-1)
+
 
 def lstm_config(config: ConfigDict, vocab_size: int) -> LstmConfig:
     m = config.model
@@ -116,18 +131,4 @@ class LstmEncoder(nn.Module):
                 backward = Lstm(c.hidden_size, self.dtype, reverse=True, name=f"backward_{i}")
                 sides.append(backward(x, lasts))
             x = jnp.concatenate(sides, axis=-1)
-        return self._pooled(sides, segments, batch["slots"]) if first_only else x
-
-    def _pooled(self, sides: list[jax.Array], segments: jax.Array, slots: jax.Array) -> jax.Array:
-        mine = jnp.take_along_axis(segments, slots, axis=1)[..., None] == segments[:, None, :]
-        length_RxE = jnp.sum(mine, axis=-1)
-        if self.config.pool == "mean":
-            share = mine / length_RxE[..., None]
-            return jnp.einsum("res,rsh->reh", share, jnp.concatenate(sides, axis=-1))
-        # A direction's last state is at the sequence's end, of the backward one at its beginning.
-        ends = (slots + length_RxE - 1, slots)
-        taken = [
-            jnp.take_along_axis(side, end[..., None], axis=1)
-            for side, end in zip(sides, ends, strict=False)
-        ]
-        return jnp.concatenate(taken, axis=-1)
+        return c.pooled(x, segments, batch["slots"]) if first_only else x

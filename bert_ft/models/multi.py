@@ -43,9 +43,7 @@ class MultiHead(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> dict[str, Any]:
-        first = hidden
-        if not self.first_only:
-            first = jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
+        first = hidden if self.first_only else self._of_texts(hidden, batch)
         outputs: dict[str, Any] = {"": {}}
         for part, head in self.heads:
             top = head(self.config, self.dtype, name=part)
@@ -55,3 +53,10 @@ class MultiHead(nn.Module):
             raw = self.param(self.learnt, nn.initializers.zeros, (len(self.heads),), jnp.float32)
             outputs[""] = {"learnt": ops.scaled(raw, self.rate)}
         return outputs
+
+    def _of_texts(self, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """(R, E, H) of (R, S, H): what heads of whole texts read, such as an LSTM's pooled states,
+        for its first token has not read the text."""
+        if hasattr(self.config, "pooled"):
+            return self.config.pooled(hidden, batch["segments"], batch["slots"])
+        return jnp.take_along_axis(hidden, batch["slots"][..., None], axis=1)
