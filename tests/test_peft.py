@@ -8,11 +8,13 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import read_jsonl, reviews, write_jsonl
 from safetensors.numpy import load_file, save_file
 from small import config
 from test_parity import padded_batch
@@ -21,6 +23,7 @@ from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_weights
 from bert_ft.models import hf, peft
 from bert_ft.models.heads import Model, SequenceHead
+from bert_ft.train import adapters
 from bert_ft.train.system import example_batch
 
 HERE = Path(__file__).parent / "parity"
@@ -168,3 +171,66 @@ def test_no_place_for_it(base, tmp_path):
     bias = peft.Adapter("lora", {}, {"encoder/norm/bias": np.zeros(24)})
     with pytest.raises(InputError, match="encoder/norm/bias"):
         peft.save(tmp_path, bias, flat, model.config, "sequence", "x")
+
+
+def test_adapters_beside_each_other_answer_by_what_each_has_learnt(run_here, tmp_path):
+    """Two runs on one base, of which one was trained on ratings of ten times the size."""
+    flags = (
+        *(
+            "--config.task.name=regression",
+            "--config.task.label_names=",
+            "--config.methods.use=lora",
+        ),
+        *("--config.train.steps=2", "--config.data.row_counts=1", "--config.eval.report=False"),
+        *("--config.data.dev=", "--config.data.test="),
+    )
+    given = write_jsonl(tmp_path / "rows.jsonl", [{"text": r["text"]} for r in reviews(5, 4)])
+    asked, places = (*flags, "--mode=predict", f"--config.predict.input={given}"), []
+    for times in (1, 10):
+        rows = [{**r, "label": times * r["label"]} for r in reviews(24, times)]
+        data = write_jsonl(tmp_path / f"{times}.jsonl", rows)
+        run = run_here(tmp_path / f"by{times}", *flags, f"--config.data.train=files:{data}").ok()
+        places.append(run.workdir)
+    run_here(places[1], *asked).ok()
+    out = f"--config.predict.output={tmp_path / 'out.jsonl'}"
+    both = f"--config.predict.adapters={','.join(map(str, places))}"
+    run_here(places[0], *asked, out, both).ok()
+    small, large = (
+        [r["label"] for r in read_jsonl(tmp_path / f"out.by{n}.jsonl")] for n in (1, 10)
+    )
+    own = [r["label"] for r in read_jsonl(places[1] / "predictions" / "rows.jsonl")]
+    assert large == pytest.approx(own, abs=1e-4)
+    assert max(map(abs, small)) < 4 < max(map(abs, large)), "of labels about 0.5, and about 5"
+
+
+@pytest.mark.parametrize(
+    ("task", "theirs", "words"),
+    [
+        ("classification", {"thresholds": [0.1], "weights": [2.0]}, ""),
+        (
+            "classification",
+            {"labels": ["b", "a"]},
+            "its labels: ['b', 'a']; accepted: this run's, ",
+        ),
+        ("classification", {"names": ["x", "y"]}, "its names: ['x', 'y']"),
+        ("multilabel", {}, "its task.name: 'multilabel'; accepted: this run's, 'classification'"),
+    ],
+)
+def test_adapters_with_outputs_that_mean_something_else(task, theirs, words):
+    fitted = {"labels": ["a", "b"], "names": ["a", "b"], "thresholds": [0.5]}
+    system = SimpleNamespace(task=SimpleNamespace(name="classification"), fitted=fitted)
+    said = ""
+    try:
+        adapters._require_same(system, task, {**fitted, **theirs}, Path("run"))
+    except InputError as e:
+        said = str(e)
+    assert words in said if words else not said
+
+
+def test_adapters_of_several_parts_are_compared_part_by_part():
+    task = SimpleNamespace(name="multi", parts={"a": None, "b": None})
+    fitted = {"a": {"labels": ["x", "y"]}, "b": {"mean": 1.0}}
+    system = SimpleNamespace(task=task, fitted=fitted)
+    adapters._require_same(system, "multi", {**fitted, "b": {"mean": 2.0}}, Path("run"))
+    with pytest.raises(InputError, match="its a labels: None; accepted: this run's, .'x', 'y'"):
+        adapters._require_same(system, "multi", {"b": {"mean": 1.0}}, Path("run"))

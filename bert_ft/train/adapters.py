@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from bert_ft import paths
 from bert_ft.config import cache_dir
+from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names
@@ -26,6 +27,10 @@ from bert_ft.train.start import base_params, frozen_digest, full, trained_at
 from bert_ft.train.system import System, load_fitted
 
 Say = Callable[[str], None]
+
+# Of what was learnt from the training rows: what the rows are read by, once for all adapters, and
+# what the head's outputs are called. Each adapter's answers are made with the rest of its own.
+_SAME = ("labels", "names", "ranks", "scheme", "categories", "numbers")
 
 
 def write(
@@ -70,10 +75,12 @@ def beside(out: Path, name: str) -> Path:
     return out.with_name(f"{out.stem}.{name}.jsonl")
 
 
-def each(system: System, say: Say) -> Iterator[tuple[str, System, Any, int | None]]:
-    """(name, system with its methods, parameters, step) of each of config.predict.adapters, on one
-    base, which is loaded once: workdirs of runs, or directories of peft's, which have no step.
-    Raises InputError on one that is of another base or of other labels."""
+def each(
+    system: System, data: Encoded, say: Say
+) -> Iterator[tuple[str, System, Encoded, Any, int | None]]:
+    """(name, system with its methods, the rows with what its run learnt, parameters, step) of each
+    of config.predict.adapters, on one base, which is loaded once: workdirs of runs, or directories
+    of peft's, which have no step. Raises InputError on one of another base or of other labels."""
     places = _places(system.config)
     known = names_of(system.config)
     if len(set(known)) < len(known):
@@ -84,15 +91,15 @@ def each(system: System, say: Say) -> Iterator[tuple[str, System, Any, int | Non
     base = base_params(system, say)
     for name, place in zip(known, places, strict=True):
         read = _of_run if (paths.at(place) / "model" / "task.json").is_file() else _of_peft
-        yield (name, *read(system, base, paths.at(place), say))
+        its, params, step = read(system, base, paths.at(place), say)
+        yield name, its, dataclasses.replace(data, fitted=its.fitted), params, step
 
 
 def _of_run(system: System, base: Any, workdir: Path, say: Say) -> tuple[System, Any, int]:
-    if load_fitted(workdir) != system.fitted:
-        raise InputError(f"config.predict.adapters: {workdir} has other labels than this run")
-    own = json.loads((workdir / "config.json").read_text())
+    own, fitted = json.loads((workdir / "config.json").read_text()), load_fitted(workdir)
+    _require_same(system, own["task.name"], fitted, workdir)
     its = {k: v for k, v in own.items() if k.startswith("methods.")}
-    own_system = _with_methods(system, its)
+    own_system = dataclasses.replace(_with_methods(system, its), fitted=fitted)
     optimizer = optim.make_optimizer(own_system.config, 1)
     trained, step, digest = trained_at(own_system, workdir, optimizer, say)
     frozen = own_system.weights.begin(base, 0)[1]
@@ -102,6 +109,25 @@ def _of_run(system: System, base: Any, workdir: Path, say: Say) -> tuple[System,
             "accepted: runs that start from the same model and train no other part of it"
         )
     return own_system, full(own_system, trained, frozen, step), step
+
+
+def _require_same(system: System, task: str, fitted: Mapping[str, Any], workdir: Path) -> None:
+    """Raises InputError where the outputs of that run mean other things than this one's."""
+    compared: list[tuple[str, Any, Any]] = [("task.name", system.task.name, task)]
+    for part in getattr(system.task, "parts", [""]):
+        ours, its = (f.get(part, {}) if part else f for f in (system.fitted, fitted))
+        compared += [(f"{part} {key}".strip(), ours.get(key), its.get(key)) for key in _SAME]
+    for what, ours, its in compared:
+        if its != ours:
+            raise InputError(
+                f"config.predict.adapters: {workdir}: its {what}: {_short(its)}; accepted: this "
+                f"run's, {_short(ours)}"
+            )
+
+
+def _short(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= 200 else said[:199] + "…"
 
 
 def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, Any, None]:

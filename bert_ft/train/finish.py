@@ -263,10 +263,10 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
     if config.predict.adapters:
-        for name, its, params, step in adapters.each(system, _tell):
+        for name, its, own, params, step in adapters.each(system, data, _tell):
             at = adapters.beside(out, name)
             said = f"adapter {name}" + (f" of step {step:,}" if step is not None else "")
-            _label(its, params, data, rows, at, said, {"adapter": name})
+            _label(its, params, own, rows, at, said, {"adapter": name})
         return out.parent
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
     _label(system, params, data, rows, out, f"step {step:,}", {})
