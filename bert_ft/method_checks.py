@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bert_ft.config import nearest
+from bert_ft.data.augment import steps as augment_steps
 from bert_ft.errors import InputError
 from bert_ft.task_checks import require
 
@@ -77,14 +78,8 @@ LEAST = {
         *(f"{name}.epsilon" for name in SHIFTING),
         *("fgm.weight", "pgd.weight", "smart.weight", "pgd.step", "freelb.step", "freelb.start"),
         *("rdrop.alpha", "focal.gamma", "mixup.alpha", "sam.rho"),
-        *(
-            "pseudo.weight",
-            "pseudo.begin",
-            "uda.weight",
-            "hints.hidden",
-            "hints.attention",
-            "hints.width",
-        ),
+        *("pseudo.weight", "pseudo.begin", "uda.weight"),
+        *("hints.hidden", "hints.attention", "hints.width"),
     ),
 }
 POSITIVE = ("smart.start", "contrastive.temperature", "distil.temperature", "uda.temperature")
@@ -231,21 +226,18 @@ def _check_knobs(m: ConfigDict, known: list[str]) -> None:
 
 def _check_combinations(c: ConfigDict, used: list[str]) -> None:
     """What methods ask of the rest of the config, and of each other."""
-    t, use, p = c.train, c.methods.use, c.methods.pseudo
+    t, d, use, p = c.train, c.data, c.methods.use, c.methods.pseudo
+    teacher = c.methods.distil.teacher
     if t.steps:
         check_steps(c, t.steps)
     for name, ok, key, value, accepted in (
-        (
-            *("distil", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),
-            "the workdir of a finished run",
+        *(
+            (name, bool(teacher), "methods.distil.teacher", "", "the workdir of a finished run")
+            for name in ("distil", "hints")
         ),
         (
             *("distil", c.task.name != "tagging" or c.task.decode != "crf", "task.decode", "crf"),
             "'viterbi' or 'argmax' with distil, whose teacher tells each word's label alone",
-        ),
-        (
-            *("hints", bool(c.methods.distil.teacher), "methods.distil.teacher", ""),
-            "the workdir of a finished run",
         ),
         (
             *("hints", c.model.layer_loop == "loop", "model.layer_loop", c.model.layer_loop),
@@ -287,8 +279,12 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
             f"methods.pseudo.begin ({p.begin}) or more",
         ),
         (
-            *("uda", bool(c.data.augment), "data.augment", ""),
-            "KIND:STRENGTH,... with uda, which compares texts with changed ones",
+            *("uda", any(s > 0 for _, s in augment_steps(d.augment)), "data.augment", d.augment),
+            "KIND:STRENGTH,... of more than 0 with uda, which compares texts with changed ones",
+        ),
+        (
+            *("uda", d.augment_share > 0, "data.augment_share", d.augment_share),
+            "more than 0 with uda, which compares texts with changed ones",
         ),
         (
             *("rates", bool(rate_rules(c.methods.rates.rules)), "methods.rates.rules", ""),
@@ -305,14 +301,14 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
     taught = ", ".join(name for name in used if name in UNLABELLED)
     if taught:
         accepted = f"a data URI of texts, from which {taught} of methods.use learns"
-        require(bool(c.data.unlabelled), "data.unlabelled", "", accepted)
+        require(bool(d.unlabelled), "data.unlabelled", "", accepted)
         unlabelled_places(c)
     accepted = f"'' where methods.use has none of {', '.join(UNLABELLED)}"
-    require(bool(taught) or not c.data.unlabelled, "data.unlabelled", c.data.unlabelled, accepted)
-    length = c.data.max_length + prompt_length(c)
+    require(bool(taught) or not d.unlabelled, "data.unlabelled", d.unlabelled, accepted)
+    length = d.max_length + prompt_length(c)
     require(
-        not c.data.row_length or c.data.row_length >= length,
+        not d.row_length or d.row_length >= length,
         "data.row_length",
-        c.data.row_length,
+        d.row_length,
         f"0, or data.max_length and the prompt's length ({length}) or more",
     )

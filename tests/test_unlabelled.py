@@ -17,7 +17,7 @@ from bert_ft.data.batches import BatchPlan
 from bert_ft.data.epochs import Epochs
 from bert_ft.data.unlabelled import Beside, joined
 from bert_ft.errors import InputError
-from bert_ft.methods.registry import make_methods
+from bert_ft.methods.registry import make_methods, make_weights
 from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.tasks.ordinal import Ordinal
 
@@ -138,6 +138,14 @@ def test_consistency_is_its_formula():
     np.testing.assert_allclose(found.total / found.count, mean, rtol=1e-5)
 
 
+def test_a_run_of_other_batches_may_go_on_from_one_with_consistency():
+    """config.resume makes the old run's methods again, beside this one's batch size and share."""
+    c = config(methods__use="uda", train__batch_size=7)
+    assert make_weights(c).plain
+    with pytest.raises(InputError, match="data.unlabelled_share is 0.5"):
+        make_methods(c)[0].objective(fake(LOGITS), TASK, MODEL)
+
+
 def semi(accumulate=1, packed=True):
     """The second batch of a set of 10 labelled examples and 8 texts in two versions."""
     micro = 12 // accumulate
@@ -220,6 +228,16 @@ def test_a_run_with_unlabelled_texts_goes_on_exactly(run_here, tmp_path):
         ("pseudo", {"data.unlabelled": ""}, "config.data.unlabelled is ''; accepted: a data URI"),
         ("", {}, "config.data.unlabelled is 'files:b.csv'; accepted: '' where methods.use has"),
         ("uda", {}, "config.data.augment is ''; accepted: KIND:STRENGTH"),
+        (
+            "uda",
+            {"data.augment": "swap:0,typos:0.0"},
+            "config.data.augment is 'swap:0,typos:0.0'; accepted: .* of more than 0 with uda",
+        ),
+        (
+            "uda",
+            {"data.augment": "swap:0.1", "data.augment_share": 0.0},
+            "config.data.augment_share is 0.0; accepted: more than 0 with uda",
+        ),
         ("pseudo", {"data.unlabelled_share": 0.3}, "unlabelled_share is 0.3; .* the 32 examples"),
         ("pseudo", {"data.unlabelled_share": 1.0}, "unlabelled_share is 1.0"),
         (

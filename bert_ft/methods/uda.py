@@ -26,14 +26,15 @@ class Uda(Method):
 
     def __init__(self, config: Any):
         super().__init__(config)
-        self.micro, self.free = unlabelled_places(config)
+        self.config = config  # whose batches count once it is trained with, not as config.resume
 
     def objective(self, run: Run, task: Any, model: Any) -> Run:
         k = self.knobs
+        micro, free = unlabelled_places(self.config)
 
         def consistent(params: Any, batch: Batch, rng: jax.Array | None) -> Sums:
             made = run(params, batch, rng)
-            logits = made.outputs["logits"][self.micro - self.free :]
+            logits = made.outputs["logits"][micro - free :]
             as_it_is, changed = jax.lax.stop_gradient(logits[::2]), logits[1::2]
             likeliest, _ = task.guesses_of({"logits": as_it_is})
             sure = (jnp.min(jnp.exp(likeliest), axis=1) >= k.threshold).astype(jnp.float32)
