@@ -33,13 +33,16 @@ TEXT
 }
 
 say() { printf 'launch: %s\n' "$*" >&2; }
-wrong() { # the user's input: exit code 2, as bert_ft.main has it
-  printf 'error: %s\n' "$*" >&2
-  exit 2
+stop() {
+  printf 'error: %s\n' "${*:2}" >&2
+  exit "$1"
 }
-give_up() {
-  printf 'error: %s\n' "$*" >&2
-  exit 1
+wrong() { stop 2 "$@"; } # the user's input: the exit code that bert_ft.main has for it
+give_up() { stop 1 "$@"; }
+failed() { # on the way to a slice: the end, unless it replaces one that was taken; renew goes on
+  [[ $renewing == yes ]] || give_up "$@"
+  say "$@"
+  return 1
 }
 
 verb=all name='' zone='' type='' version='' project='' config='' workdir='' results='' extras=''
@@ -88,16 +91,11 @@ check_arguments() {
   for extra in ${extras//,/ }; do
     [[ $known == *" $extra "* ]] || wrong "--extras=$extras: '$extra' is no extra of setup.py; accepted:${known% }"
   done
-  local runs='^(all|run)$' makes='^(all|run|create)$'
-  if [[ $verb =~ ^(all|run|fetch)$ ]]; then
-    [[ $workdir =~ ^gs://[a-z0-9][a-z0-9._-]+/.+ ]] ||
-      wrong "--workdir='$workdir'; accepted: gs://BUCKET/PATH, which outlives the slice and all workers see"
-  fi
-  if [[ $verb =~ $runs ]]; then
-    [[ -n $config && $config != /* && $config != *..* && -f ${config%%:*} ]] ||
-      wrong "--config='$config'; accepted: a config file in this checkout, like configs/sentiment.py"
-  fi
-  if [[ $verb =~ $makes ]]; then
+  [[ ! $verb =~ ^(all|run|fetch)$ || $workdir =~ ^gs://[a-z0-9][a-z0-9._-]+/.+ ]] ||
+    wrong "--workdir='$workdir'; accepted: gs://BUCKET/PATH, which outlives the slice and all workers see"
+  [[ ! $verb =~ ^(all|run)$ || (-n $config && $config != /* && $config != *..* && -f ${config%%:*}) ]] ||
+    wrong "--config='$config'; accepted: a config file in this checkout, like configs/sentiment.py"
+  if [[ $verb =~ ^(all|run|create)$ ]]; then
     check_type
     check_data
   fi
@@ -120,11 +118,8 @@ check_type() {
     v5p) sizes='multiples of 8' base=v2-alpha-tpuv5 ;;
     v6e) sizes='1 4 8 16 32 64 128 256' base=v2-alpha-tpuv6e ;;
   esac
-  if [[ $sizes == multiples* ]]; then
-    ((size % 8 == 0)) || wrong "--type=$type: sizes of $family are $sizes"
-  else
-    [[ " $sizes " == *" $size "* ]] || wrong "--type=$type: sizes of $family are $sizes"
-  fi
+  [[ " $sizes " == *" $size "* ]] || { [[ $sizes == multiples* ]] && ((size % 8 == 0)); } ||
+    wrong "--type=$type: sizes of $family are $sizes"
   version=${version:-$base}
   [[ $version =~ ^(tpu-ubuntu2204-base|tpu-vm-[a-z0-9.-]+|v2-alpha-tpuv[0-9][a-z-]*)$ ]] ||
     wrong "--version='$version'; accepted: $base for $family"
@@ -194,43 +189,36 @@ lost() { # whether the slice was taken: a spot slice's workers may end before gc
 }
 
 deletion() { # the command that deletes whatever was made
-  if [[ $queued == yes ]]; then
-    deleting=("${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet)
-  else
-    deleting=("${tpu[@]}" tpu-vm delete "$name" "${where[@]}" --quiet)
-  fi
+  deleting=("${tpu[@]}" tpu-vm delete "$name" "${where[@]}" --quiet)
+  [[ $queued == no ]] || deleting=("${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet)
 }
 
 create() {
-  local flags=() line=none
-  [[ $spot == no ]] || flags+=(--spot)
+  local line=none wanted=("${where[@]}" --accelerator-type="$type")
+  [[ $spot == no ]] || wanted+=(--spot)
   if [[ $dry == no ]]; then
     case $(state) in
       READY)
-        slice=maybe training=maybe
+        slice=maybe
+        [[ $renewing == yes ]] || training=maybe
         say "slice $name is there already; using it"
         return
         ;;
       gone) ;;
-      unknown) not_now || return 1 ;;
-      *)
-        slice=maybe
-        if settle; then return; fi
-        ;;
+      unknown) failed "nothing was made" || return 1 ;;
+      *) slice=maybe && settle && return ;;
     esac
+    [[ $queued == no ]] || line=$(queue_state)
+    [[ $line != unknown ]] || failed "nothing was made" || return 1
   fi
-  [[ $dry == yes || $queued == no ]] || line=$(queue_state)
-  if [[ $line == unknown ]]; then not_now || return 1; fi
   slice=maybe # even a command that fails, or is interrupted, may have made one
-  if [[ $queued == yes ]]; then
-    if [[ $line == none ]]; then
-      call "${tpu[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
-        --accelerator-type="$type" --runtime-version="$version" ${flags[@]+"${flags[@]}"} || create_failed || return 1
-    fi
-    wait_in_line
+  if [[ $queued == no ]]; then
+    call "${tpu[@]}" tpu-vm create "$name" --version="$version" "${wanted[@]}" || create_failed
   else
-    call "${tpu[@]}" tpu-vm create "$name" "${where[@]}" \
-      --accelerator-type="$type" --version="$version" ${flags[@]+"${flags[@]}"} || create_failed || return 1
+    [[ $line != none ]] ||
+      call "${tpu[@]}" queued-resources create "$name" --node-id="$name" --runtime-version="$version" "${wanted[@]}" ||
+      create_failed || return 1
+    wait_in_line
   fi
 }
 
@@ -246,26 +234,20 @@ settle() {
         return 1
         ;;
       CREATING | STARTING | RESTARTING | REPAIRING | unknown) say "slice $name is $now; waiting" ;;
-      *) give_up "slice $name is there and is $now; choose another name, or delete it first" ;;
+      gone) return 1 ;;
+      *) failed "slice $name is there and is $now; choose another name, or delete it first" || return 1 ;;
     esac
     sleep "$poll_s"
   done
 }
 
-# gcloud can't tell what is there: a run that was taken away waits until it can.
-not_now() { [[ $renewing == no ]] && give_up "nothing was made"; }
-
 create_failed() {
   local now line=none
   now=$(state)
   [[ $queued == no ]] || line=$(queue_state)
-  if [[ $now$line == gonenone ]]; then
-    slice=none
-    [[ $renewing == no ]] || return 1
-    give_up "the slice could not be made (above is why); none is left behind"
-  fi
-  [[ $renewing == no || $now$line != *unknown* ]] || return 1
-  give_up "the slice could not be made as asked (above is why)"
+  [[ $now$line == gonenone ]] || failed "the slice could not be made as asked (above is why)" || return 1
+  slice=none
+  failed "the slice could not be made (above is why); none is left behind"
 }
 
 wait_in_line() {
@@ -276,13 +258,13 @@ wait_in_line() {
     before=$now
     case $now in
       ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED | DELETING) give_up "the queued resource is $now; delete it and ask again" ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING) failed "the queued resource is $now; delete it and ask again" || return 1 ;;
     esac
     sleep "$poll_s"
   done
 }
 
-clear_remains() { # of a slice that was taken away: it does not run, and its name is in use
+clear_remains() { # of a slice that was taken away or half made: no run is on it, its name is in use
   say "removing what is left of $name"
   call "${deleting[@]}" || say "it could not be removed; trying to make a new one all the same"
 }
@@ -295,7 +277,7 @@ install() {
   call tar -czf "$code" --exclude=__pycache__ "${files[@]}" || return 1
   for tries in 1 2 3 4 5; do # the first connections to a new slice may come before its sshd
     if to_workers "$code" bert_ft.tgz; then break; fi
-    ((tries < 5)) || give_up "can't copy to the workers; try: ssh-add ~/.ssh/google_compute_engine"
+    ((tries < 5)) || failed "can't copy to the workers; try: ssh-add ~/.ssh/google_compute_engine" || return 1
     if taken "$(state)"; then return 1; fi
     sleep "$poll_s"
   done
@@ -312,6 +294,7 @@ start() {
     printf '\necho $? >~/run.exit\n'
   } >"$script"
   to_workers "$script" run.sh || return 1
+  training=maybe # even where no answer to the next command arrives
   # shellcheck disable=SC2016
   on_workers all 'pid=$(cat run.pid 2>/dev/null) && [ ! -e run.exit ] && kill -0 "$pid" 2>/dev/null && exit 0; rm -f run.pid run.exit; setsid nohup bash run.sh >run.log 2>&1 </dev/null &'
 }
@@ -343,12 +326,11 @@ run_once() {
   ended=gone
   for tries in 1 2 3 4 5; do # where the slice is being taken, gcloud may say so only after a while
     if start; then break; fi
-    if taken "$(state)"; then return; fi
-    ((tries < 5)) || give_up "the run could not be started on the workers"
+    if taken "$(state)"; then training=no && return; fi
+    ((tries < 5)) || give_up "the run could not be started on the workers, or they did not say that it was"
     say "the run could not be started; trying again"
     sleep "$poll_s"
   done
-  training=maybe
   while true; do
     if follow "$from" | tee "$scratch/heard"; then
       ended=$(exit_code)
@@ -407,10 +389,7 @@ count_start() {
 renew() {
   clear_remains
   renewing=yes
-  create || return 1
-  if install; then return 0; fi
-  lost || give_up "the installation failed"
-  return 1
+  create && install
 }
 
 fetch() {
@@ -419,28 +398,35 @@ fetch() {
     say "the results could not be fetched; they are in $workdir"
 }
 
+sure() { # $1, state or queue_state, asked again a few times where gcloud can't tell
+  local found tries=3
+  while found=$("$1") && [[ $found == unknown ]] && ((--tries)); do sleep "$poll_s"; done
+  echo "$found"
+}
+
 delete() {
   if [[ $dry == no ]]; then
     local now line
-    now=$(state) line=$(queue_state) # always both: a request in line costs once it is granted
-    [[ $now$line != *unknown* ]] || give_up "it is not known what there is of $name; nothing was deleted"
+    now=$(sure state) line=$(sure queue_state) # always both: a request in line costs once it is granted
+    [[ $now != unknown && $now$line != goneunknown ]] ||
+      give_up "it is not known what there is of $name; nothing was deleted"
     if [[ $now$line == gonenone ]]; then
       slice=none
       say "there is no slice $name in $zone, and no request for one"
       return
     fi
     say "slice $name: $now; queued resource: $line"
-    queued=yes
-    [[ $line != none ]] || queued=no
+    case $line in
+      none) queued=no ;;
+      unknown) say "a queued request could not be looked for; see: ${tpu[*]} queued-resources list ${where[*]}" ;;
+      *) queued=yes ;;
+    esac
     deletion
   fi
   if [[ $yes == no && $dry == no ]]; then
     local answer=''
     read -r -p "Delete slice $name in $zone? [y/N] " answer || true
-    if [[ ! $answer =~ ^[yY] ]]; then
-      say "not deleted"
-      return
-    fi
+    [[ $answer =~ ^[yY] ]] || { say "not deleted" && return; }
   fi
   call "${deleting[@]}" || give_up "the slice could not be deleted"
   slice=none

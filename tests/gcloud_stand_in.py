@@ -4,7 +4,10 @@ are directories on this machine in which the commands for them really run.
 $WORLD/scenario.json:
   create  exit codes of the creations, one after the other (then 0)
   queue   states of the queued resource, one after the other (the last one stays)
-  refuse  what gcloud itself refuses, by words of the command: {"accelerator-types": "not found"}
+  refuse  what gcloud itself refuses, by words of the command: {"accelerator-types": "not found"},
+          or a list of such texts, one after the other (the last one stays, '' refuses nothing)
+  breaks  what is done, but its answer is lost: by words of the command, a list of the slice's
+          states after it ('' for an answer that arrives; the last one stays)
   follows of each connection to the log: 'cut' after a line, 'none' made, '' until the run's end
   runs    of each start: {"codes": [of worker 0, of worker 1], "slice": its state after,
           "seconds": how long, or until SIGTERM}; the last one repeats. "says": what is told
@@ -33,12 +36,12 @@ exec {python} -I -S {here} run
 """
 
 
-def played(key: str, default):
-    """The next entry of a list of the scenario."""
+def played(key: str, default, listed: list | None = None):
+    """The next entry of a list, by default that of the scenario."""
     path = WORLD / f"{key}.count"
     count = int(path.read_text()) if path.exists() else 0
     path.write_text(str(count + 1))
-    listed = SCENARIO.get(key, [])
+    listed = SCENARIO.get(key, []) if listed is None else listed
     return listed[min(count, len(listed) - 1)] if listed else default
 
 
@@ -128,10 +131,22 @@ def main(arguments: list[str]) -> int:
         file.write(json.dumps(arguments) + "\n")
     words = " ".join(arguments)
     for what, text in SCENARIO.get("refuse", {}).items():
-        if what in words:
+        texts = text if isinstance(text, list) else [text]
+        if what in words and (text := played(f"refuse {what}", "", texts)):
             return fail(text)
+    code = answer(arguments)
+    for what, states in SCENARIO.get("breaks", {}).items():
+        if what in words and (state := played(f"breaks {what}", "", states)):
+            slice_state(state)
+            return fail("connection reset by peer")
+    return code
+
+
+def answer(arguments: list[str]) -> int:
     verb = " ".join(arguments[2:4])
     if verb in ("tpu-vm create", "queued-resources create"):
+        if slice_state() != "gone":
+            return fail("ALREADY_EXISTS: it is in use")
         if code := played("create", 0):
             return fail("There is no more capacity in the zone", code)
         AFTER.unlink(missing_ok=True)

@@ -287,6 +287,70 @@ def test_a_taken_slice_waits_for_capacity(cloud):
     assert done.code == 1 and "gave up after 2 restarts" in done.err and "costs" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "scenario"),
+    [
+        ([], {"breaks": {"tpu-vm create": ["", "CREATING", ""]}}),
+        ([], {"breaks": {"tpu-vm create": ["", "READY", ""]}}),
+        (
+            ["--queued"],
+            {
+                "breaks": {"queued-resources create": ["", "gone", ""]},
+                "queue": ["ACTIVE", "WAITING_FOR_RESOURCES", "ACTIVE"],
+            },
+        ),
+        (["--queued"], {"queue": ["ACTIVE", "FAILED", "ACTIVE"]}),
+        ([], {"refuse": {"tpu-vm delete": ["FAILED_PRECONDITION", ""]}}),
+        ([], {"refuse": {"tpu-vm scp": ["", "", *["UNAVAILABLE"] * 5, ""]}}),
+        ([], {"refuse": {"pip install": ["", "UNAVAILABLE", ""]}}),
+    ],
+    ids=["creating", "ready", "in line", "failed request", "deleting", "copies", "installation"],
+)
+def test_what_fails_on_the_way_to_a_new_slice_is_tried_again(cloud, words, scenario):
+    cloud.plays(runs=[{"codes": [143, 143], "slice": "DELETING"}, {"codes": [0, 0]}], **scenario)
+    done = cloud.launch("--spot", "--yes", *words)
+    assert done.code == 0 and "start 3" in done.err and "start 4" not in done.err, done.err
+    assert len(started(cloud)) == 1 and cloud.slice == "gone"
+
+
+def started(cloud):
+    """The starts on worker 0 of the last slice."""
+    path = cloud.world / "workers/0/started"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_start_whose_answer_is_lost_may_train(cloud):
+    cloud.plays(breaks={"setsid": ["READY"]}, runs=[{"seconds": 5}])
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "could not be started" in done.err and done.warned
+    assert started(cloud) and cloud.slice == "READY"
+
+
+def test_a_start_that_never_reached_the_workers_trains_nothing(cloud):
+    cloud.plays(refuse={"tpu-vm scp": ["", "UNAVAILABLE"]})
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "could not be started" in done.err and not done.warned
+    assert not started(cloud) and cloud.slice == "gone"
+
+
+def test_nothing_trains_on_a_slice_that_replaces_one_taken_before_the_start(cloud):
+    assert cloud.launch(verb="create").code == 0
+    copies = {"tpu-vm scp": ["", "PREEMPTED", ""]}
+    cloud.plays(breaks=copies, refuse={"tpu-vm scp": ["", "", "UNAVAILABLE"]})
+    done = cloud.launch("--spot", "--yes", "--restarts=1")
+    assert done.code == 1 and "gave up after 1 restarts" in done.err, done.err
+    assert cloud.slice == "gone" and not done.warned
+
+
+def test_nothing_trains_on_a_new_slice_that_could_not_be_removed_at_once(cloud):
+    refuse = {"tpu-vm delete": ["", "busy", ""], "tpu-vm scp": ["", "", "UNAVAILABLE"]}
+    breaks = {"tpu-vm create": ["", "READY"]}
+    cloud.plays(runs=[{"slice": "PREEMPTED", "codes": [2, 2]}], refuse=refuse, breaks=breaks)
+    done = cloud.launch("--spot", "--yes", "--restarts=2")
+    assert done.code == 1 and "there already; using it" in done.err, done.err
+    assert cloud.slice == "gone" and not done.warned
+
+
 def test_a_slice_that_is_no_spot_slice_is_not_made_anew(cloud):
     cloud.plays(runs=[{"codes": [143, 143], "slice": "gone"}])
     done = cloud.launch()
@@ -310,6 +374,13 @@ def test_a_queued_resource_that_fails(cloud):
     done = cloud.launch("--queued")
     assert done.code == 1 and "FAILED" in done.err and done.warned
     assert "queued-resources delete my-run --zone=us-west4-a --force" in done.err
+
+
+def test_a_slice_whose_creation_ends_in_nothing_is_made(cloud):
+    (cloud.world / "after.json").write_text('{"says": ["CREATING", "CREATING"]}')
+    done = cloud.launch(verb="create")
+    assert done.code == 0 and "is CREATING; waiting" in done.err, done.err
+    assert cloud.slice == "READY"
 
 
 def test_a_failing_creation_leaves_nothing_and_says_so(cloud):
@@ -357,6 +428,25 @@ def test_a_deletion_that_can_not_see_what_is_there_says_so(cloud, what):
     done = cloud.launch(verb="delete")
     assert done.code == 1 and "nothing was deleted" in done.err and done.warned
     assert "UNAUTHENTICATED" in done.err and "there is no slice" not in done.err
+
+
+@pytest.mark.parametrize("queued", [(), ("--queued",)], ids=["", "queued"])
+def test_a_slice_is_deleted_where_requests_can_not_be_looked_for(cloud, queued):
+    assert cloud.launch(*queued, verb="create").code == 0
+    cloud.plays(refuse={"queued-resources describe": "Invalid choice: 'queued-resources'"})
+    done = cloud.launch("--yes", *queued)
+    assert done.code == 0 and "could not be looked for" in done.err, done.err
+    assert cloud.slice == "gone" and "costs" not in done.err
+    assert len(cloud.made("queued-resources delete")) == len(queued)
+
+
+@pytest.mark.parametrize("what", ["tpu-vm", "queued-resources"])
+def test_a_deletion_asks_again_where_gcloud_does_not_answer(cloud, what):
+    assert cloud.launch(verb="create").code == 0
+    cloud.plays(refuse={f"{what} describe": ["UNAVAILABLE", "UNAVAILABLE", ""]})
+    done = cloud.launch(verb="delete", answer="y\n")
+    assert done.code == 0 and "could not be looked for" not in done.err, done.err
+    assert cloud.slice == "gone" and "costs" not in done.err
 
 
 def test_a_deletion_that_fails_is_said(cloud):
