@@ -125,20 +125,26 @@ def test_dropout_is_the_same_packed_or_padded():
     np.testing.assert_allclose(noisy, found(padded, jax.random.key(3)), atol=1e-5, rtol=0)
 
 
-NOTHING = {
-    "prefix": {"prefix__length": 0},
-    "freeze": {"freeze__targets": "^nothing$"},
-}
-
-
-@pytest.mark.parametrize("use", NOTHING)
-def test_none_of_it_changes_nothing(use, params, plain):
-    weights = make_weights(methods(use, **NOTHING[use]))
+def test_a_prefix_of_no_length_changes_nothing(params, plain):
+    weights = make_weights(methods("prefix", prefix__length=0))
     trained, frozen = weights.begin(params, 0)
     formed = weights.form(frozen, trained, 0)
     np.testing.assert_array_equal(logits(formed, plan().batch(0)), plain)
-    if use == "freeze":
-        assert not frozen and flatten(trained).keys() == flatten(params).keys()
+
+
+@pytest.mark.parametrize("use", ["lora", "adalora", "bitfit", "freeze"])
+def test_targets_that_nothing_has_are_no_run_of_the_head_alone(use, params):
+    weights = make_weights(methods(use, **{f"{use}__targets": r"self/(q|v)_proj$"}))
+    of = "dense layers" if "lora" in use else "model's parameters"
+    words = rf"config.methods.{use}.targets: 'self.*_proj\$' matches none of the {of}; accepted: "
+    with pytest.raises(InputError, match=words + "a regex that does, as of encoder/layer_0/attent"):
+        weights.begin(params, 0)
+
+
+def test_a_schedule_of_what_is_not_trained(params):
+    (method,) = make_methods(methods("unfreeze", unfreeze__schedule='[["layer_0", 3], ["x/", 9]]'))
+    with pytest.raises(InputError, match="config.methods.unfreeze.schedule: 'x/' matches none of"):
+        method.update(optax.sgd(0.1), 12).init(params)
 
 
 def test_dora_is_equation_5_and_its_norm_is_a_constant_to_the_gradient():

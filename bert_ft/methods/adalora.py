@@ -76,7 +76,7 @@ class AdaLora(Method):
 
     def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
         made, rank = {}, self.knobs.rank
-        for path in dense_layers(model, self.knobs.targets):
+        for path in dense_layers(model, "adalora.targets", self.knobs.targets):
             rng, first, second = jax.random.split(rng, 3)
             into, out = model[f"{path}/kernel"].shape
             made[f"{path}/ada_a"] = STD * jax.random.normal(first, (into, rank))

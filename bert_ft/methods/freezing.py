@@ -11,26 +11,32 @@ import jax.numpy as jnp
 import optax
 
 from bert_ft.method_checks import unfreeze_rules
-from bert_ft.methods.method import Method, Params, Wrapped
+from bert_ft.methods.method import Flat, Method, Params, Wrapped, matched
 from bert_ft.models.hf import flatten, unflatten
 
 
-class BitFit(Method):
+class _OfTargets(Method):
+    freezes = True
+
+    def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
+        matched(f"{self.name}.targets", self.knobs.targets, list(model), "model's parameters")
+        return {}
+
+
+class BitFit(_OfTargets):
     """The encoder's bias terms, those of LayerNorm with them (Ben Zaken, Goldberg & Ravfogel 2022,
     section 3)."""
 
     name = "bitfit"
-    freezes = True
 
     def trains(self, path: str) -> bool:
         return bool(re.search(self.knobs.targets, path))
 
 
-class Freeze(Method):
+class Freeze(_OfTargets):
     """What a regex finds is not trained, all else is."""
 
     name = "freeze"
-    freezes = True
 
     def trains(self, path: str) -> bool:
         return not re.search(self.knobs.targets, path)
@@ -64,6 +70,8 @@ class Unfreeze(Method):
         self, inner: optax.GradientTransformation, steps: Any
     ) -> optax.GradientTransformation:
         def init(params: Params) -> Wrapped:
+            for pattern, _ in self.rules:
+                matched("unfreeze.schedule", pattern, list(flatten(params)), "trained parameters")
             return Wrapped(inner.init(params), jnp.int32(0))
 
         def share(step: jax.Array, first: int) -> jax.Array:

@@ -11,19 +11,17 @@ m / |W + s B A|.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bert_ft.methods.method import Flat, Method
+from bert_ft.methods.method import Flat, Method, matched
 
 
-def dense_layers(params: Flat, pattern: str) -> list[str]:
-    """Paths of the dense layers that a regex finds."""
-    dense = [p.removesuffix("/kernel") for p in params if p.endswith("/kernel")]
-    return [p for p in dense if re.search(pattern, p)]
+def dense_layers(params: Flat, key: str, pattern: str) -> list[str]:
+    """Paths of the dense layers that the regex of a key of the config finds."""
+    return matched(key, pattern, layers_with("kernel", params), "dense layers")
 
 
 def layers_with(name: str, params: Flat) -> list[str]:
@@ -65,7 +63,7 @@ class Lora(Method):
 
     def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
         made, rank = {}, self.knobs.rank
-        for path in dense_layers(model, self.knobs.targets):
+        for path in dense_layers(model, "lora.targets", self.knobs.targets):
             rng, own = jax.random.split(rng)
             into, out = model[f"{path}/kernel"].shape
             bound = into**-0.5

@@ -26,6 +26,7 @@ Trees of parameters are flat here: {'encoder/layer_0/up/kernel': array}.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_ft.errors import InputError
 from bert_ft.models.bert import Batch
 
 Params = Any
@@ -111,6 +113,18 @@ class Wrapped(NamedTuple):
 
     inner: Any
     own: Any
+
+
+def matched(key: str, pattern: str, paths: Sequence[str], what: str) -> list[str]:
+    """The paths, of `what`, that a regex of config.methods is found in. Raises InputError where it
+    is in none: a method that does nothing would look like one that does not help."""
+    found = [path for path in paths if re.search(pattern, path)]
+    if not found:
+        raise InputError(
+            f"config.methods.{key}: {pattern!r} matches none of the {what}; accepted: a regex that "
+            f"does, as of {', '.join(paths[:3])}"
+        )
+    return found
 
 
 class Method:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bert_ft.errors import InputError
 from bert_ft.method_checks import rate_rules
-from bert_ft.methods.method import Method
+from bert_ft.methods.method import Method, matched
 
 _LAYER = re.compile(r"^encoder/layer_(\d+)/")
 
@@ -39,10 +39,6 @@ class Rates(Method):
     def rates(self, paths: Sequence[str]) -> dict[str, float]:
         rules = rate_rules(self.knobs.rules)
         for pattern, _ in rules:
-            if not any(re.search(pattern, path) for path in paths):
-                raise InputError(
-                    f"config.methods.rates.rules: {pattern!r} matches none of the trained "
-                    f"parameters; accepted: a regex that does, as of {paths[0]}"
-                )
+            matched("rates.rules", pattern, paths, "trained parameters")
         found = {p: [f for pattern, f in rules if re.search(pattern, p)] for p in paths}
         return {path: factors[0] for path, factors in found.items() if factors}
