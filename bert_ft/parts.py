@@ -46,7 +46,9 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
         raise InputError(f"{where} is {keys!r}; accepted: an object of keys and values")
     c = copy.deepcopy(config)
     c.task.parts, c.task.name = "", "classification"
-    c.eval.metric, c.eval.keep_best = "", False  # of the whole run
+    c.eval.metric, c.eval.keep_best = "", False  # of the whole run, as trials are
+    c.trials, c.mesh.trial = "", 1
+    c.trial.halving, c.trial.space, c.trial.samples, c.trial.at_once = 0, "", 0, 0
     usual = flat(default())
     accepted = [k for k in usual if k.startswith("task.") and k != "task.parts"]
     accepted += [f"data.{k}" for k in OF_DATA]

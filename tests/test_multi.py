@@ -391,6 +391,19 @@ def test_parts_of_other_files_read_columns_of_their_own():
     checked(json.dumps({**JOINT, "good": {**JOINT["good"], **own}}), data__text="tokens")
 
 
+def test_trials_are_of_the_whole_run():
+    """One part has no dev set; the trials of the second config differ in their parts."""
+    parts = {"intent": {}, "good": {"data.label": "good", "data.train": "files:y", "data.dev": ""}}
+    c = small.config(task__name="multi", task__parts=json.dumps(parts), model__pretrained="x")
+    c.data.train, c.data.dev, c.eval.every_steps = "files:x", "files:z", 50
+    c.trials, c.trial.halving, c.mesh.trial = '{"seed": [0, 1]}', 2, 2
+    c.trial.space, c.trial.samples = '{"learning_rate": {"log": [1e-5, 1e-3]}}', 4
+    check(c)
+    c.trial.space, c.trial.samples = "", 0
+    c.trials = json.dumps({"task.parts": [json.dumps(parts), json.dumps(JOINT)]})
+    check(c)
+
+
 def test_the_example_of_readme():
     text = (ROOT / "README.md").read_text()
     found = re.search(r"data.text=(\w+) --config.task.parts='([^']+)'", text)
