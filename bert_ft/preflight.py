@@ -37,7 +37,7 @@ from bert_ft.command_line import quiet_libtpu
 from bert_ft.data.encode import Encoded
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names
-from bert_ft.models.attention import attend_on
+from bert_ft.models.attention import attend_on, require_kernel
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
 from bert_ft.tasks.registry import make_task
@@ -184,6 +184,8 @@ def system_for(
         encoder, task.head(fitted), compute_dtype(config, mesh), m.remat, m.layer_loop, attend
     )
     row_length = config.data.row_length or -(-length // LANES) * LANES
+    width = encoder.hidden_size // encoder.num_attention_heads
+    require_kernel(attend, row_length, width, model.dtype)
     sets = {"train": data}
     system = System(config, mesh, task, None, model, encoder, sets, fitted, row_length, None)
     return system, [

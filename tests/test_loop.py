@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import read_jsonl, remove
 
-from bert_ft.train import finish, loop
+from bert_ft.train import finish, lock, loop
 from bert_ft.train.lock import locked
 from bert_ft.train.processes import this_host
 from bert_ft.train.step import CompileCount, Programs
@@ -93,7 +93,8 @@ def test_a_gradient_that_is_not_finite(run_here, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))[-1] == "2"
 
 
-def test_one_training_at_a_time_in_a_workdir(run_here, tmp_path):
+def test_one_training_at_a_time_in_a_workdir(run_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "WAITS_S", 1.0)
     flags = ["--config.train.steps=2", "--config.eval.report=False"]
     run_here(tmp_path / "run", *flags).ok()
     with locked(tmp_path / "run"):

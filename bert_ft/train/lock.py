@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from bert_ft import paths
 from bert_ft.errors import InputError
 from bert_ft.train.processes import this_host
 
 NAME = ".lock"
+# One that is started again may be there before its predecessor has saved, or before a file server
+# has noticed that it is gone.
+WAITS_S = 30.0
 
 
 @contextmanager
@@ -19,21 +25,54 @@ def locked(workdir: Path) -> Iterator[None]:
     """Raises InputError where another process, of this machine or of another that shares the file
     system, holds the workdir. The system gives the lock back when a process ends, however it ends.
     Nothing where there are no locks: in gs://, and on some network file systems."""
-    with ExitStack() as held:
-        if not paths.is_remote(workdir):
-            with suppress(OSError):  # a workdir that can't be written is told of by those who write
-                workdir.mkdir(parents=True, exist_ok=True)
-                file = held.enter_context((workdir / NAME).open("a+", encoding="utf-8"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    file.seek(0)
-                    who = file.read().strip() or "another process"
-                    raise InputError(
-                        f"{workdir}: {who} is training there; accepted: another --workdir, or the "
-                        "same once that has ended"
-                    ) from None
-                file.truncate(0)
-                file.write(this_host())
-                file.flush()
+    file, new = None, not paths.is_remote(workdir) and not workdir.exists()
+    if not paths.is_remote(workdir):
+        with suppress(OSError):  # a workdir that can't be written is told of by those who write
+            workdir.mkdir(parents=True, exist_ok=True)
+            file = _taken(workdir / NAME)
+    try:
         yield
+    finally:
+        if file is not None:
+            (workdir / NAME).unlink(missing_ok=True)  # while it is held: see _taken
+            with suppress(OSError):
+                file.close()
+            with suppress(OSError):  # it stays where something is in it
+                if new:
+                    workdir.rmdir()
+
+
+def _taken(path: Path) -> IO[str]:
+    """The file, locked, after WAITS_S at most. Raises InputError."""
+    until = time.monotonic() + WAITS_S
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had it has removed it, perhaps between the two lines above.
+            if _same(file, path):
+                break
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                file.close()
+                raise InputError(
+                    f"{path.parent}: {who} is training there; accepted: another --workdir, or the "
+                    "same once that has ended"
+                ) from None
+            time.sleep(0.5)
+        file.close()
+    with suppress(OSError):  # on a full disk it is held all the same
+        file.truncate(0)
+        file.write(this_host())
+        file.flush()
+    return file
+
+
+def _same(file: IO[str], path: Path) -> bool:
+    """Whether the open file is the one that lies there."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -102,6 +102,8 @@ def _resumed(system: System, say: Callable[[str], None]) -> tuple[Any, int]:
 def _require_same_meaning(system: System, workdir: Path) -> None:
     """Raises InputError where the run in config.resume means other things by its outputs, or by the
     rows of its tables, than this one."""
+    if not (workdir / "model" / "task.json").is_file():
+        return  # nor is there a checkpoint, which is said below
     theirs = load_fitted(workdir)
     for key in ("labels", "ranks", "categories"):
         if key in theirs and key in system.fitted and theirs[key] != system.fitted[key]:
