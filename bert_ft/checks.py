@@ -75,13 +75,19 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
 
 def _check_texts(parts: Mapping[str, ConfigDict]) -> None:
     """Parts of the same files share the tokens of their rows: those of the first that tags or finds
-    spans, else of the first."""
+    spans, else of the first. Tags and spans stand in other windows of a row, so both can't be."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for part, own in parts.items():
         groups.setdefault((own.data.train, own.data.dev, own.data.test), []).append(part)
     for group in groups.values():
         whole = [part for part in group if parts[part].task.name in ("tagging", "span")]
         first = (whole or group)[0]
+        for part in whole:
+            apart = (
+                f"rows of their own for {first!r} and {part!r} (data.train, data.dev, data.test)"
+            )
+            name = parts[part].task.name
+            require(name == parts[first].task.name, f"task.parts: {part!r}: task.name", name, apart)
         pair = "" if parts[first].task.name == "tagging" else parts[first].data.text_pair
         for part in group:
             d, same = parts[part].data, f", as of {first!r}, whose rows are the same"

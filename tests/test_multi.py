@@ -386,6 +386,17 @@ def test_parts_of_the_same_rows_that_read_other_columns(change, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("pair", ["", "tokens"])
+def test_tags_and_spans_are_of_rows_of_their_own(pair):
+    """Whatever the other part reads: no columns would make their windows the same."""
+    spans = {"task.name": "span", "data.text_pair": "tokens", "task.stride": 6}
+    parts = {"slots": {**JOINT["slots"], "data.text_pair": pair}, "where": spans}
+    said = "'where': task.name is 'span'; accepted: rows of their own for 'slots' and 'where'"
+    with pytest.raises(InputError, match=said):
+        checked(json.dumps(parts), data__text="tokens")
+    checked(json.dumps({**parts, "where": {**spans, "data.train": "files:y"}}), data__text="tokens")
+
+
 def test_parts_of_other_files_read_columns_of_their_own():
     own = {"data.text": "text", "data.train": "files:y"}
     checked(json.dumps({**JOINT, "good": {**JOINT["good"], **own}}), data__text="tokens")

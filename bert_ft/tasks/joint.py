@@ -76,8 +76,8 @@ class Joint:
             ):
                 raise InputError(
                     f"{rows.origin}: parts {self.carrier!r} and {part!r} read other texts of the "
-                    "same rows; give both the same data.text, data.text_pair, task.stride and "
-                    "task.words"
+                    "same rows; give both the same data.text, data.text_pair, task.stride, "
+                    "task.words and task.max_question"
                 )
             about[part], made[part] = dict(other.fitted), dict(other.fields)
             token_fields |= {f"{part}/{k}": v for k, v in other.token_fields.items()}
