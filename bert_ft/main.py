@@ -38,13 +38,13 @@ def main(argv: list[str]) -> int:
 
         with guarded(config, workdir, MODE.value, where, STARTED):
             from bert_ft import preflight
-            from bert_ft.train import export, finish, loop, trial_loop
+            from bert_ft.train import export, finish, loop, predict, trial_loop
 
             if MODE.value == "train":
                 train = trial_loop.run_trials if config.trials else loop.run
                 return train(config, workdir, STARTED)
             evaluate = trial_loop.evaluate_trials if config.trials else finish.evaluate
-            others = {"eval": evaluate, "predict": finish.predict, "export": export.export}
+            others = {"eval": evaluate, "predict": predict.predict, "export": export.export}
             mode = {**others, "preflight": preflight.preflight}[MODE.value]
             mode(config, workdir)
             return errors.EXIT_DONE

@@ -68,7 +68,7 @@ train.adapted train.initial
 train.start train.record train.advice train.cost train.agreement
 train.gather train.adapters
 train.finish train.card train.guard
-train.selection
+train.selection train.predict
 train.export train.teacher
 train.loop
 train.halving

@@ -1,10 +1,9 @@
-"""After training, and without it: scores of a set, predictions of a file, the record of a run."""
+"""After training, and without it: scores of a set, the record of a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,15 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
-from bert_ft import paths
 from bert_ft.config import flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
-from bert_ft.data.prompts import with_places
-from bert_ft.data.sources import Rows, Source, source_of
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
-from bert_ft.method_checks import prompt_length
-from bert_ft.train import adapters, optim, phases, record
-from bert_ft.train.barriers import agree
+from bert_ft.train import optim, phases, record
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
-from bert_ft.train.gather import chosen, refuse_trials
+from bert_ft.train.gather import refuse_trials
 from bert_ft.train.sharding import replicated
 from bert_ft.train.sinks import read_metrics
 from bert_ft.train.start import trained_params
@@ -34,7 +28,6 @@ from bert_ft.train.step import Programs, eval_step
 from bert_ft.train.system import (
     System,
     assemble,
-    in_rows_for,
     load_fitted,
     rows_of,
     save_model_files,
@@ -236,96 +229,3 @@ def evaluate(config: ConfigDict, workdir: Path) -> tuple[System, dict[str, dict[
         return system, predicted if on_test is None else {**predicted, "test": on_test}
     finally:
         writer.close()
-
-
-def predict(config: ConfigDict, workdir: Path) -> Path:
-    """--mode=predict: a JSON line a row of config.predict.input, in its order; returns the file.
-    A task with a method `lists(lines)` also writes those, to <name of the file>.ranked.jsonl. With
-    config.predict.adapters a file an adapter, <name of the file>.<name of the adapter>.jsonl, whose
-    lines name it; returns their directory."""
-    of_all = workdir
-    config, workdir = chosen(config, workdir, "predict.trial")
-    fitted = load_fitted(workdir)
-    # What several trials say of one input has a place for each.
-    at = of_all if config.predict.trial == "best" else workdir
-    source = source_of(config, f"files:{config.predict.input}")
-    out = _predict_path(config, at, source)
-    agree("config.predict.input", {"content": source.fingerprint()})
-    rows = source.read()
-    for line in rows.skipped:
-        _tell(f"skipped {line}")
-    system = assemble(config, _tell, sets=(), model_dir=workdir / "model", fitted=fitted)
-    # Labels, where the rows have any, play no part: they need not be those of the training set.
-    labels = getattr(system.task, "labels", [config.data.label])
-    columns = {k: v for k, v in rows.columns.items() if k not in labels}
-    rows = dataclasses.replace(rows, columns=columns)
-    # A task to which such rows are others than those of a set with labels says so.
-    encode = getattr(system.task, "encode_unlabelled", system.task.encode)
-    data = encode(rows, system.tokenizer, config.data.max_length, fitted)
-    if config.predict.adapters:
-        for name, its, own, params, step in adapters.each(system, data, _tell):
-            at = adapters.beside(out, name)
-            said = f"adapter {name}" + (f" of step {step:,}" if step is not None else "")
-            _label(its, params, own, rows, at, said, {"adapter": name})
-        return out.parent
-    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
-    _label(system, params, data, rows, out, f"step {step:,}", {})
-    return out
-
-
-def _label(
-    system: System,
-    params: Any,
-    data: Encoded,
-    rows: Rows,
-    out: Path,
-    by: str,
-    more: Mapping[str, Any],
-) -> None:
-    """Writes what `params` answer to the rows, with what `more` says of each. `data`: the rows
-    without the places of a prompt."""
-    data = with_places(data, prompt_length(system.config))
-    if (longest := int(data.lengths.max())) > system.encoder.positions:
-        raise InputError(
-            f"config.data.max_length: texts have {longest} tokens with their prompt, the model "
-            f"{system.encoder.positions} positions; accepted: less, by the prompt's length"
-        )
-    system = in_rows_for(system, data)
-    answers = system.task.answers(
-        predict_set(system, eval_programs(system), params, data), data, rows
-    )
-    lines = [{"label": answer.pop("prediction"), **answer, **more} for answer in answers]
-    if "id" in rows.columns:
-        lines = [{"id": i, **line} for i, line in zip(rows.columns["id"], lines, strict=True)]
-    if jax.process_index() == 0:
-        record.write_lines(out, lines)
-        lists = getattr(system.task, "lists", None)  # what a task makes of the lines together
-        if lists is not None:
-            record.write_lines(_ranked(out), lists(lines))
-        cut = sum(line["truncated"] for line in lines)
-        print(f"{len(lines):,} rows labelled by {by}, {cut:,} truncated: {out}")
-
-
-def _tell(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
-
-
-def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
-    """Where the lines go; raises InputError where they would replace what must stay."""
-    folder = workdir / "predictions"
-    given = paths.at(source.uri.removeprefix("files:").partition("?")[0])
-    out = paths.at(config.predict.output or str(folder / f"{given.stem}.jsonl"))
-    written = [adapters.beside(out, name) for name in adapters.names_of(config)] or [out]
-    written += [_ranked(at) for at in written]
-    for taken, what in (
-        *((path, "the input") for path in source.files),
-        (folder / "test.jsonl", "the test set's, of the run"),
-    ):
-        if taken.resolve() in [at.resolve() for at in written]:
-            raise InputError(f"config.predict.output would be {taken}, {what}; give another file")
-    return out
-
-
-def _ranked(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.ranked.jsonl")
