@@ -56,7 +56,7 @@ def test_main_is_flags_only():
         (["--config.model.dropout=1.0"], ["model.dropout is 1.0", "less than 1"]),
         (["--config.mesh.trial=2"], ["mesh.trial is 2"]),
         (["--config.data.train="], ["data.train", "files:"]),
-        (["--mode=predict"], ["predict.input", "JSONL"]),
+        (["--mode=predict"], ["predict.input", "new.jsonl"]),
     ],
     ids=lambda value: value[0] if value[0].startswith("-") else "",
 )
