@@ -248,11 +248,6 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     check_methods(c)
     at_least("trial.width", 0)
     _check_trials(c, mode, has_dev)
-    check_training_rows(c)
-    if c.task.name != "multi":
-        check_task(c)
-        check_ranking(c)
-    _check_multi(c, mode)
     one_of("preflight.effort", ("full", "quick"))
     one_of("preflight.model", ("", "base", "large"))
     at_least("preflight.slices", 1)
@@ -263,6 +258,11 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         known = c.task.name == "classification" and c.model.kind == "bert"
         alone = "'' where the task is not classification with BERT; give a few rows of your own"
         require(known or not made_up, "preflight.model", c.preflight.model, alone)
+    check_training_rows(c)
+    if c.task.name != "multi":
+        check_task(c)
+        check_ranking(c)
+    _check_multi(c, mode)
     if mode == "train" or (mode == "preflight" and not made_up):
         require(
             c.task.name == "multi" or bool(c.data.train),

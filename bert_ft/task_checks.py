@@ -7,8 +7,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bert_ft.config import nearest
 from bert_ft.errors import InputError
 
+# Of tasks/registry.py, which needs JAX. A test holds the two together.
+TASKS = (
+    *("classification", "multilabel", "regression", "ordinal", "span", "tagging"),
+    *("matching", "cross_encoder", "recommend", "masked"),
+)
 SCHEMES = ("auto", "IOB2", "IOB1", "BIOES", "BMES", "BILOU", "plain")
 DECODERS = ("argmax", "viterbi", "crf")
 
@@ -29,8 +35,11 @@ def numbers(text: str, least: float) -> bool:
 
 def check_task(c: ConfigDict) -> None:
     """The knobs of one task are refused under another, where they would do nothing."""
-    t = c.task
+    t, known = c.task, [*TASKS, "multi"]
+    accepted = f"{', '.join(sorted(known))}{nearest(t.name, known)}"
+    require(t.name in TASKS, "task.name", t.name, accepted)
     for key, tasks in (
+        ("label_names", ("classification",)),
         ("class_weights", ("classification", "multilabel")),
         ("label_smoothing", ("classification",)),
         ("positive_label", ("classification",)),

@@ -9,8 +9,10 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
-from bert_ft import config
+from bert_ft import config, task_checks
 from bert_ft.checks import check
+from bert_ft.errors import InputError
+from bert_ft.tasks import registry
 
 FILES = sorted((ROOT / "configs").glob("*.py"))
 
@@ -71,3 +73,15 @@ def test_the_hash_is_of_what_bears_on_the_result():
         other = config.default()
         other.update_from_flattened_dict({key: value})
         assert config.config_hash(other) != config.config_hash(base), key
+
+
+def test_the_tasks_that_are_checked_are_those_that_there_are():
+    assert set(task_checks.TASKS) == set(registry.TASKS)
+
+
+@pytest.mark.parametrize("task", sorted({*task_checks.TASKS} - {"classification"}))
+def test_names_of_labels_are_classifications_alone(task):
+    c = config.default()
+    c.data.train, c.model.pretrained, c.task.name, c.task.label_names = "files:x", "y", task, "a,b"
+    with pytest.raises(InputError, match=f"label_names is 'a,b'; accepted: '' where .* {task!r}"):
+        check(c)

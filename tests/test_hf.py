@@ -291,3 +291,13 @@ def test_a_head_of_other_classes_takes_the_encoder(tmp_path, tensors):
     wanted = jax.eval_shape(lambda: init(five))
     found, new = read(write(tmp_path, tensors), wanted)
     assert sorted(new) == sorted(HEAD) and "top/pooler/kernel" in found
+
+
+@pytest.mark.parametrize(("kind", "named"), [("sequence", True), ("token", False)])
+def test_only_classification_is_told_to_name_its_labels(kind, named, tmp_path):
+    """No other task reads that key."""
+    raw = {"id2label": {"0": "good", "1": "bad"}}
+    with pytest.raises(InputError, match="'good', 'bad'; the data's 'x', 'y'") as error:
+        hf._label_order(tmp_path, raw, [["x", "y"]], kind)
+    assert ("of classification: by config.task.label_names" in str(error.value)) is named
+    assert str(error.value).endswith("or set config.model.head=new")

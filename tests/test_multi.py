@@ -451,7 +451,8 @@ def test_parts_that_are_none(run_here, tmp_path, parts, words):
     ],
 )
 def test_weights_and_mixings_that_are_none(run_here, tmp_path, flags, words):
-    flags = [f"--config.task.{flag}" for flag in (f"parts={json.dumps(JOINT)}", *flags)]
+    flags = ["label_names=", f"parts={json.dumps(JOINT)}", *flags]
+    flags = [f"--config.task.{flag}" for flag in flags]
     run_here(tmp_path / "run", "--config.task.name=multi", *flags).refused(*words)
 
 

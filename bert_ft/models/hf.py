@@ -196,7 +196,7 @@ def label_names(fitted: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _label_order(
-    path: Path, raw: Mapping[str, Any], names: Sequence[Sequence[str]]
+    path: Path, raw: Mapping[str, Any], names: Sequence[Sequence[str]], kind: str
 ) -> list[int] | None:
     """Which of the checkpoint's outputs is each of our labels; None where they stand as ours do or
     have no names. `names`: what our labels are called, one list or several that will do. Raises
@@ -208,10 +208,10 @@ def _label_order(
         if sorted(ours) == sorted(theirs) and len(set(theirs)) == len(theirs):
             return None if list(ours) == theirs else [theirs.index(label) for label in ours]
     ours = names[0]
+    how = " (of classification: by config.task.label_names)" if kind == "sequence" else ""
     raise InputError(
         f"{path}: its labels are {', '.join(map(repr, theirs[:20]))}; the data's "
-        f"{', '.join(map(repr, ours[:20]))}: give them its names by config.task.label_names, or "
-        "set config.model.head=new"
+        f"{', '.join(map(repr, ours[:20]))}: give them its names{how}, or set config.model.head=new"
     )
 
 
@@ -283,8 +283,8 @@ def load(
         why.add("it has none for this task")
     for reason in sorted(why):
         say(f"head: {path}: {reason}; a new one is made")
-    if "top/classifier/kernel" in found:
-        order = _label_order(path, raw, labels)
+    if isinstance(kind, str) and "top/classifier/kernel" in found:
+        order = _label_order(path, raw, labels, kind)
         for ours in ("top/classifier/kernel", "top/classifier/bias") if order else ():
             found[ours] = np.ascontiguousarray(found[ours][..., order])
         how = f"its {len(order)} labels put into our order" if order else "as it is"
