@@ -178,6 +178,32 @@ def test_dropout_of_probabilities_is_a_knob_of_its_own():
     np.testing.assert_allclose(kept, whole, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("layer_loop", ["loop", "scan"])
+def test_noise_of_other_kinds_drops_no_probabilities(layer_loop, monkeypatch):
+    """Such as a method's, where config.model.dropout is 0: a kernel asked for by name is used. A
+    trial's own rate is an array, so its program drops."""
+    asked, form = [], attention.chosen
+
+    def heard(how, *shapes):
+        asked.append((how.kernel, shapes[-1]))
+        return form(PLAIN, *shapes)
+
+    monkeypatch.setattr(attention, "chosen", heard)
+    made = model(SIZES).clone(attend=Attend("splash"), layer_loop=layer_loop)
+    params, batch = init(made), EvalPlan(encoded([20, 9]), 2, 32).batch(0)
+
+    def seen(rng, rate):
+        asked.clear()
+        out = made.apply({"params": params}, batch, rng, rate)
+        return {dropping for kernel, dropping in asked if kernel == "splash"}, out["logits"]
+
+    key = jax.random.key(0)
+    (plain, right), (quiet, made_quiet) = seen(None, 0.0), seen(key, 0.0)
+    assert plain == quiet == {False}
+    np.testing.assert_allclose(made_quiet, right, rtol=0, atol=1e-6)
+    assert seen(key, 0.1)[0] == seen(key, jnp.float32(0.0))[0] == {True}
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -7,7 +7,8 @@ splash  JAX's Pallas kernel for TPUs (jax.experimental.pallas.ops.tpu.splash_att
 The fused ones never write the probabilities, whose size is rows x heads x length^2, to memory.
 Hence neither can drop by example and position, as `Noise` does and as packing needs to compute what
 padding computes: the splash kernel has no dropout, and cuDNN's draws by place in memory. So a pass
-with dropout on the probabilities is plain; `config.model.dropout_of_attention=False` goes without.
+with dropout on the probabilities is plain; `config.model.dropout_of_attention=False` goes without,
+and so does what draws noise where config.model.dropout is 0 (heads.Model).
 
 Shapes: R rows, N heads, Q queries, S keys, D a head's width.
 """
@@ -43,7 +44,7 @@ _NEEDS = {"cudnn": "gpu", "splash": "tpu"}
 @dataclasses.dataclass(frozen=True)
 class Attend:
     """`kernel` where it can be used, from rows of `least` tokens on, else the plain form; `drops`:
-    whether a pass with noise drops probabilities. `interpret` runs splash on a CPU, for tests."""
+    whether a pass with dropout drops probabilities. `interpret` runs splash on a CPU, for tests."""
 
     kernel: str = "plain"
     least: int = 0

@@ -9,6 +9,8 @@ encoder's word table.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -248,7 +250,7 @@ def kind_of(head: Any) -> str:
 
 
 class Model(nn.Module):
-    """encoder + head. `rng` is None where nothing is random; `rate` may be traced."""
+    """encoder + head. `rng` is None where nothing is random; `rate`, of dropout, may be traced."""
 
     config: Any  # an EncoderConfig, or another that makes an encoder and has its names
     head: Any
@@ -258,7 +260,12 @@ class Model(nn.Module):
     attend: attention.Attend = attention.PLAIN
 
     def setup(self) -> None:
-        self.encoder = self.config.encoder(self.dtype, self.remat, self.layer_loop, self.attend)
+        make = functools.partial(self.config.encoder, self.dtype, self.remat, self.layer_loop)
+        self.encoder = make(self.attend)
+        # The same one for a pass of noise without dropout: what else draws, such as a method, drops
+        # no probabilities, and need not go without a fused kernel.
+        self.keeping = make(dataclasses.replace(self.attend, drops=False))
+        nn.share_scope(self.keeping, self.encoder)
         self.top = self.head(self.config, self.dtype)
 
     def encoded(self, batch: Batch) -> jax.Array:
@@ -270,7 +277,9 @@ class Model(nn.Module):
     ) -> Outputs:
         noise = None if rng is None else make_noise(rng, rate, batch, self.config)
         read = batch.get(getattr(self.top, "slots", "slots"), batch["slots"])
-        hidden = self.encoder({**batch, "slots": read}, noise, first_only=self.top.first_only)
+        drops = noise is None or isinstance(rate, jax.Array) or rate > 0
+        encoder = self.encoder if drops else self.keeping
+        hidden = encoder({**batch, "slots": read}, noise, first_only=self.top.first_only)
         if getattr(self.top, "tied", False):
             table = self.encoder.variables["params"]["word"]["embedding"]
             return self.top(hidden, batch, noise, table)
