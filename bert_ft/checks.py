@@ -120,7 +120,8 @@ def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:
     later = t.samples > 0 or t.at_once > 0
     require(not (t.share_batches and later), "trial.share_batches", True, shared)
     for number, one in enumerate(trials.settings(c)):
-        _check_trial(c, one, f"config.trials: trial {number}", mode)
+        if one:  # else it is the config as it is, which is checked here
+            _check_trial(c, one, f"config.trials: trial {number}", mode)
 
 
 def check_space(c: ConfigDict, space: list[Dimension], where: str, mode: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import dataclasses
 import difflib
@@ -49,9 +50,12 @@ def usage(modes: Mapping[str, str]) -> str:
     )
 
 
-def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[ConfigDict, Path]:
-    """(checked config, absolute workdir). Whatever is wrong on the command line, or goes wrong in
-    the config file, is one InputError."""
+def parse(
+    argv: list[str], config: Any, workdir: Any, mode: Any, trials: str = ""
+) -> tuple[ConfigDict, Path]:
+    """(checked config, absolute workdir). `trials`: what the config is checked with where its own
+    are '', of a command that makes them itself. Whatever is wrong on the command line, or goes
+    wrong in the config file, is one InputError."""
     try:
         rest = flags.FLAGS(argv)
         getattr(config.value, "train", None)  # a file that raised OSError raises it here, again
@@ -68,7 +72,12 @@ def parse(argv: list[str], config: Any, workdir: Any, mode: Any) -> tuple[Config
         raise InputError(f"{path}: get_config returns {config.value!r}, not a ConfigDict")
     if not workdir.value:
         raise InputError("--workdir is missing; give a directory for the run, as --workdir=runs/a")
-    check(config.value, mode.value)
+    checked = config.value
+    if trials and checked.get("trials") == "":
+        checked = copy.deepcopy(checked)
+        with checked.unlocked():
+            checked.trials = trials
+    check(checked, mode.value)
     return config.value, paths.absolute(workdir.value)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shlex
 import sys
 import time
@@ -23,7 +24,7 @@ from bert_ft import errors, paths, trials
 from bert_ft import main as program
 from bert_ft.checks import check, check_space
 from bert_ft.command_line import parse, prepare_host
-from bert_ft.config import fixed
+from bert_ft.config import fixed, flat
 from bert_ft.errors import EXIT_DONE, InputError, NotFinite
 from bert_ft.evals.search_page import search_page
 from bert_ft.parts import part_configs
@@ -37,6 +38,8 @@ PRUNER = flags.DEFINE_string("pruner", "median", "median or none; needs config.e
 TRIALS = flags.DEFINE_integer("trials", 32, "trials in all")
 GROUP = flags.DEFINE_integer("group", 8, "trials at a time, one run of config.trials")
 SEED = flags.DEFINE_integer("sampler_seed", 0, "of the sampler")
+
+STAND_IN = "[{}]"  # for the trials of a group: the config as it is
 
 
 def sweep(
@@ -63,6 +66,7 @@ def sweep(
         c = copy.deepcopy(config)
         with c.unlocked():
             c.trials = json.dumps(wanted)
+            _fill_mesh(c, wanted)
         check(c)
         folder = workdir / "groups" / str(group)
         code = _train(c, folder, search.prune(numbers))
@@ -90,6 +94,20 @@ def _fault(config: ConfigDict, settings: Settings) -> str:
     except InputError as e:
         return str(e)
     return ""
+
+
+def _fill_mesh(config: ConfigDict, wanted: Sequence[Settings]) -> None:
+    """A smaller mesh.trial where a group lacks trials, or needs several programs, so that they
+    don't fill it. What is left of the devices goes to the examples."""
+    from bert_ft.train.group import programs_of_trials
+
+    axis, most, config.mesh.trial = config.mesh.trial, config.trial.at_once, 1
+    counts = [len(numbers) for numbers in programs_of_trials(config, list(wanted))]
+    config.mesh.trial = math.gcd(axis, *(min(n, most or n) for n in counts))
+    if config.mesh.trial < axis:
+        config.mesh.data = -1
+        _say(f"config.mesh.trial is {axis}, which {max(counts)} trials of a program don't fill; "
+             f"for this group it is {config.mesh.trial}")  # fmt: skip
 
 
 def _train(config: ConfigDict, folder: Path, prune: Any) -> int:
@@ -142,8 +160,8 @@ def _command(command: str, settings: Settings) -> str:
     return shlex.join([*shlex.split(command), *(f"--config.{k}={v}" for k, v in settings.items())])
 
 
-def _given(argv: Sequence[str], workdir: Path) -> str:
-    """The command of a run of the same config, in WORKDIR/best."""
+def _given(argv: Sequence[str], config: ConfigDict, workdir: Path) -> str:
+    """The command of a run of the same config, but for what is of trials, in WORKDIR/best."""
     words, before = list[str](), ""
     for word in argv[1:]:
         bare = before.startswith("-") and "=" not in before  # so its value is the next word
@@ -151,6 +169,9 @@ def _given(argv: Sequence[str], workdir: Path) -> str:
         if own or (bare and before == words[-1:][0] and not word.startswith("--")):
             words.append(word)
         before = word
+    usual = flat(config)
+    alone = {k: v for k, v in flat(trials.config_of(config, {})).items() if v != usual[k]}
+    words += [f"--config.{k}={v}" for k, v in alone.items()]
     return shlex.join(["python", "-m", "bert_ft.main", *words, f"--workdir={workdir / 'best'}"])
 
 
@@ -173,6 +194,12 @@ def _checked(config: ConfigDict, workdir: Path) -> list[Dimension]:
             f"--trials={TRIALS.value} with --group={GROUP.value}; "
             "accepted: 1 or more each, and whole groups"
         )
+    places = min(GROUP.value, config.trial.at_once or GROUP.value)
+    if places % config.mesh.trial:
+        raise InputError(
+            f"config.mesh.trial is {config.mesh.trial}; accepted: a divisor of {places}, the "
+            "trials at once (--group, config.trial.at_once)"
+        )
     if config.trials or config.trial.samples:
         raise InputError("config.trials or trial.samples is given; accepted: '' and 0, for --space")
     several = config.task.name == "multi" and config.task.parts
@@ -193,7 +220,7 @@ def main(argv: list[str]) -> int:
                         (SPACE, SAMPLER, PRUNER, TRIALS, GROUP, SEED)))  # fmt: skip
         return EXIT_DONE
     try:
-        config, workdir = parse(argv, program.CONFIG, program.WORKDIR, program.MODE)
+        config, workdir = parse(argv, program.CONFIG, program.WORKDIR, program.MODE, STAND_IN)
         space = _checked(config, workdir)
         prepare_host(config)
         from bert_ft.tasks.registry import make_task
@@ -210,7 +237,7 @@ def main(argv: list[str]) -> int:
         }
         paths.require_writable(workdir, "--workdir")
         search = Search(workdir, space, about)
-        return sweep(config, workdir, space, search, _given(argv, workdir))
+        return sweep(config, workdir, space, search, _given(argv, config, workdir))
     except errors.KNOWN as e:
         return errors.told(e)
 

@@ -138,11 +138,60 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path):
         (("--mode=eval",), SPACE, "a sweep trains, in one process"),
         (("--config.data.dev=",), SPACE, "config.data.dev is ''"),
         (('--config.trials={"seed": [1]}',), SPACE, "config.trials or trial.samples is given"),
+        (
+            ("--config.mesh.trial=4",),
+            SPACE,
+            "config.mesh.trial is 4; accepted: a divisor of 2, the",
+        ),
+        (("--config.trial.at_once=3", "--config.mesh.trial=2"), SPACE, "config.trial.at_once is 3"),
+        (("--config.train.accumulate=3",), SPACE, "error: config.train.accumulate is 3; accepted"),
     ],
 )
 def test_refused(run_sweep, tmp_path, words, space, said):
     run_sweep(tmp_path / "run", *words, space=space).refused(said)
     assert not (tmp_path / "run").exists()
+
+
+def test_trials_over_a_mesh_and_some_at_a_time(run_sweep, tmp_path, monkeypatch):
+    """The keys are taken; the command that is said at the end trains one trial without them."""
+    from absl.testing import flagsaver
+
+    from bert_ft import command_line, main, sweep
+
+    begun = []
+    monkeypatch.setattr(sweep, "sweep", lambda *given: begun.append(given) or 0)
+    words = ["--config.mesh.trial=4", "--config.trial.at_once=4", "--config.trial.halving=2"]
+    run_sweep(tmp_path / "run", "--trials=8", "--group=8", *words).ok()
+    config, _, _, _, given = begun[0]
+    assert config.mesh.trial == config.trial.at_once == 4 and not config.trials
+    argv = given.split()[2:]
+    assert argv[0] == "bert_ft.main"
+    monkeypatch.setattr(sys, "argv", argv)
+    with flagsaver.flagsaver():
+        best, _ = command_line.parse(argv, main.CONFIG, main.WORKDIR, main.MODE)
+    assert (best.mesh.trial, best.trial.at_once, best.trial.halving) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("rates", "heads", "at_once", "axis", "data"),
+    [
+        ([1e-5, 1e-4, 1e-3, 1e-2], "", 0, 4, 2),
+        ([1e-5, 1e-4, 1e-3], "", 0, 1, -1),
+        ([1e-5, 1e-4], "new", 0, 2, -1),
+        ([1e-5, 1e-4, 1e-3, 1e-2, 1e-1], "", 4, 4, 2),
+    ],
+)
+def test_a_group_that_does_not_fill_the_mesh(rates, heads, at_once, axis, data):
+    """Some of its trials were not to be trained, or it needs several programs."""
+    from small import config
+
+    from bert_ft.sweep import _fill_mesh
+
+    c = config(mesh__trial=4, mesh__data=2, trial__at_once=at_once)
+    wanted = [{"train.learning_rate": rate} for rate in rates]
+    wanted += [{**one, "model.head": heads} for one in wanted if heads]
+    _fill_mesh(c, wanted)
+    assert (c.mesh.trial, c.mesh.data) == (axis, data)
 
 
 def test_without_optuna_the_extra_is_named(run_sweep, tmp_path, monkeypatch):
