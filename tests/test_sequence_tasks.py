@@ -117,6 +117,27 @@ def test_weights_are_kept_when_a_batch_is_split_and_packed():
         )
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_label_that_weighs_0_has_no_loss(smoothing):
+    """Nor has a batch of nothing else, whose loss was 0/0; nor what smoothing gives such a label,
+    which a batch with others would divide by little."""
+    task = Classification(config(task__label_smoothing=smoothing))
+    made = model().clone(head=task.head({"labels": list("abc"), "weights": [0.0, 1.0, 5.0]}))
+    params, data = init(made), varied(8)
+    step = jax.jit(partial(loss_and_gradient, made, task, rng=None, rate=0.0, accumulate=1))
+
+    def of(label):
+        batch = BatchPlan(data, 8, 1, 32).batch(0)
+        return step(params=params, batch={**batch, "label": jnp.asarray(label, jnp.int32)})
+
+    metrics, gradient = of([0] * 8)
+    assert metrics["loss"] == 0 and not any(np.any(g) for g in jax.tree.leaves(gradient))
+    metrics, gradient = of([1, 2, 0, 0, 0, 0, 0, 0])
+    assert metrics["loss"] > 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    outputs, none = {"logits": LOGITS}, {"label": LABELS, "weight": jnp.zeros(12)}
+    assert Classification(config()).loss(outputs, none)[1] == 0  # as a part of several reads it
+
+
 def test_class_weights_of_a_config():
     rows = rows_of(text=["x"] * 6, label=["b", "a", "a", "a", "a", "a"])
     fit = Classification(config(task__class_weights="balanced")).fit(rows)

@@ -179,13 +179,18 @@ class Classification(SequenceTask):
         self, outputs: Outputs, batch: Batch
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(sum over examples of the cross entropy, their number, sums of further train metrics).
-        With class weights an example counts as much as its label's weight, in all three."""
+        With class weights an example counts as much as its label's weight, in all three: one of a
+        label that weighs 0 has no loss, though smoothing would give it some."""
         logits, weights = outputs["logits"], outputs.get("class_weights")
         loss, counted = cross_entropy(logits, batch["label"], weights, self.smoothing)
         right = (jnp.argmax(logits, axis=1) == batch["label"]).astype(jnp.float32)
         name = "accuracy" if weights is None else "weighted_accuracy"
+        loss = jnp.where(counted > 0, loss, 0.0) * batch["weight"]
         counted = counted * batch["weight"]
-        return jnp.sum(loss * batch["weight"]), jnp.sum(counted), {name: jnp.sum(right * counted)}
+        # A batch of such examples alone has the loss 0, not 0/0; one of none has the number 0, by
+        # which several tasks know that it is not theirs.
+        count = jnp.maximum(jnp.sum(counted), 1e-6 * jnp.sum(batch["weight"]))
+        return jnp.sum(loss), count, {name: jnp.sum(right * counted)}
 
     def log_likelihoods(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """(log p of the label, weight), float32 (B,) each: without smoothing the loss is minus the
