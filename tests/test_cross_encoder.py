@@ -14,6 +14,7 @@ from bert_ft.errors import InputError
 from bert_ft.models.heads import Model
 from bert_ft.models.hf import flatten, load_tokenizer
 from bert_ft.tasks.cross_encoder import CrossEncoder, wrong_ahead
+from bert_ft.train.export import _real_rows
 from bert_ft.train.step import loss_and_gradient
 
 PAIRS = (("film", "great"), ("plot", "dull"), ("film", "weak"), ("music", "great"))
@@ -143,6 +144,17 @@ def test_lists_that_cannot_be(tokenizer, value, said):
     with pytest.raises(InputError) as caught:
         task().encode(rows, tokenizer, 16, {})
     assert str(caught.value).startswith("a.csv:3: ") and said in str(caught.value)
+
+
+def test_rows_to_export_by_where_all_that_there_is_are_pairs(tokenizer, tmp_path):
+    """All that the run had were questions and answers, of which the first five are the same one."""
+    pairs = [{"text": f"film {i}", "answer": "great" if i < 5 else f"x {i}"} for i in range(9)]
+    train = write_jsonl(tmp_path / "train.jsonl", pairs)
+    given = {"task__name": "cross_encoder", "data__text_pair": "answer", "task__negatives": 2}
+    name, rows = _real_rows(config(**given, data__train=f"files:{train}", export__rows=5))
+    data = task().encode(rows, tokenizer, 16, {})
+    assert name == "train"
+    assert words(data, tokenizer) == [[p["text"], p["answer"]] for p in pairs[:5]]
 
 
 def test_both_stages(run_here, tmp_path):

@@ -25,6 +25,7 @@ from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model, kind_of
 from bert_ft.parts import part_configs
+from bert_ft.tasks.candidates import COLUMN, texts_of
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import adapters, card, optim, record
 from bert_ft.train.agreement import OWN, compare, in_unit, label_unit
@@ -174,9 +175,13 @@ def _real_rows(config: ConfigDict) -> tuple[str, Rows]:
     d = config.data
     for name in ("test", "dev", "train"):
         if d[name]:
-            source = source_of(config, d[name])
-            rows = source.read()
-            return name, rows.take(list(range(min(len(rows), config.export.rows))))
+            rows = source_of(config, d[name]).read()
+            rows = rows.take(list(range(min(len(rows), config.export.rows))))
+            if config.task.name == "cross_encoder" and COLUMN not in rows.columns:
+                # It learnt from answers that were drawn; what it reads here are the right ones.
+                lists = [[answer] for answer in texts_of(rows, d.text_pair)]
+                rows = dataclasses.replace(rows, columns={**rows.columns, COLUMN: lists})
+            return name, rows
     raise InputError("config.data.test, dev and train are all ''; there is no row to compare on")
 
 
