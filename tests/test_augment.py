@@ -21,6 +21,7 @@ from bert_ft.errors import InputError
 from bert_ft.models.hf import load_tokenizer
 from bert_ft.tasks import schemes
 from bert_ft.tasks.classification import Classification
+from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.train.proposals import Proposer
 from bert_ft.train.training_set import training_rows
 
@@ -240,6 +241,33 @@ def test_what_can_not_work_is_refused_before_anything():
     refused("data.shots", "multi", data__shots=4, task__name="multi")
     refused("data.oversample", "balanced", data__oversample="all")
     refused("data.oversample", "tagging", data__oversample="sqrt", task__name="tagging")
+
+
+def test_shots_of_several_labels_lack_none_of_them():
+    """A row is one of each of its labels; dev has any label of the training rows."""
+    labels = ["a"] * 30 + ["a;b"] * 3 + ["c; a"] * 4 + [""] + ["d"] * 5
+    source = Given(text=[f"t{i}" for i in range(len(labels))], label=labels)
+    c = config(task__name="multilabel", task__label_delimiter=";", data__shots=3)
+    task = MultiLabel(c)
+    few = [training_rows(config_with(c, shots), source).read() for shots in (2, 3)]
+    for rows, least in zip(few, (2, 3), strict=True):
+        sets = task.label_sets(rows)
+        assert task.fit(rows)["labels"] == ["a", "b", "c", "d"]
+        assert all(sum(k in s for s in sets) >= least for k in "abcd") and set() in sets
+        assert len(rows) <= 4 * least + 1
+    assert set(few[0].columns["text"]) < set(few[1].columns["text"])
+    with pytest.raises(InputError, match="data.shots is 4; accepted: at most 3: .*'b' has 3 rows"):
+        training_rows(config_with(c, 4), source).read()
+    other = config_with(c, 3)
+    other.task.label_delimiter = ","
+    prints = {training_rows(one, source).fingerprint() for one in (c, other)}
+    assert len(prints) == 2
+
+
+def config_with(c, shots):
+    c = c.copy_and_resolve_references()
+    c.data.shots = shots
+    return c
 
 
 def test_labels_are_counted_by_row_whatever_the_versions(tmp_path):

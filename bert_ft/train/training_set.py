@@ -22,17 +22,19 @@ from bert_ft.data_checks import WITH_CLASSES
 from bert_ft.method_checks import names, unlabelled_places
 from bert_ft.models import hf
 from bert_ft.parts import carrier
+from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.train.proposals import Proposer
 
 
 def few(config: ConfigDict, source: Readable) -> Readable:
     """The rows that there are to learn from."""
-    d = config.data
+    d, name = config.data, config.task.name
     if not d.shots:
         return source
-    return FewShots(
-        source, d.shots, d.shots_seed, d.label if config.task.name in WITH_CLASSES else ""
-    )
+    if name == MultiLabel.name:
+        several = MultiLabel(config).label_sets, config.task.label_delimiter
+        return FewShots(source, d.shots, d.shots_seed, d.label, *several)
+    return FewShots(source, d.shots, d.shots_seed, d.label if name in WITH_CLASSES else "")
 
 
 def training_rows(config: ConfigDict, source: Readable) -> Readable:
