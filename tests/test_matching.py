@@ -271,6 +271,18 @@ def test_candidates_of_a_file(tokenizer, tmp_path):
     assert made.signature() != other.signature() != task().signature()
 
 
+@pytest.mark.parametrize("name", ["train", "candidates"])
+def test_answers_that_cannot_be_read_are_told(name, tokenizer, tmp_path):
+    """Those that prediction reads beside the rows that it is for: predict.py says them."""
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "film", "answer": "great"}])
+    path.write_text(path.read_text() + "{\n")
+    uri = f"files:{path}?bad_rows=skip"
+    made = task(tmp_path, **{f"data__{name}": uri})
+    new = made.encode_unlabelled(Rows({"text": ["film"]}, None, "asked"), tokenizer, 16, {})
+    assert len(new) == 2
+    assert [line.partition(": ")[0] for line in new.skipped] == [f"{path}:2"]
+
+
 def test_ties_of_equal_texts_rank_last(tokenizer):
     """Untrained and collapsed, a model has found nothing."""
     made = task()

@@ -9,8 +9,11 @@ import pytest
 from conftest import read_jsonl, reviews, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import config
 
+from bert_ft.errors import InputError
 from bert_ft.evals import acquisition
+from bert_ft.train.selection import Asked, select
 
 
 def naive_k_centre(points, centres, n):
@@ -181,3 +184,29 @@ def test_rows_of_a_pool_are_chosen_and_written_whole(world, run_here, ask, tmp_p
     assert "a column 'rank'" in refused("--n=1")
     code, out, err = ask(tmp_path / "nowhere", *flags, "--n=1")
     assert code == 2 and json.dumps("rank") not in err
+
+
+def parts_of(tmp_path, **more):
+    """A run of two parts on the same rows, which it alone names; `more` for the second part."""
+    train = write_jsonl(tmp_path / "train.jsonl", [{"tokens": ["a"]}, {"tokens": ["b"]}])
+    own = {"data.train": f"files:{train}"}
+    parts = {"a": own, "b": {**own, "task.name": "tagging", **more}}
+    return config(task__name="multi", task__parts=json.dumps(parts), data__text="tokens")
+
+
+def test_a_pool_for_several_parts_on_the_same_rows(tmp_path):
+    rows = [{"tokens": [word]} for word in "abcca"]
+    pool = write_jsonl(tmp_path / "pool.jsonl", rows)
+    pool.write_text(pool.read_text() + "{\n")
+    said = []
+    asked = Asked(f"files:{pool}?bad_rows=skip", 1, "random")
+    chosen = select(parts_of(tmp_path), tmp_path, asked, said.append)
+    assert [row["tokens"] for row in chosen] == [["c"]]
+    assert said[0].startswith(f"skipped {pool}:6: ") and "5 rows; left out: 3 of" in said[1]
+
+
+def test_no_pool_for_parts_with_sets_of_their_own(tmp_path):
+    other = write_jsonl(tmp_path / "other.jsonl", [{"tokens": ["a"]}])
+    made = parts_of(tmp_path, **{"data.train": f"files:{other}"})
+    with pytest.raises(InputError, match="config.task.parts has parts with training sets of their"):
+        select(made, tmp_path, Asked(f"files:{other}", 1, "random"), print)

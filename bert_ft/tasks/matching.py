@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from functools import partial
@@ -147,19 +148,23 @@ class Matching:
     def encode_unlabelled(
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
-        """Rows to predict for: what answers they have play no part."""
+        """Rows to predict for: what answers they have play no part. `skipped` are answers that
+        can't be read."""
         questions = texts_of(rows, self.text, blank=True)
         if self._stored is not None:
-            number = self._read(self._stored)
+            sources = [self._stored]
         else:
-            data = self.config.data
-            uris = filter(None, (data.train, data.dev, data.test))
-            sources = [self._source(uri, data.bad_rows) for uri in uris]
-            if not sources:
-                raise InputError("config.data.candidates is '', and no set has answers: set it")
-            number, _ = numbered([t for s in sources for t in texts_of(s.read(), self.pair)])
+            d = self.config.data
+            uris = filter(None, (d.train, d.dev, d.test))
+            sources = [self._source(uri, d.bad_rows) for uri in uris]
+        if not sources:
+            raise InputError("config.data.candidates is '', and no set has answers: set it")
+        read = [source.read() for source in sources]
+        number, _ = numbered([text for own in read for text in texts_of(own, self.pair)])
         where = np.full(len(number), -1, np.int64)
-        return self._ranked(questions, number, where, [], tokenizer, max_length, fitted)
+        skipped = tuple(line for own in read for line in own.skipped)
+        made = self._ranked(questions, number, where, [], tokenizer, max_length, fitted)
+        return dataclasses.replace(made, skipped=skipped)
 
     def _read(self, source: Source) -> dict[str, int]:
         return numbered(texts_of(source.read(), self.pair))[0]

@@ -49,6 +49,8 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     # A task to which such rows are others than those of a set with labels says so.
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
+    for line in data.skipped:  # of what the task itself has read
+        _tell(f"skipped {line}")
     if config.predict.adapters:
         for name, its, own, params, step in adapters.each(system, data, _tell):
             at = adapters.beside(out, name)

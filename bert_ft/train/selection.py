@@ -28,7 +28,7 @@ from bert_ft.train.gather import chosen
 from bert_ft.train.sharding import replicated
 from bert_ft.train.start import trained_params
 from bert_ft.train.step import Programs, eval_step
-from bert_ft.train.system import System, assemble, load_fitted
+from bert_ft.train.system import System, assemble, load_fitted, uris
 from bert_ft.train.training_set import few
 
 WAYS = ("margin", "entropy", "badge", "k_centre", "random")
@@ -57,8 +57,11 @@ def select(
     pool, are left out. Raises InputError where too few are left."""
     task = make_task(config)
     _possible(task, asked)
+    groups = getattr(task, "groups", [])  # of several parts: those on the same rows
     texts = [c for c in (config.data.text, config.data.text_pair) if c]
-    pool, labelled = _read(config, asked.pool), _labelled(config)
+    texts = groups[0].texts() if groups else texts
+    [train] = uris(config, task, "train")
+    pool, labelled = _read(config, asked.pool, say), _labelled(config, train)
     for name in ADDED:
         if name in pool.columns:
             raise InputError(f"{asked.pool} has a column {name!r}, which is to be added; rename it")
@@ -92,6 +95,11 @@ def _possible(task: Any, asked: Asked) -> None:
         raise InputError(f"--over={asked.over}; accepted: mean, max")
     if asked.n < 1 or asked.seed < 0:
         raise InputError(f"--n={asked.n} --seed={asked.seed}; accepted: 1 or more, 0 or more")
+    if len(getattr(task, "groups", [])) > 1:
+        raise InputError(
+            "config.task.parts has parts with training sets of their own, and a pool is labelled "
+            "for one of them; accepted: parts on the same rows, or a run of one task"
+        )
     if asked.by != "random" and not hasattr(task, "beliefs"):
         raise InputError(
             f"--by={asked.by} where config.task.name is {task.name!r}; accepted: 'random', or the "
@@ -104,13 +112,16 @@ def _possible(task: Any, asked: Asked) -> None:
         )
 
 
-def _read(config: ConfigDict, uri: str) -> Rows:
-    return source_of(config, uri).read()
+def _read(config: ConfigDict, uri: str, say: Callable[[str], None]) -> Rows:
+    rows = source_of(config, uri).read()
+    for line in rows.skipped:
+        say(f"skipped {line}")
+    return rows
 
 
-def _labelled(config: ConfigDict) -> Rows:
+def _labelled(config: ConfigDict, uri: str) -> Rows:
     """The rows that the run was trained on."""
-    return few(config, source_of(config, config.data.train)).read()
+    return few(config, source_of(config, uri)).read()
 
 
 def _keys(rows: Rows, texts: list[str]) -> list[tuple[str, ...]]:
