@@ -1,12 +1,15 @@
 """A teacher's word joined to the training examples; a student of some of its layers."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import read_jsonl, remove, write_jsonl
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from scipy.special import softmax
+from small import config
 from test_span import write_squad
 from test_tagging import opinions
 
@@ -14,6 +17,7 @@ from bert_ft.config import default
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.shallow import chosen_layers, deepened, picked
+from bert_ft.train import teacher as teaching
 from bert_ft.train.initial import initial_params
 from bert_ft.train.system import assemble
 
@@ -56,10 +60,12 @@ def test_two_students_learn_from_a_teacher_that_reads_once(run_here, world, tmp_
         f"--config.methods.distil.teacher={teacher.workdir}",
         "--config.methods.distil.weight=1.0",
         "--config.model.layers_from=1",
+        "--config.data.max_length=40",  # the teacher's is 32, which no text reaches
     )
     trials, taught = json.dumps({"seed": [0, 1]}), cache / "bert_ft" / "taught"
     before = {*taught.glob("*.npy")}
     student = run_here(tmp_path / "student", short, *words, f"--config.trials={trials}").ok()
+    assert "the config is not the one of" not in student.err, "the teacher is no run of this config"
     (kept,) = {*taught.glob("*.npy")} - before
     np.testing.assert_allclose(softmax(np.load(kept), axis=1), probabilities, atol=2e-6)
     far = [line["value"] for line in student.metrics if "distil_divergence" in line["name"]]
@@ -104,3 +110,26 @@ def test_what_a_teacher_says_of_words_and_answers(task, run_here, world, tmp_pat
     assert again.result["params_sha256"] == less.result["params_sha256"]
     if task == "tagging":
         run_here(tmp_path / "crf", *words, "--config.task.decode=crf").refused("'viterbi' or")
+
+
+@pytest.mark.parametrize("use", ["hints", "distil", "distil,hints"])
+def test_a_chain_says_nothing_to_distil_but_has_layers(use, tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "task.json").write_text('{"fitted": {}}')
+    own = {"task.name": "tagging", "task.decode": "crf"}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+
+    def assembled(*_, **__):
+        raise InterruptedError
+
+    monkeypatch.setattr(teaching, "assemble", assembled)
+    student = SimpleNamespace(
+        config=config(methods__use=use, methods__distil=ConfigDict({"teacher": str(tmp_path)})),
+        task=SimpleNamespace(name="tagging"),
+        sets={"train": None},
+        fitted={},
+        mesh=SimpleNamespace(devices=np.zeros(1)),
+    )
+    refused = pytest.raises(InputError, match="'crf', whose chain .* with distil 'viterbi' or")
+    with pytest.raises(InterruptedError) if use == "hints" else refused:
+        teaching.taught(student, print)

@@ -34,7 +34,7 @@ from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions, results
 from bert_ft.train.finish import eval_plan
 from bert_ft.train.sharding import replicated
-from bert_ft.train.start import trained_params
+from bert_ft.train.start import frozen_again, full, trained_at
 from bert_ft.train.step import Programs
 from bert_ft.train.system import System, assemble, load_fitted
 
@@ -51,7 +51,9 @@ def taught(system: System, say: Callable[[str], None]) -> System:
     workdir = paths.at(system.config.methods.distil.teacher)
     teacher = _teacher(system, workdir, say)
     optimizer = optim.make_optimizer(teacher.config, 1)
-    params, step = trained_params(teacher, workdir, optimizer, say)
+    # Without a word on where its config is another than the run's: `_config` has changed it.
+    trained, step, digest = trained_at(teacher, workdir, optimizer, say)
+    params = full(teacher, trained, frozen_again(teacher, optimizer, digest, say), step)
     data = system.sets["train"]
     say(f"teacher: {workdir}, step {step}")
     fields, token_fields = dict(data.fields), dict(data.token_fields)
@@ -129,10 +131,11 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
         raise InputError(
             f"{said}its task is {config.task.name!r}; accepted: a run of {system.task.name!r}"
         )
-    if config.task.name == "tagging" and config.task.decode == "crf":
+    distils = "distil" in names(system.config)
+    if distils and config.task.name == "tagging" and config.task.decode == "crf":
         raise InputError(
             f"{said}its task.decode is 'crf', whose chain its words' logits leave out; accepted: "
-            "'viterbi' or 'argmax'"
+            "with distil 'viterbi' or 'argmax'"
         )
     for key in _SAME:
         ours, theirs = system.fitted.get(key), fitted.get(key)
