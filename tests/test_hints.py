@@ -14,8 +14,10 @@ from bert_ft.checks import check
 from bert_ft.config import default
 from bert_ft.data.batches import BatchPlan
 from bert_ft.errors import InputError
+from bert_ft.methods.hints import OWN
 from bert_ft.methods.registry import make_methods, make_weights
 from bert_ft.methods.weights import FormedModel
+from bert_ft.models import peft
 from bert_ft.models.hf import flatten
 from bert_ft.models.taps import tapped
 from bert_ft.preflight import system_for
@@ -166,6 +168,16 @@ def test_a_student_learns_from_a_teachers_layers(run_here, world, tmp_path, cach
     run_here(tmp_path / "x", *short, *words, "--config.methods.hints.layers=5").refused(
         "config.methods.hints.layers is '5'; accepted: 1 of the teacher's layers 0 to 1"
     )
+
+
+def test_an_adapter_of_peft_leaves_out_what_hints_are_learnt_with(tmp_path):
+    c, model = config(methods__use="lora,hints"), init(MODEL)
+    trained, places = flatten(make_weights(c).begin(model, 0)[0]), flatten(model)
+    assert peft.BESIDE == OWN and any(path.startswith(OWN) for path in trained)
+    adapter = peft.Adapter("lora", c.methods.lora.to_dict(), trained)
+    peft.save(tmp_path, adapter, places, SIZES, "sequence", "base")
+    read = peft.read(tmp_path, places, SIZES, "sequence").tensors
+    assert read.keys() == {path for path in trained if not path.startswith(OWN)}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from bert_ft.models import families
 from bert_ft.models.bert import EncoderConfig
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+BESIDE = "hints/"  # paths of what is trained beside a model and is no part of it (methods/hints.py)
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS"}
 TYPES = {"lora": "LORA", "adalora": "ADALORA", "prefix": "PREFIX_TUNING"}
 # (the end of our path, the end of peft's name) of what stands beside a layer's kernel.
@@ -156,7 +157,7 @@ def save(
     base: str,
 ) -> None:
     """Writes an adapter directory. `model`: as of `read`; `base`: what peft is to load below it.
-    Raises InputError where a trained parameter has no place in it."""
+    Raises InputError where a trained parameter that the model is given has no place in it."""
     from safetensors.numpy import save_file
 
     use, names = adapter.use, _table(adapter.use, model, encoder, kind)
@@ -166,7 +167,7 @@ def save(
         if ours in names:
             array = array[:, None] if ours.endswith("/ada_e") else _turned(ours, array)
             tensors[names[ours]] = np.ascontiguousarray(array)
-        elif use != "prefix" or ours not in prefix:
+        elif not ours.startswith(BESIDE) and (use != "prefix" or ours not in prefix):
             strange.append(ours)
     if strange or kind not in TASKS:
         what = ", ".join(sorted(strange)[:3]) or f"a head of kind {kind!r}"
