@@ -166,6 +166,7 @@ class Search:
             unscored = "unscored" in trial.user_attrs
             stopped = trial.state.name == "PRUNED" and not unscored
             value = values[last] if stopped and last is not None else trial.value
+            value = None if unscored else value
             found.append(
                 {
                     "number": trial.number,

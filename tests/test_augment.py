@@ -1,14 +1,17 @@
 """Augmented rows: labels survive, draws depend on (seed, version, row) alone, faults are told."""
 
+import dataclasses
+import functools
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from conftest import vocabulary, write_bert, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import config
+from small import SIZES, config, init
 
 from bert_ft.checks import check
 from bert_ft.data import augment, noise
@@ -18,11 +21,12 @@ from bert_ft.data.pieces import as_text, cut_list, cut_text
 from bert_ft.data.rows import Rows
 from bert_ft.data.word_lists import paraphrased, read_listed
 from bert_ft.errors import InputError
-from bert_ft.models.hf import load_tokenizer
+from bert_ft.models.heads import MaskedHead, Model
+from bert_ft.models.hf import load_tokenizer, save
 from bert_ft.tasks import schemes
 from bert_ft.tasks.classification import Classification
 from bert_ft.tasks.multilabel import MultiLabel
-from bert_ft.train.proposals import Proposer
+from bert_ft.train.proposals import Proposer, begun_words
 from bert_ft.train.training_set import training_rows
 
 KNOWN = {"film": ["movie", "picture"], "great": ["superb"], "paris": ["lutetia"]}
@@ -369,6 +373,68 @@ def test_a_masked_word_model_proposes(tmp_path):
     for lists in found:
         for one in lists:
             assert {w for w, p in one if p > 1e-3} == {"movie", "plot"}
+
+
+def byte_level(path):
+    """A tokenizer as RoBERTa has it, of a directory."""
+    from tokenizers import AddedToken, ByteLevelBPETokenizer
+    from transformers import RobertaTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    texts = ["the film was great, a plot, unfilmed, filming films"] * 9
+    bpe.train_from_iterator(texts, vocab_size=400, special_tokens=special)
+    bpe.save_model(str(path))
+    mask = AddedToken("<mask>", lstrip=True)
+    RobertaTokenizerFast.from_pretrained(path, mask_token=mask).save_pretrained(path)
+    return load_tokenizer(path)
+
+
+def sentence_pieces(path):
+    """As XLM-R has it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["\u2581a", "\u2581film", "film", "\u2581plot", "ing", "\u2581", "a", "\u2581."]
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), *((p, -2.0) for p in pieces)], unk_id=0))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+
+
+@pytest.mark.parametrize(
+    ("made", "words", "rest"),
+    [
+        (byte_level, ["\u0120film", "\u0120plot"], ["film", "ing", "\u0120", ",", "</s>"]),
+        (sentence_pieces, ["\u2581film", "\u2581plot"], ["film", "ing", "\u2581", "\u2581."]),
+        (
+            lambda path: load_tokenizer(write_bert(path / "m")),
+            ["film", "plot"],
+            ["##ing", ".", "[SEP]"],
+        ),
+    ],
+)
+def test_tokens_that_begin_a_word_in_every_family(made, words, rest, tmp_path):
+    tokenizer = made(tmp_path)
+    tokens = tokenizer.convert_tokens_to_ids([*words, *rest])
+    assert tokenizer.unk_token_id not in tokens and len(set(tokens)) == len(tokens)
+    assert [*begun_words(tokenizer, tokens).items()] == [
+        *zip(tokens, ["film", "plot"], strict=False)
+    ]
+
+
+def test_a_roberta_proposes_words(tmp_path):
+    tokenizer = byte_level(tmp_path)
+    sizes = dataclasses.replace(
+        SIZES, vocab_size=len(tokenizer), num_hidden_layers=1, type_vocab_size=1, family="roberta",
+        position_offset=2, pad_token_id=1, max_position_embeddings=42,
+    )  # fmt: skip
+    params = jax.device_get(init(Model(sizes, functools.partial(MaskedHead))))
+    likely = tokenizer.convert_tokens_to_ids(["\u0120plot", "film", "\u0120great"])
+    params["top"]["bias"] = np.zeros(len(tokenizer), np.float32)
+    params["top"]["bias"][likely] = [900, 901, 900]
+    save(tmp_path, sizes, params, "masked")
+    found = Proposer(tmp_path, 32, "given")([cut_text("the film was great")], [[1]])
+    assert {word for word, p in found[0][0] if p > 1e-3} == {"plot", "great"}
 
 
 def test_proposals_are_drawn_by_their_probability_and_never_the_word_itself():

@@ -13,7 +13,7 @@ from conftest import BAD, GOOD, ROOT, SUBJECTS, VERBS, read_jsonl, write_bert, w
 from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.encode import encode
-from bert_ft.data.sources import open_source
+from bert_ft.data.sources import open_source, source_of, split_of
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
@@ -21,6 +21,7 @@ from bert_ft.models.heads import Model
 from bert_ft.tasks.registry import make_task
 from bert_ft.tasks.weighting import chance_loss
 from bert_ft.train.step import loss_and_gradient
+from bert_ft.train.system import texts_of, uris
 from bert_ft.train.training_set import training_rows, with_order
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -540,7 +541,7 @@ def two_files(files, flags, mixing):
         "good": {**TWO["good"], "data.train": f"files:{files['other']}", "data.test": ""},
     }
     words = [f"--config.task.parts={json.dumps(parts)}", f"--config.task.mixing={mixing}"]
-    return [*flags, *words, "--config.eval.keep_best=True"]
+    return [*flags, *words, "--config.eval.keep_best=True", "--config.eval.every_steps=10"]
 
 
 def test_two_data_sets_in_one_run_and_eight_devices_as_one(run_cli, files, flags, tmp_path):
@@ -601,3 +602,20 @@ def test_atis_intents_and_slots_on_the_same_rows(files):
     intent = np.asarray(scored.fields["intent/label"])[scored.fields["intent/weight"] > 0]
     assert len(intent) == 893 and (intent >= 21).sum() == 5
     assert len(scored.fitted["intent"]["unseen"]) == 4
+
+
+def test_a_file_is_divided_by_the_text_of_the_part_that_reads_it(tmp_path):
+    rows = [{**row, "body": row["text"][::-1]} for row in clauses(60, 9)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    own = {f"data.{n}": f"files:{path}?split={n}" for n in ("train", "dev", "test")}
+    parts = {
+        "intent": {"data.label": "intent", **own},
+        "good": {"task.name": "regression", "data.label": "good", "data.text": "body", **own},
+    }
+    task = multi(parts, data__text="text", data__label="intent")
+    c = small.config(task__name="multi", task__parts=json.dumps(parts), data__text="text")
+    c.data.cache_dir = str(tmp_path)
+    for text, uri in zip(texts_of(task), uris(c, task, "train"), strict=True):
+        found = source_of(c, uri, text=text).read().columns[text]
+        assert found == [row[text] for row in rows if split_of(row[text]) == "train"]
+    assert sorted(texts_of(task)) == ["body", "text"]

@@ -119,7 +119,7 @@ def test_a_trial_that_falls_behind_is_stopped(tmp_path):
     search.tell(6, None, {"step": 2, "score": 0.1})
     search.tell(7, None, None)
     states = [(one["state"], one["value"], one["step"]) for one in search.trials()[5:]]
-    assert states == [("complete", 0.5, None), ("stopped", 0.1, 2), ("failed", None, None)]
+    assert states == [("complete", 0.5, None), ("stopped", 0.1, 2), ("no score", None, None)]
     assert search.is_done(0) and not search.is_done(1) and search.best()["number"] == 5
     assert len(search.ask(1)) == 8
 

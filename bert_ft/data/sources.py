@@ -120,10 +120,11 @@ class Source:
         return rows
 
 
-def source_of(config: ConfigDict, uri: str, bad_rows: str = "") -> Source:
-    """`open_source` as a config has it, but for another policy for `bad_rows`."""
+def source_of(config: ConfigDict, uri: str, bad_rows: str = "", text: str = "") -> Source:
+    """`open_source` as a config has it, but for another policy for `bad_rows`, or another column of
+    the `text`, which a part of several may have."""
     policy, cache = bad_rows or config.data.bad_rows, cache_dir(config)
-    return open_source(uri, cache_dir=cache, bad_rows=policy, split_by=config.data.text)
+    return open_source(uri, cache_dir=cache, bad_rows=policy, split_by=text or config.data.text)
 
 
 def open_source(

@@ -23,6 +23,7 @@ from bert_ft.models.heads import Model, kind_of
 from bert_ft.tasks.masked import MaskedWords
 
 BATCH = 32  # texts
+VERSION = 2  # of what is proposed: raise it when the same model proposes other words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Proposer:
 
     def digest(self) -> str:
         """SHA-256 (hex) of the model's and the tokenizer's files."""
-        found = hashlib.sha256(str(self.max_length).encode())
+        found = hashlib.sha256(f"{self.max_length},{VERSION}".encode())
         for path in sorted(self.path.iterdir()):
             if path.suffix in (".safetensors", ".bin", ".json", ".txt"):
                 with path.open("rb") as file:
@@ -93,22 +94,35 @@ class Proposer:
                 chances = np.zeros(tokens.shape, np.float32)
             real = examples >= 0
             tokens[examples[real]], chances[examples[real]] = top[real], chance[real]
+        words = begun_words(tokenizer, np.unique(tokens).tolist())
         out: Proposals = [[] for _ in texts]
         for example, row in enumerate(data.row):
             for k in np.flatnonzero(np.asarray(data.fields["blank"][example]) >= 0):
-                words = tokenizer.convert_ids_to_tokens(tokens[example, k].tolist())
-                out[row].append(
-                    [
-                        (word, float(p))
-                        for word, p in zip(words, chances[example, k], strict=True)
-                        if word.isalnum()  # neither a piece of a word nor a mark
-                    ]
-                )
+                likeliest = zip(tokens[example, k].tolist(), chances[example, k], strict=True)
+                out[row].append([(words[t], float(p)) for t, p in likeliest if t in words])
         # A text that has mask tokens of its own stays as it is.
         return [
             found if len(found) == len(own) else [[] for _ in own]
             for own, found in zip(places, out, strict=True)
         ]
+
+
+def begun_words(tokenizer: Any, tokens: Sequence[int]) -> dict[int, str]:
+    """{token: its text} of those that begin a word; marks, and what goes on with one, are left out.
+    Families mark a word's beginning or its going on, each in its own way: so the tokens are read
+    behind a word."""
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    texts = [
+        tokenizer.decode([*before, *more], clean_up_tokenization_spaces=False)
+        for more in ([], *([token] for token in tokens))
+    ]
+    start = texts[0] + " "
+    found = {
+        t: s[len(start) :]
+        for t, s in zip(tokens, texts[1:], strict=True)
+        if s[: len(start)] == start
+    }
+    return {token: word for token, word in found.items() if word.isalnum()}
 
 
 def _rows(texts: Sequence[str]) -> Rows:

@@ -211,6 +211,11 @@ def in_rows_for(system: System, data: Encoded) -> System:
     return dataclasses.replace(system, row_length=length)
 
 
+def texts_of(task: Any) -> list[str]:
+    """The column of the text of each group, as `uris` has them; '' is the config's."""
+    return [group.texts()[0] for group in getattr(task, "groups", ())] or [""]
+
+
 def uris(config: ConfigDict, task: Any, name: str) -> list[str]:
     """Where the rows of a set are: one URI, or one for each group of a task that has several."""
     groups = getattr(task, "groups", None)
@@ -227,11 +232,12 @@ def _read_set(
 ) -> Encoded | None:
     """A set of the config, encoded; None where it names none."""
     made: list[Encoded | None] = []
-    for part, uri in zip(getattr(task, "groups", [task]), uris(config, task, name), strict=True):
+    parts = getattr(task, "groups", [task])
+    for part, uri, text in zip(parts, uris(config, task, name), texts_of(task), strict=True):
         if not uri:
             made.append(None)
             continue
-        source: Readable = source_of(config, uri)
+        source: Readable = source_of(config, uri, text=text)
         source = training_rows(config, source) if name == "train" else source
         known = fitted
         if known is not None and hasattr(task, "groups"):
@@ -251,7 +257,8 @@ def rows_of(system: System, name: str) -> Any:
     """The rows of a set; of a task with several groups a list, an entry a group. Raises InputError
     where they are no longer those that were encoded."""
     c = system.config
-    sources = [source_of(c, uri) if uri else None for uri in uris(c, system.task, name)]
+    where = zip(uris(c, system.task, name), texts_of(system.task), strict=True)
+    sources = [source_of(c, uri, text=text) if uri else None for uri, text in where]
     now = ",".join(source.fingerprint() for source in sources if source)
     if now != system.sets[name].read_from:
         raise InputError(
