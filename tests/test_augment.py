@@ -382,7 +382,7 @@ def byte_level(path):
 
     bpe = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    texts = ["the film was great, a plot, unfilmed, filming films"] * 9
+    texts = ["the film was great, a (film) plot, filming (films)"] * 9
     bpe.train_from_iterator(texts, vocab_size=400, special_tokens=special)
     bpe.save_model(str(path))
     mask = AddedToken("<mask>", lstrip=True)

@@ -606,11 +606,13 @@ def test_atis_intents_and_slots_on_the_same_rows(files):
 
 def test_a_file_is_divided_by_the_text_of_the_part_that_reads_it(tmp_path):
     rows = [{**row, "body": row["text"][::-1]} for row in clauses(60, 9)]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    own = {f"data.{n}": f"files:{path}?split={n}" for n in ("train", "dev", "test")}
+    own = []
+    for name in ("one", "two"):
+        path = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        own.append({f"data.{n}": f"files:{path}?split={n}" for n in ("train", "dev", "test")})
     parts = {
-        "intent": {"data.label": "intent", **own},
-        "good": {"task.name": "regression", "data.label": "good", "data.text": "body", **own},
+        "intent": {"data.label": "intent", **own[0]},
+        "good": {"task.name": "regression", "data.label": "good", "data.text": "body", **own[1]},
     }
     task = multi(parts, data__text="text", data__label="intent")
     c = small.config(task__name="multi", task__parts=json.dumps(parts), data__text="text")
