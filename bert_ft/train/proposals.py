@@ -118,9 +118,7 @@ def begun_words(tokenizer: Any, tokens: Sequence[int]) -> dict[int, str]:
     ]
     start = texts[0] + " "
     found = {
-        t: s[len(start) :]
-        for t, s in zip(tokens, texts[1:], strict=True)
-        if s[: len(start)] == start
+        t: s[len(start) :] for t, s in zip(tokens, texts[1:], strict=True) if s.startswith(start)
     }
     return {token: word for token, word in found.items() if word.isalnum()}
 
