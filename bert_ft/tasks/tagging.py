@@ -122,8 +122,9 @@ class Tagging:
         logits, tag = _of_words(outputs, batch), batch["tag"]
         owned = (batch["owned"] > 0) & (batch["weight"] > 0)[:, None]
         right = jnp.sum(owned & (jnp.argmax(logits, axis=2) == tag))
-        # A batch of empty sentences has the loss 0, not 0/0.
-        count = jnp.maximum(jnp.sum(owned, dtype=jnp.float32), 1e-6)
+        # A batch of empty sentences has the loss 0, not 0/0; one without sentences has no count.
+        floor = 1e-6 * jnp.sum(batch["weight"])
+        count = jnp.maximum(jnp.sum(owned, dtype=jnp.float32), floor)
         total = jnp.sum(self._nll(outputs, logits, batch, owned, tag))
         return total, count, {"accuracy": right.astype(jnp.float32)}
 
