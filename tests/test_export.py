@@ -169,11 +169,14 @@ def test_a_difference_that_is_nan_is_one(exported):
     batch = {"segments": np.ones((2, 4), np.int32)}
     right = {"logits": np.zeros((2, 3), np.float32)}
     with pytest.raises(AssertionError, match="logits"):
-        agreement._difference("x", right, {"logits": np.full((2, 3), np.nan)}, batch)
+        agreement._difference("x", "sequence", right, {"logits": np.full((2, 3), np.nan)}, batch)
     with pytest.raises(AssertionError, match="shape"):
-        agreement._difference("x", right, {"logits": np.zeros((2, 4))}, batch)
+        agreement._difference("x", "sequence", right, {"logits": np.zeros((2, 4))}, batch)
     of_tokens = {"logits": np.zeros((2, 4, 3), np.float32)}
     off = {"logits": of_tokens["logits"].copy()}
     off["logits"][1, 3] = 9  # a padding's
     batch["segments"][1, 3] = 0
-    assert agreement._difference("x", of_tokens, off, batch) == 0
+    assert agreement._difference("x", "token", of_tokens, off, batch) == 0
+    # The same shapes, but of texts: each is compared.
+    with pytest.raises(AssertionError, match="differ by"):
+        agreement._difference("x", "sequence", of_tokens, off, batch)
