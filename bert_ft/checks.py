@@ -14,7 +14,7 @@ from bert_ft.errors import InputError
 from bert_ft.mesh_rules import PRESETS, user_rules
 from bert_ft.method_checks import check_methods
 from bert_ft.model_checks import check_model
-from bert_ft.parts import part_configs
+from bert_ft.parts import has_dev, part_configs
 from bert_ft.space import Dimension, ends, parsed
 from bert_ft.task_checks import check_ranking, check_task, numbers, require
 from bert_ft.varying import Settings, said
@@ -97,7 +97,7 @@ def _check_texts(parts: Mapping[str, ConfigDict]) -> None:
             require(tags or d.text_pair == pair, f"{where}_pair", d.text_pair, f"{pair!r}{same}")
 
 
-def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:
+def _check_trials(c: ConfigDict, mode: str) -> None:
     t = c.trial
     require(t.halving == 0 or t.halving >= 2, "trial.halving", t.halving, "2 or more, or 0 (off)")
     require(t.samples >= 0, "trial.samples", t.samples, "0 or more")
@@ -107,7 +107,7 @@ def _check_trials(c: ConfigDict, mode: str, has_dev: bool) -> None:
         return
     if t.halving:
         without = "0 where there is no data.dev, or eval.every_steps is 0: it goes by scores on dev"
-        require(has_dev and c.eval.every_steps > 0, "trial.halving", t.halving, without)
+        require(has_dev(c) and c.eval.every_steps > 0, "trial.halving", t.halving, without)
     if t.space or t.samples:
         both = "both or neither: so many trials are drawn from the space"
         require(bool(t.space) == bool(t.samples), "trial.samples", t.samples, both)
@@ -224,17 +224,14 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         c.data.cache_dir,
         "a directory on this machine, since arrays in it are memory-mapped",
     )
-    has_dev = bool(c.data.dev)
-    if c.task.name == "multi" and c.task.parts:
-        has_dev = any(own.data.dev for own in part_configs(c).values())
     require(
-        not (c.eval.metric and not has_dev),
+        not (c.eval.metric and not has_dev(c)),
         "eval.metric",
         c.eval.metric,
         "'', or data.dev set to measure it on",
     )
     require(
-        not (c.eval.keep_best and not has_dev),
+        not (c.eval.keep_best and not has_dev(c)),
         "eval.keep_best",
         True,
         "False, or data.dev set to choose on",
@@ -248,7 +245,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     check_model(c, mode)
     check_methods(c)
     at_least("trial.width", 0)
-    _check_trials(c, mode, has_dev)
+    _check_trials(c, mode)
     one_of("preflight.effort", ("full", "quick"))
     one_of("preflight.model", ("", "base", "large"))
     at_least("preflight.slices", 1)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.config import default, flat, nearest, typed
 from bert_ft.errors import InputError
+from bert_ft.varying import without_trials
 
 OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
 SHAPE = '{"PART": {"task.name": "tagging", "data.label": "COLUMN", ...}, ...}'
@@ -27,6 +28,13 @@ def part_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     if not isinstance(given, dict) or len(given) < 2:
         raise InputError(f"config.task.parts is {text!r}; accepted: {SHAPE}, two parts or more")
     return {part: _part(config, part, keys) for part, keys in given.items()}
+
+
+def has_dev(config: ConfigDict) -> bool:
+    """Whether there is a dev set: of several parts, one that any of them has."""
+    if config.task.name == "multi" and config.task.parts:
+        return any(own.data.dev for own in part_configs(config).values())
+    return bool(config.data.dev)
 
 
 def carrier(config: ConfigDict) -> ConfigDict:
@@ -47,8 +55,7 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
     c = copy.deepcopy(config)
     c.task.parts, c.task.name = "", "classification"
     c.eval.metric, c.eval.keep_best = "", False  # of the whole run, as trials are
-    c.trials, c.mesh.trial = "", 1
-    c.trial.halving, c.trial.space, c.trial.samples, c.trial.at_once = 0, "", 0, 0
+    without_trials(c)
     usual = flat(default())
     accepted = [k for k in usual if k.startswith("task.") and k != "task.parts"]
     accepted += [f"data.{k}" for k in OF_DATA]

@@ -27,7 +27,7 @@ from bert_ft.command_line import parse, prepare_host
 from bert_ft.config import fixed, flat
 from bert_ft.errors import EXIT_DONE, InputError, NotFinite
 from bert_ft.evals.search_page import search_page
-from bert_ft.parts import part_configs
+from bert_ft.parts import has_dev
 from bert_ft.search import PRUNERS, SAMPLERS, Search
 from bert_ft.space import Dimension, parsed
 from bert_ft.varying import Settings, said
@@ -52,13 +52,13 @@ def sweep(
             continue
         settings = search.ask(group)
         first = group * len(settings)
+        wanted = list[Settings]()
         for i, one in enumerate(settings):
             if fault := _fault(config, one):
                 _say(f"trial {first + i} is not trained: {fault}")
                 search.tell(first + i, None, None)
-        wanted = [
-            s for i, s in enumerate(settings) if s not in settings[:i] and not _fault(config, s)
-        ]
+            elif one not in wanted:
+                wanted.append(one)
         if not wanted:
             continue
         numbers = [[first + i for i, s in enumerate(settings) if s == one] for one in wanted]
@@ -202,9 +202,7 @@ def _checked(config: ConfigDict, workdir: Path) -> list[Dimension]:
         )
     if config.trials or config.trial.samples:
         raise InputError("config.trials or trial.samples is given; accepted: '' and 0, for --space")
-    several = config.task.name == "multi" and config.task.parts
-    parts = part_configs(config).values() if several else (config,)
-    if not any(own.data.dev for own in parts):
+    if not has_dev(config):
         raise InputError("config.data.dev is ''; accepted: a data URI, whose score is searched for")
     if paths.is_remote(str(workdir)):
         raise InputError(f"--workdir={workdir}; accepted: a local one, for the search's database")

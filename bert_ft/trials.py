@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from bert_ft import space
 from bert_ft.config import fixed, flat
 from bert_ft.errors import InputError
-from bert_ft.varying import VARYING, Settings, known, said
+from bert_ft.varying import VARYING, Settings, known, said, without_trials
 
 SHAPE = '{"seed": [0, 1, 2], "learning_rate": [2e-5, 5e-5]}, or a list of objects'
 MOST = 10_000  # more are a mistake in the product
@@ -96,8 +96,7 @@ def config_of(config: ConfigDict, one: Settings) -> ConfigDict:
     """The config of a trial as a run of its own has it."""
     c = copy.deepcopy(config)
     with c.unlocked():
-        c.trials, c.mesh.trial = "", 1
-        c.trial.halving, c.trial.space, c.trial.samples, c.trial.at_once = 0, "", 0, 0
+        without_trials(c)
         for key, value in one.items():
             c.update_from_flattened_dict({key: value})
     return c

@@ -7,6 +7,8 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from bert_ft.config import FREE, default, flat, nearest, typed
 from bert_ft.errors import InputError
 
@@ -20,6 +22,12 @@ NAMES = {key.rpartition(".")[2]: key for key in (*VARYING, *ALSO)}
 ONE_FOR_ALL = (*FREE, "trial.")
 
 Settings = dict[str, Any]  # {config key: value} of a trial
+
+
+def without_trials(config: ConfigDict) -> None:
+    """Resets what only a run of trials has, in the config given, which is unlocked."""
+    config.trials, config.mesh.trial, t = "", 1, config.trial
+    t.halving, t.space, t.samples, t.at_once = 0, "", 0, 0
 
 
 @functools.cache
