@@ -36,6 +36,8 @@ def test_what_was_meant(tmp_path, no_plugins):
     assert meant("", {"TPU_WORKER_ID": "0"}, plain) == (
         "tpu", "TPU_WORKER_ID is set, as on a TPU machine",
     )  # fmt: skip
+    left = "WARNING: could not determine TPU worker number, please set env var"
+    assert meant("", {"TPU_WORKER_ID": left}, plain) is None  # by libtpu, in a parent process
     assert meant("tpu", {"JAX_PLATFORMS": "tpu,cpu"}, plain) is not None
     assert meant("cuda", {"JAX_PLATFORMS": "cuda,cpu"}, plain) is not None
     tpu, gpu = machine(tmp_path / "tpu", tpu=True), machine(tmp_path / "gpu", gpu=True)

@@ -50,8 +50,7 @@ def meant(
     vendors = (root / "sys/bus/pci/devices").glob("*/vendor")
     if any(_text(path) == TPU_VENDOR for path in vendors):
         return "tpu", "this machine has a TPU"
-    signs = (n for n in TPU_SIGNS if environment.get(n, "") not in ("", WITHOUT_TPU.get(n)))
-    if named := next(signs, None):
+    if named := next((n for n in TPU_SIGNS if _says(n, environment)), None):
         return "tpu", f"{named} is set, as on a TPU machine"
     if "JAX_PLATFORMS" in environment and first == "tpu":
         return "tpu", "JAX_PLATFORMS begins with 'tpu'"
@@ -63,6 +62,13 @@ def meant(
     if plugin := next((p for p in GPU_PLUGINS if importlib.util.find_spec(p)), None):
         return "gpu", f"{plugin} is installed"
     return None
+
+
+def _says(name: str, environment: Mapping[str, str]) -> bool:
+    """Whether a variable is set by someone: where there is no TPU libtpu leaves "WARNING: could not
+    determine …" in it, which the processes that are started later inherit."""
+    value = environment.get(name, "")
+    return value not in ("", WITHOUT_TPU.get(name)) and not value.startswith("WARNING: ")
 
 
 def _text(path: Path) -> str:

@@ -1,5 +1,5 @@
 """What adversarial and consistent training buy: the clean score, the score under misspellings, and
-the time of a step, method by method on the demo.
+the time of a step, method by method on the demo; beside them, training on misspelt texts.
 
 python -m experiments.methods.adversarial
 
@@ -7,6 +7,8 @@ Trains what adversarial.jsonl does not hold yet with the same settings and versi
 time, attacks it, prints the table and draws adversarial.svg. A run stays under --workdirs until it
 has been attacked; one that fails is noted, and the others go on. A method may be given other knobs:
 --methods plain pgd:epsilon=3,step=1.5
+`misspelt` is no method of the loss: of half of the texts each word is misspelt by chance, with the
+probability MISSPELT (bert_ft/data/noise.py, `typos`), which is not drawn as the attack searches.
 """
 
 from __future__ import annotations
@@ -31,13 +33,20 @@ from experiments.lines import measured, median, shown, spread, told, versions
 from experiments.methods.reading import attacked_texts, scorer, train
 
 HERE = Path(__file__).parent
-METHODS = ("plain", "fgm", "pgd", "freelb", "smart", "rdrop")
+METHODS = ("plain", "fgm", "pgd", "freelb", "smart", "rdrop", "misspelt")
+MISSPELT = 0.3
+
+
+def used(case: str) -> str:
+    """config.methods.use of a case."""
+    return case.partition(":")[0].replace("plain", "").replace("misspelt", "")
 
 
 def flags_of(case: str) -> list[str]:
-    """'plain', 'NAME' or 'NAME:KNOB=VALUE,...' -> flags of the main program."""
-    name, _, knobs = case.partition(":")
-    name = "" if name == "plain" else name
+    """'plain', 'misspelt', 'NAME' or 'NAME:KNOB=VALUE,...' -> flags of the main program."""
+    if case == "misspelt":
+        return [f"--config.data.augment=typos:{MISSPELT}"]
+    name, knobs = used(case), case.partition(":")[2]
     own = [f"--config.methods.{name}.{knob}" for knob in knobs.split(",") if knob]
     return [f"--config.methods.use={name}", *own]
 
@@ -46,7 +55,9 @@ def trained(case: str, seed: int, flags: Sequence[str]) -> dict[str, Any]:
     """The part of a line that says what was trained."""
     about = {"method": case, "seed": seed, "flags": list(flags)}
     c = get_config()
-    c.methods.use = case.partition(":")[0].replace("plain", "")
+    c.methods.use = used(case)
+    if case == "misspelt":
+        about["misspelt"] = MISSPELT
     return {**about, "config": told(flat(c)), "versions": versions()}
 
 
@@ -100,7 +111,7 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--texts", type=int, default=200, help="of the test set that are attacked")
     p.add_argument("--edits", type=int, default=3)
-    p.add_argument("--flags", type=str.split, default=[], help="of the main program, in quotes")
+    p.add_argument("--flags", type=str.split, default=[], help="--flags='--config.a=1 …', as main has them")
     p.add_argument("--workdirs", type=Path, default=Path("runs/adversarial"))
     p.add_argument("--results", type=Path, default=HERE / "adversarial.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "adversarial.svg")
