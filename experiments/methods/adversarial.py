@@ -111,7 +111,9 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--texts", type=int, default=200, help="of the test set that are attacked")
     p.add_argument("--edits", type=int, default=3)
-    p.add_argument("--flags", type=str.split, default=[], help="--flags='--config.a=1 …', as main has them")
+    p.add_argument(
+        "--flags", type=str.split, default=[], help="--flags='--config.a=1 …', as main has them"
+    )
     p.add_argument("--workdirs", type=Path, default=Path("runs/adversarial"))
     p.add_argument("--results", type=Path, default=HERE / "adversarial.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "adversarial.svg")

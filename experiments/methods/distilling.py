@@ -100,7 +100,9 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--students", nargs="+", choices=list(STUDENTS)[1:], default=list(STUDENTS)[1:])
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--flags", type=str.split, default=[], help="--flags='--config.a=1 …', as main has them")
+    p.add_argument(
+        "--flags", type=str.split, default=[], help="--flags='--config.a=1 …', as main has them"
+    )
     p.add_argument("--workdirs", type=Path, default=Path("runs/distilling"))
     p.add_argument("--results", type=Path, default=HERE / "distilling.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "distilling.svg")
