@@ -116,7 +116,8 @@ def test_the_hash_of_a_tokenizer_survives_its_use(tokenizer, vocab):
     before = tokenizer_hash(tokenizer)
     tokenize(tokenizer, TEXTS, None, 6)
     tokenizer(TEXTS, padding="max_length", max_length=9, truncation=True)
-    assert tokenizer_hash(tokenizer) == before == tokenizer_hash(load_tokenizer(vocab))
+    again = tokenizer_hash.__wrapped__(tokenizer)  # not what is kept of the first reading
+    assert again == before == tokenizer_hash(load_tokenizer(vocab))
     other = vocab.parent / "other.txt"
     other.write_text("\n".join([*WORDS, "e"]) + "\n")
     assert tokenizer_hash(load_tokenizer(other)) != before
