@@ -81,6 +81,8 @@ def test_names_for_labels():
     assert named.fit(rows(label=[1, 0])) == {"labels": ["0", "1"], "names": ["bad", "good"]}
     with pytest.raises(InputError, match=r"label_names gives 2 names .* for 3 labels"):
         named.fit(rows(label=[0, 1, 2]))
+    with pytest.raises(InputError, match="label_names is same, same; accepted: another name for"):
+        task(task__label_names="same,same").fit(rows(label=[1, 0]))
 
 
 FITTED = {"labels": ["0", "1"], "names": ["bad", "good"]}
@@ -116,6 +118,31 @@ def test_a_blank_label_is_none(tokenizer):
         for read in (task().fit, lambda r: task().encode(r, tokenizer, 9, FITTED)):
             with pytest.raises(InputError, match=rf"reviews\.csv:3: .* where=label!={value} in"):
                 read(blank)
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (float("nan"), "is nan; accepted: a label, or .*where=label!=NaN in"),
+        (["x"], r"is \['x'\]; accepted: a label"),
+        ({"a": 1}, "is {'a': 1}; accepted: a label"),
+        (None, "no value in column 'label'"),
+    ],
+)
+def test_what_is_no_label(value, seen, tokenizer):
+    given = rows(text=["a", "b"], label=[1, value])
+    for read in (task().fit, lambda r: task().encode(r, tokenizer, 9, FITTED)):
+        with pytest.raises(InputError, match=rf"reviews\.csv:3: .*{seen}"):
+            read(given)
+
+
+def test_labels_that_differ_by_blanks_only(tokenizer):
+    said = r"reviews\.csv: column 'label'.*: labels '1' and '1 ' differ by blanks only"
+    with pytest.raises(InputError, match=said):
+        task().fit(rows(label=["1", "0", "1 "]))
+    for scoring in (task(), task(task__unseen_labels="score")):
+        with pytest.raises(InputError, match=said):
+            scoring.encode(rows(text=["a", "b"], label=["0", "1 "]), tokenizer, 9, FITTED)
 
 
 def test_a_label_that_training_lacked_may_count_as_wrong(tokenizer):

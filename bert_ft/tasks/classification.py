@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft.data.encode import Encoded
-from bert_ft.data.sources import Rows
+from bert_ft.data.rows import Rows, written
 from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
@@ -32,6 +32,18 @@ def sorted_labels(values: set[str]) -> list[str]:
     if any(math.isnan(n) for n in numbers.values()):
         return sorted(values)
     return sorted(values, key=lambda v: (numbers[v], v))
+
+
+def require_apart(labels: Iterable[str], where: str) -> None:
+    """Raises InputError on two labels that differ by blanks around them only."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        other = seen.setdefault(label.strip(), label)
+        if other != label:
+            raise InputError(
+                f"{where}: labels {other!r} and {label!r} differ by blanks only; accepted: one "
+                "spelling of each label"
+            )
 
 
 def every(fitted: Mapping[str, Any], key: str) -> list[str]:
@@ -117,19 +129,23 @@ class Classification(SequenceTask):
         return {**super().signature(), "names": self.names, **{k: v for k, v in more.items() if v}}
 
     def _labels(self, rows: Rows) -> list[str]:
-        """Each row's; InputError on one that is blank, as of a row that nobody has labelled yet."""
-        labels = [str(v) for v in rows.column(self.label)]
-        for i, label in enumerate(labels):
-            if not label.strip():
+        """Each row's; InputError on what is none: a blank, as of a row that nobody has labelled
+        yet, NaN, by which a table of numbers says the same, a list, an object."""
+        values = rows.column(self.label)
+        for i, value in enumerate(values):
+            label, is_one = written(value), isinstance(value, str | int | float)
+            if not is_one or value != value or not label.strip():
+                seen = f"is {value!r}" if label.strip() else "is blank"
                 raise InputError(
-                    f"{rows.where(i)}: column {self.label!r} is blank; accepted: a label, or such "
+                    f"{rows.where(i)}: column {self.label!r} {seen}; accepted: a label, or such "
                     f"rows left out by where={self.label}!={label} in the URI"
                 )
-        return labels
+        return [str(v) for v in values]
 
     def fit(self, rows: Rows) -> dict[str, Any]:
         values = self._labels(rows)
         labels = sorted_labels(set(values))
+        require_apart(labels, f"{rows.origin}: column {self.label!r}")
         if len(labels) < 2:
             raise InputError(
                 f"{rows.origin}: column {self.label!r} has one label only ({labels[0]!r}); "
@@ -141,6 +157,11 @@ class Classification(SequenceTask):
                 f"for {len(labels)} labels of {rows.origin}: {', '.join(labels[:20])}"
             )
         names = self.names or labels
+        if len(set(names)) < len(names):
+            raise InputError(
+                f"config.task.label_names is {', '.join(names)}; accepted: another name for each "
+                f"of the labels {', '.join(labels[:20])}"
+            )
         if self.positive and self.positive not in names:
             raise InputError(
                 f"config.task.positive_label is {self.positive!r}; accepted: "
@@ -162,6 +183,9 @@ class Classification(SequenceTask):
         """label int32 (N,): its number, from len(fitted['labels']) on where training lacks it."""
         number = {label: i for i, label in enumerate(every(fitted, "labels"))}
         labels = self._labels(rows)
+        require_apart(
+            sorted({*number, *labels}), f"{rows.origin}: column {self.label!r}, with training's"
+        )
         for i, label in enumerate(labels):
             if label not in number:
                 raise InputError(
