@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shlex
 import sys
 import time
@@ -165,8 +166,8 @@ def _given(argv: Sequence[str], config: ConfigDict, workdir: Path) -> str:
     words, before = list[str](), ""
     for word in argv[1:]:
         bare = before.startswith("-") and "=" not in before  # so its value is the next word
-        own = word.startswith("-") and word.lstrip("-").startswith("config")
-        if own or (bare and before == words[-1:][0] and not word.startswith("--")):
+        own = re.match("--?(no)?config", word)
+        if own or (bare and words[-1:] == [before] and not word.startswith("--")):
             words.append(word)
         before = word
     usual = flat(config)

@@ -173,6 +173,24 @@ def test_trials_over_a_mesh_and_some_at_a_time(run_sweep, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        ("--workdir runs/a --config=a.py", "--config=a.py"),
+        ("--space {} --config a.py --config.a -1", "--config a.py --config.a -1"),
+        ("--config=a.py --noconfig.eval.report --trials 4", "--config=a.py --noconfig.eval.report"),
+        ("-config=a.py -noconfig.eval.report", "-config=a.py -noconfig.eval.report"),
+    ],
+)
+def test_the_command_keeps_the_configs_own_words(tmp_path, words, kept):
+    from small import config
+
+    from bert_ft.sweep import _given
+
+    given = _given(["sweep.py", *words.split()], config(), tmp_path)
+    assert given == f"python -m bert_ft.main {kept} --workdir={tmp_path / 'best'}"
+
+
+@pytest.mark.parametrize(
     ("rates", "heads", "at_once", "axis", "data"),
     [
         ([1e-5, 1e-4, 1e-3, 1e-2], "", 0, 4, 2),
