@@ -176,7 +176,9 @@ def test_several_labels_from_lists_and_strings():
     assert fitted["labels"] == ["a", "b", "c"]
     label = task.targets(rows, fitted)["label"]
     assert label.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0], [1, 0, 0]]
-    with pytest.raises(InputError, match=r"set.csv:3: label 'd' is not among .*'a', 'b', 'c'"):
+    with pytest.raises(
+        InputError, match=r"set.csv:3: label 'd' is not among .*'a', 'b', 'c'; with "
+    ):
         task.targets(rows_of(text="vw", label=["a", "d"]), fitted)
     with pytest.raises(InputError, match=r"set.csv:2: label is 3; accepted: a list .*';'"):
         task.fit(rows_of(text="v", label=[3]))
@@ -222,6 +224,28 @@ def test_several_labels_scores_are_scikit_learns():
         ("exact_match", sk.accuracy_score(label, guess)),
     ):
         assert scores[name] == pytest.approx(wanted), name
+
+
+def test_a_label_of_several_that_training_lacked_may_count_as_missed(world: World):
+    sk = pytest.importorskip("sklearn.metrics")
+    task = MultiLabel(config(task__name="multilabel", task__unseen_labels="score"))
+    rows = rows_of(text="vwx", label=[["a", "d"], ["b"], ["c", "d"]])
+    fitted = {"labels": ["a", "b"], "weights": [], "unseen": []}
+    data = task.encode(rows, hf.load_tokenizer(world.model), 9, fitted)
+    assert data.fitted["unseen"] == ["c", "d"]
+    label = data.fields["label"]
+    assert label.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]]
+    p = {"probabilities": np.asarray([[0.9, 0.2], [0.4, 0.7], [0.1, 0.3]], np.float32)}
+    scores = task.score(p, data)
+    guess = np.asarray([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
+    for average in ("micro", "macro"):
+        wanted = sk.f1_score(label, guess, average=average, zero_division=0)
+        assert scores[f"f1_{average}"] == pytest.approx(wanted)
+    assert scores["exact_match"] == pytest.approx(1 / 3) and scores["unseen"] == 3
+    assert scores["loss"] == pytest.approx(-np.log([0.9, 0.8, 0.6, 0.7, 0.9, 0.7]).mean())
+    assert len(task.tune(p, data)["thresholds"]) == 2
+    assert [a["label"] for a in task.answers(p, data, rows)] == [["a", "d"], ["b"], ["c", "d"]]
+    assert task.signature() != MultiLabel(config(task__name="multilabel")).signature()
 
 
 def test_best_threshold_is_that_of_a_search():

@@ -133,8 +133,8 @@ class Classification(SequenceTask):
         yet, NaN, by which a table of numbers says the same, a list, an object."""
         values = rows.column(self.label)
         for i, value in enumerate(values):
-            label, is_one = written(value), isinstance(value, str | int | float)
-            if not is_one or value != value or not label.strip():
+            label = written(value)
+            if isinstance(value, list | dict) or value != value or not label.strip():
                 seen = f"is {value!r}" if label.strip() else "is blank"
                 raise InputError(
                     f"{rows.where(i)}: column {self.label!r} {seen}; accepted: a label, or such "

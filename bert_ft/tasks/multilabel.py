@@ -18,13 +18,17 @@ from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
 from bert_ft.tasks import divergence
-from bert_ft.tasks.classification import class_weights, effective_number, sorted_labels
+from bert_ft.tasks.classification import class_weights, effective_number, every, sorted_labels
 from bert_ft.tasks.sequence import SequenceTask
 
 
 class MultiLabel(SequenceTask):
     """`data.label` holds a list of labels (JSON), or one string of them with `task.label_delimiter`
     between; an empty one is a text that no label fits.
+
+    With `task.unseen_labels='score'` a label of dev or test that training lacks is one that is
+    never predicted: a miss in f1_micro, recall and exact_match, a label of F1 0 in f1_macro; it is
+    not in the loss, and 'unseen' counts how often it stands there.
 
     A label is predicted where its sigmoid reaches its threshold. `tune` chooses the thresholds on
     dev once training is over, and they are kept with the model; until then, and without a dev set,
@@ -39,11 +43,14 @@ class MultiLabel(SequenceTask):
         super().__init__(config)
         self.delimiter = config.task.label_delimiter
         self.weighting, self.beta = config.task.class_weights, config.task.class_beta
+        self.score_unseen = config.task.unseen_labels == "score"
 
     def signature(self) -> dict[str, Any]:
         more: dict[str, Any] = {"delimiter": self.delimiter, "weights": self.weighting}
         if self.weighting == "effective":
             more["beta"] = self.beta
+        if self.score_unseen:
+            more["unseen"] = True
         return {**super().signature(), **more}
 
     def label_sets(self, rows: Rows) -> list[set[str]]:
@@ -78,16 +85,25 @@ class MultiLabel(SequenceTask):
         weights = class_weights(text, counts, len(sets), labels, self.beta)
         return {"labels": labels, "weights": weights}
 
+    def about(self, rows: Rows, fitted: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As classification's."""
+        if not self.score_unseen or self.label not in rows.columns:
+            return fitted
+        unseen = sorted(set().union(*self.label_sets(rows)) - {*fitted["labels"]})
+        return {**fitted, "unseen": unseen}
+
     def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """label int8 (N, labels): 1 where a row has the label."""
-        number = {label: i for i, label in enumerate(fitted["labels"])}
+        """label int8 (N, labels): 1 where a row has the label; those that training lacks stand
+        behind the others."""
+        number = {label: i for i, label in enumerate(every(fitted, "labels"))}
         out = np.zeros((len(rows), len(number)), np.int8)
         for i, labels in enumerate(self.label_sets(rows)):
             for label in sorted(labels):
                 if label not in number:
                     raise InputError(
                         f"{rows.where(i)}: label {label!r} is not among the training labels: "
-                        f"{', '.join(map(repr, fitted['labels'][:20]))}"
+                        f"{', '.join(map(repr, fitted['labels'][:20]))}; with "
+                        "config.task.unseen_labels='score' it counts as missed"
                     )
                 out[i, number[label]] = 1
         return {"label": out}
@@ -141,15 +157,16 @@ class MultiLabel(SequenceTask):
         return p >= np.asarray(data.fitted.get("thresholds", [0.5] * p.shape[1]))
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
-        label, guess = np.asarray(data.fields["label"]) > 0, self.guesses(predicted, data)
+        label, p = np.asarray(data.fields["label"]) > 0, predicted["probabilities"]
+        known, unseen = np.split(label, [p.shape[1]], axis=1)
+        guess = np.hstack([self.guesses(predicted, data), np.zeros_like(unseen)])
         hits, extra, missed = (
             (a & b).sum(axis=0) for a, b in ((label, guess), (~label, guess), (label, ~guess))
         )
         f1 = metrics.precision_recall_f1
         precision, recall, micro = f1(hits.sum(), extra.sum(), missed.sum())
-        p = predicted["probabilities"].astype(np.float64)
-        right = np.where(label, p, 1 - p)
-        return {
+        right = np.where(known, p, 1 - p.astype(np.float64))
+        scores = {
             "f1_micro": float(micro),
             "f1_macro": float(f1(hits, extra, missed)[2].mean()),
             "precision": float(precision),
@@ -157,9 +174,13 @@ class MultiLabel(SequenceTask):
             "exact_match": float((label == guess).all(axis=1).mean()),
             "loss": float(-np.log(np.maximum(right, np.finfo(np.float32).eps)).mean()),
         }
+        if self.score_unseen:
+            scores["unseen"] = float(unseen.sum())
+        return scores
 
     def label_of(self, data: Encoded, i: int) -> list[str]:
-        return [n for n, y in zip(data.fitted["labels"], data.fields["label"][i], strict=True) if y]
+        names = every(data.fitted, "labels")
+        return [n for n, y in zip(names, data.fields["label"][i], strict=True) if y]
 
     def guess_of(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
