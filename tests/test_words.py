@@ -10,6 +10,25 @@ from bert_ft.data.words import special_ids, split, windows
 from bert_ft.models.hf import load_tokenizer
 
 
+@pytest.mark.parametrize("alone", ["a file", "a directory"])
+@pytest.mark.parametrize(
+    ("capital", "said"),
+    [(["##\u211d", "<S>"], ["angela", "fahrt"]), (["Angela"], ["Angela", "fahrt"])],
+    ids=["uncased", "cased"],
+)
+def test_a_vocabulary_says_itself_whether_it_knows_capitals(tmp_path, alone, capital, said):
+    """Not its path, nor transformers, which lower-cases where nothing is said."""
+    folder = tmp_path / ("uncased_runs" if "Angela" in capital else "runs")
+    folder.mkdir()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *capital, "angela", "fahrt"]) + "\n")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    made = load_tokenizer(folder / "vocab.txt" if alone == "a file" else folder)
+    assert made.tokenize("Angela fahrt") == said
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert load_tokenizer(folder).tokenize("Angela fahrt")[0] != "angela"
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return load_tokenizer(write_bert(tmp_path_factory.mktemp("bert")))

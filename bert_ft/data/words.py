@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,6 +132,20 @@ def _of_text(text: str, encoding: Any, unknown: int) -> Words:
             after += 1
         end[i] = after
     return Words(text, ids, begin, end)
+
+
+def casing(path: Path) -> dict[str, Any]:
+    """{'do_lower_case'} of a WordPiece vocabulary that no other file says it of: a vocab.txt, or a
+    directory with that and neither tokenizer.json nor tokenizer_config.json. Where no entry but
+    special tokens ([UNK], <S>) has a capital, text is lower-cased. {} for other directories."""
+    if path.is_dir():
+        settled = any((path / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json"))
+        path /= "vocab.txt"
+        if settled or not path.is_file():
+            return {}
+    entries = path.read_text("utf-8").split("\n")
+    plain = [entry for entry in entries if not re.fullmatch(r"\[.*\]|<.*>", entry)]
+    return {"do_lower_case": all(entry == entry.lower() for entry in plain)}
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bert_ft import paths
-from bert_ft.data import wheels
+from bert_ft.data import wheels, words
 from bert_ft.errors import InputError
 from bert_ft.models import families
 from bert_ft.models.bert import EncoderConfig
@@ -114,10 +114,9 @@ def load_tokenizer(path: Path) -> Any:
         raise InputError(f"{path}: no tokenizer there; expected: tokenizer.json or vocab.txt")
     try:
         if path.is_file():
-            uncased = "uncased" in path.as_posix()
-            tokenizer: Any = BertTokenizer(vocab=str(path), do_lower_case=uncased)
+            tokenizer: Any = BertTokenizer(vocab=str(path), **words.casing(path))
         else:
-            tokenizer = AutoTokenizer.from_pretrained(str(path), use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **words.casing(path))
     except Exception as e:
         raise InputError(
             f"{path}: no tokenizer there that can be loaded: {str(e).splitlines()[0]}"
