@@ -1,13 +1,16 @@
 """AdamW against its formula in float64, schedules by value, and what is not decayed, by name."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import config, init, model
+from small import SIZES, config, init, model
 
 from bert_ft.models.bert import EncoderConfig
+from bert_ft.models.heads import Model, TokenHead
 from bert_ft.models.hf import flatten
 from bert_ft.train import optim
 from bert_ft.train.system import example_batch
@@ -126,6 +129,16 @@ def test_the_mask_says_what_the_list_says():
     for path, leaf in flatten(shapes).items():
         assert mask[path] == (leaf.ndim == 2), path
     assert sum(not m for m in mask.values()) == 6 * 10 + 2 + 2
+
+
+def test_of_a_chain_its_steps_alone_are_decayed():
+    made = Model(SIZES, partial(TokenHead, 3, 100.0))
+    shapes = jax.eval_shape(made.init, jax.random.key(0), example_batch())["params"]
+    own = {path: leaf for path, leaf in flatten(shapes).items() if "crf_" in path}
+    mask = flatten(optim.decayed(shapes))
+    assert {path: mask[path] for path in own} == {
+        "top/crf_start": False, "top/crf_steps": True, "top/crf_end": False,
+    }  # fmt: skip
 
 
 def test_only_decayed_parameters_shrink_without_a_gradient():

@@ -17,9 +17,9 @@ from bert_ft.methods.registry import make_methods
 from bert_ft.models.hf import flatten
 from bert_ft.train.knobs import Knobs, knobs_of
 
-# LayerNorm, biases, DoRA's norms and learnt weights of losses, by their role in this code base,
-# whatever their module is called.
-UNDECAYED = re.compile(r"/(bias|scale|lora_magnitude|log_variance|task_weight)$")
+# LayerNorm, biases, a chain's among them, DoRA's norms and learnt weights of losses, by their role
+# in this code base, whatever their module is called.
+UNDECAYED = re.compile(r"/(bias|scale|crf_start|crf_end|lora_magnitude|log_variance|task_weight)$")
 
 
 def schedule(config: ConfigDict, steps: int, knobs: Knobs | None = None) -> optax.Schedule:
