@@ -344,6 +344,17 @@ def test_answers_of_ranks():
     assert task.score(predicted, data)["rmse"] == 0
 
 
+def test_ranks_that_are_nearly_the_same_have_names_of_their_own():
+    ranks = [20240101.0, 20240102.0, 20240102.5]
+    data = data_of({"ranks": ranks, "biases": [1, 0]}, label=np.asarray([1]))
+    predicted = {"above": np.float32([[0.9, 0.6]])}
+    [answer] = Ordinal(config()).answers(predicted, data, rows_of(text="a", label=[20240102]))
+    assert answer["probabilities"] == {"20240101": 0.1, "20240102": 0.3, "20240102.5": 0.6}
+    assert (answer["label"], answer["prediction"]) == ("20240102", "20240102.5")
+    with pytest.raises(InputError, match=r"label is 20240103; accepted: the ranks 20240101, "):
+        Ordinal(config()).places(rows_of(text="a", label=[20240103]), ranks)
+
+
 def test_thresholds_of_dev_are_kept_and_used(run_here, world: World, tmp_path, monkeypatch):
     """A whole run, of the baseline, which takes the encoder's place."""
     rows = [

@@ -24,7 +24,8 @@ from bert_ft.tasks.sequence import SequenceTask, number_in, range_of
 
 class Ordinal(SequenceTask):
     """Ranks are the distinct numbers of `data.label` in the training rows, rising; with
-    `task.range` all whole numbers within it, whether a training row has them or not."""
+    `task.range` all whole numbers within it, whether a training row has them or not. Answers have
+    them as text, which probabilities are named by."""
 
     name = "ordinal"
     metric = "accuracy"
@@ -62,9 +63,10 @@ class Ordinal(SequenceTask):
         numbers = self.numbers(rows)
         for i, number in enumerate(numbers):
             if number not in place:
-                accepted = ", ".join(f"{r:g}" for r in ranks[:20])
+                accepted = ", ".join(map(name_of, ranks[:20]))
                 raise InputError(
-                    f"{rows.where(i)}: {self.label} is {number:g}; accepted: the ranks {accepted}"
+                    f"{rows.where(i)}: {self.label} is {name_of(number)}; accepted: the ranks "
+                    f"{accepted}"
                 )
         return np.asarray([place[n] for n in numbers], np.int32)
 
@@ -118,12 +120,12 @@ class Ordinal(SequenceTask):
         }
 
     def label_of(self, data: Encoded, i: int) -> str:
-        return f"{data.fitted['ranks'][int(data.fields['label'][i])]:g}"
+        return name_of(data.fitted["ranks"][int(data.fields["label"][i])])
 
     def guess_of(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
     ) -> dict[str, Any]:
-        names = [f"{r:g}" for r in data.fitted["ranks"]]
+        names = [name_of(r) for r in data.fitted["ranks"]]
         above = predicted["above"][i].astype(np.float64)
         p = -np.diff(np.concatenate([[1.0], above, [0.0]]))
         guess = names[int(self.guesses({"above": predicted["above"][i : i + 1]})[0])]
@@ -133,3 +135,8 @@ class Ordinal(SequenceTask):
     def sentence(self, answer: Mapping[str, Any]) -> str:
         """An answer in a line, for the terminal."""
         return f"{answer['prediction']} (label {answer.get('label', '-')}): {self.shown(answer)}"
+
+
+def name_of(rank: float) -> str:
+    """The shortest decimal that is this number and no other: '4', '2.5'."""
+    return str(int(rank)) if float(rank).is_integer() else repr(float(rank))
