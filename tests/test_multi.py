@@ -18,6 +18,7 @@ from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
+from bert_ft.tasks.multi import _both, _merged, _single
 from bert_ft.tasks.registry import make_task
 from bert_ft.tasks.weighting import chance_loss
 from bert_ft.train.step import loss_and_gradient
@@ -445,6 +446,7 @@ def test_parts_that_are_none(run_here, tmp_path, parts, words):
     ("flags", "words"),
     [
         (["weights=1,2"], ["2 weights for 3 parts"]),
+        (["weights=0,0,0"], ["task.weights", "0 or more, not all of them 0"]),
         (["alpha=0.5"], ["alpha", "3 parts"]),
         (["weighting=gradnorm", "mixing=turns"], ["weighting", "turns"]),
         (["weighting=uncertainty", "weights=1,1,1"], ["weighting", "fixed"]),
@@ -513,6 +515,32 @@ def test_answers_have_every_part_and_predict_gives_them_again(trained, run_here,
         assert said == [(s["start"], s["end"], s["type"]) for s in answer["prediction"]["slots"]]
         for span in line["label"]["slots"]:
             assert line["text"][span["start"] : span["end"]] == span["text"]
+
+
+def test_two_parts_that_tag_keep_their_own_words_and_tags():
+    """On the same rows, and of two data sets about the same rows."""
+
+    def tagged(part):
+        return {"text": "a b", "prediction": [part], "words": [[0, 1]], "tags": [part],
+                "truncated": False}  # fmt: skip
+
+    answers = {part: tagged(part) for part in ("slots", "topics")}
+    asked = {"q": "?", "prediction": {"text": "a"}, "n_best": [{"text": "a"}], "truncated": True}
+    for told in (
+        _both(_merged(answers), _merged({"reply": asked})),
+        _both(
+            _merged({"slots": answers["slots"], "reply": asked}),
+            _merged({"topics": answers["topics"]}),
+        ),
+    ):
+        assert told["tags"] == {"slots": ["slots"], "topics": ["topics"]}
+        assert told["text"] == "a b" and told["q"] == "?" and told["truncated"] is True
+        for part, own in {**answers, "reply": asked}.items():
+            alone = _single(told, part)
+            assert {k: alone[k] for k in own if k != "truncated"} == {
+                k: v for k, v in own.items() if k != "truncated"
+            }
+            assert ("tags" in alone, "n_best" in alone) == ("tags" in own, "n_best" in own)
 
 
 @pytest.mark.parametrize("part", ["intent", "slots"])

@@ -217,7 +217,7 @@ class MultiTask:
     ) -> list[dict[str, Any]]:
         """One object a row, those of each group's `rows` after each other, or, where all groups
         read the same `rows`, one with the answers of those whose texts they have. {'text', …,
-        'label', 'prediction', 'probabilities': {part: …}, 'truncated'}."""
+        'label', 'prediction', …: {part: …}, 'truncated'}, the keys of PARTED by part."""
         out: list[dict[str, Any]] = []
         for g, group in enumerate(self.groups):
             own = rows if isinstance(rows, Rows) else rows[g]
@@ -277,7 +277,8 @@ def _of(predicted: Mapping[str, np.ndarray], part: str, there: np.ndarray) -> di
     return {k: np.asarray(v)[there] for k, v in _own(predicted, part, "").items()}
 
 
-PARTED = ("label", "prediction", "probabilities")
+# What of an answer is a part's own; the rest, such as its texts, is the row's.
+PARTED = ("label", "prediction", "probabilities", "words", "tags", "n_best")
 
 
 def _merged(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
