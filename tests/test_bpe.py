@@ -85,6 +85,14 @@ def test_words_of_texts_and_of_lists(roberta):
     assert "film" in shown and "unfresh" in shown
 
 
+def test_blanks_are_no_words(roberta):
+    tokenizer, _ = roberta
+    text = " the  film\n\n\nwas\u00a0 \u751f\u6d3b \n"
+    words, none = split(tokenizer, [text, " \n\n  "])
+    shown = [text[a:b] for a, b in zip(words.begin, words.end, strict=True)]
+    assert shown == ["the", "film", "was", "\u751f", "\u6d3b"] and len(none) == 0
+
+
 def test_tags_of_words_and_of_spans(roberta):
     tokenizer, _ = roberta
     task = Tagging(config(task__name="tagging", task__stride=2, data__label="spans"))

@@ -5,6 +5,8 @@ import pytest
 from conftest import write_bert
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from bert_ft.data.words import special_ids, split, windows
 from bert_ft.models.hf import load_tokenizer
@@ -92,6 +94,21 @@ def test_words_of_a_text(tokenizer):
     (words,) = split(tokenizer, [text])
     texts = [text[a:b] for a, b in zip(words.begin, words.end, strict=True)]
     assert texts == ["The", "film", ",", "was\u00e9", "\u751f", "\u751f", "cafe\u0301", "!"]
+
+
+def test_words_of_a_text_in_sentence_pieces():
+    """XLM-R's, which knows blanks only: cut as BERT's, where sub-words allow it."""
+    pieces = ["Merkel", ",", "\u2581Paris", ".", "\u6211", "\u5728", "\u5317\u4eac", "\u2581", "?!"]
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), *((p, -2.0) for p in pieces)], unk_id=0))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    text = " Merkel,  Paris. \u6211\u5728\u5317\u4eac?! "
+    (words,) = split(tokenizer, [text])
+    shown = [text[a:b] for a, b in zip(words.begin, words.end, strict=True)]
+    assert shown == ["Merkel", ",", "Paris", ".", "\u6211", "\u5728", "\u5317\u4eac", "?!"]
+    ids = [t for ids in words.ids for t in ids]
+    blank = tokenizer.convert_tokens_to_ids("\u2581")
+    assert [t for t in ids if t != blank] == [t for t in tokenizer(text)["input_ids"] if t != blank]
 
 
 def test_characters_as_words(tokenizer):

@@ -13,6 +13,12 @@ from typing import Any
 
 import numpy as np
 
+# Blanks, ASCII's marks and Chinese characters; all of Unicode's punctuation comes with them.
+_APART = re.compile(
+    r"[\s!-/:-@\[-`{-~\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Words:
@@ -33,13 +39,16 @@ def split(
 ) -> list[Words]:
     """Words of texts, or of rows that are lists of words already.
 
-    A text is cut into the words that the tokenizer makes before sub-words (BERT: at blanks,
-    punctuation and Chinese characters), or, with `characters`, into its characters, blanks left
-    out. The text of a list is its words joined by single blanks. A given word (or character) that
-    the tokenizer leaves nothing of becomes its unknown token, so that it is scored.
+    A text is cut at blanks, punctuation and Chinese characters, as BERT's tokenizer does before
+    sub-words; of others (RoBERTa's, XLM-R's) the sub-words stay as they are, so that one which
+    holds more than a word makes one of them. With `characters` it is cut into its characters.
+    Blanks are no words. The text of a list is its words joined by single blanks. A given word (or
+    character) that the tokenizer leaves nothing of becomes its unknown token, so that it is scored.
     """
     if characters:
         return _of_characters(tokenizer, rows)
+    steps = _pre_tokenizers(tokenizer)
+    cut = all(step["type"] != "BertPreTokenizer" for step in steps)
     out: list[Words] = []
     block = 4096  # rows at a time: the tokenizer's own objects are large
     for at in range(0, len(rows), block):
@@ -50,7 +59,7 @@ def split(
             if not which:
                 continue
             given: list[Any] = [part[i] for i in which]
-            joined = as_list and _needs_text(tokenizer)
+            joined = as_list and _needs_text(steps)
             if joined:
                 given = [" ".join(words) for words in given]
             encodings = tokenizer(
@@ -63,19 +72,24 @@ def split(
                 return_token_type_ids=False,
                 verbose=False,
             ).encodings
-            make: Any = functools.partial(_of_list, joined=joined) if as_list else _of_text
+            make: Any = functools.partial(_of_text, cut=cut)
+            if as_list:
+                make = functools.partial(_of_list, joined=joined)
             unknown = tokenizer.unk_token_id
             found |= {i: make(part[i], e, unknown) for i, e in zip(which, encodings, strict=True)}
         out.extend(found[i] for i in range(len(part)))
     return out
 
 
-def _needs_text(tokenizer: Any) -> bool:
+def _needs_text(steps: Sequence[dict[str, Any]]) -> bool:
     """Whether a tokenizer tells a word after a blank from one at the beginning, and so can't be
     given words: a byte-level BPE (RoBERTa's) that does not put a blank before the first one."""
-    step = json.loads(tokenizer.backend_tokenizer.to_str()).get("pre_tokenizer") or {}
-    steps = step.get("pretokenizers", [step])
-    return any(s.get("type") == "ByteLevel" and not s.get("add_prefix_space") for s in steps)
+    return any(step["type"] == "ByteLevel" and not step.get("add_prefix_space") for step in steps)
+
+
+def _pre_tokenizers(tokenizer: Any) -> list[dict[str, Any]]:
+    step = json.loads(tokenizer.backend_tokenizer.to_str()).get("pre_tokenizer")
+    return step.get("pretokenizers", [step]) if step else []
 
 
 def _of_list(words: Sequence[str], encoding: Any, unknown: int, joined: bool = False) -> Words:
@@ -105,7 +119,13 @@ def _of_characters(tokenizer: Any, rows: Sequence[str | Sequence[str]]) -> list[
     ]
 
 
-def _of_text(text: str, encoding: Any, unknown: int) -> Words:
+@functools.cache
+def _apart(character: str) -> bool:
+    """Whether a character is never part of a longer word."""
+    return bool(_APART.match(character)) or unicodedata.category(character).startswith("P")
+
+
+def _of_text(text: str, encoding: Any, unknown: int, cut: bool) -> Words:
     ids: list[list[int]] = []
     begin: list[int] = []
     end: list[int] = []
@@ -113,16 +133,23 @@ def _of_text(text: str, encoding: Any, unknown: int) -> Words:
     for token, word, (first, after) in zip(
         encoding.ids, encoding.word_ids, encoding.offsets, strict=True
     ):
-        if word != last:
+        cuts = (
+            cut
+            and word == last
+            and first >= end[-1]
+            and any(map(_apart, text[max(first - 1, 0) : first + 1]))
+            and text[begin[-1] : end[-1]].strip()
+        )
+        if word != last or cuts:
             ids.append([])
             begin.append(first)
             end.append(after)
             last = word
         ids[-1].append(token)
-        end[-1] = after
-    for i, first in enumerate(
-        begin
-    ):  # a byte-level BPE, or a mask token, can hold the blank before
+        begin[-1], end[-1] = min(begin[-1], first), after  # RoBERTa's blank can lie behind itself
+    some = [i for i in range(len(ids)) if text[begin[i] : end[i]].strip()]
+    ids, begin, end = [ids[i] for i in some], [begin[i] for i in some], [end[i] for i in some]
+    for i, first in enumerate(begin):  # a sub-word, or a mask token, can hold the blank before
         while first + 1 < end[i] and text[first].isspace():
             first += 1
         begin[i] = first
