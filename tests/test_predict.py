@@ -5,6 +5,9 @@ import json
 import pytest
 from conftest import World, read_jsonl, reviews, write_csv, write_jsonl
 
+from bert_ft.data.rows import Rows
+from bert_ft.train.predict import _places
+
 ODD = {
     "empty": "",
     "blank": " \n\t ",
@@ -82,7 +85,8 @@ def test_csv_in_and_ids_of_any_type(predict):
         7,
         [1],
     ]
-    assert "id" not in predict([{"text": "a"}])[0]
+    [alone] = predict([{"text": "a"}])
+    assert "id" not in alone and alone["line"] == 1
 
 
 def test_the_default_output_is_in_the_workdir(trained, run_here, tmp_path):
@@ -125,7 +129,19 @@ def test_rows_that_cannot_be_read_may_be_skipped(trained, run_here, tmp_path):
     done = run_here(trained.workdir, *words, "--config.data.bad_rows=skip").ok()
     assert "some.jsonl:2" in done.err
     answers = read_jsonl(trained.workdir / "predictions" / "some.jsonl")
-    assert [a["id"] for a in answers] == [1, 3]
+    assert [a["id"] for a in answers] == [1, 3] and "line" not in answers[0]
+
+
+def test_rows_without_an_id_are_named_by_file_and_line():
+    """So an answer is joined to its row where others were skipped."""
+    columns = {"text": ["a", "b"]}
+    assert _places(Rows(columns, [1, 3], "x.jsonl")) == [{"line": 1}, {"line": 3}]
+    assert _places(Rows(columns, [4, 1], "*", paths=["x.csv", "y.csv"])) == [
+        {"file": "x.csv", "line": 4},
+        {"file": "y.csv", "line": 1},
+    ]
+    assert _places(Rows(columns, None, "x.parquet")) == [{}, {}]
+    assert _places(Rows({**columns, "id": [7, None]}, [1, 3], "x")) == [{"id": 7}, {"id": None}]
 
 
 def test_eval_mode_scores_the_same_and_removes_nothing(trained, run_here):

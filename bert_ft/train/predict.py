@@ -83,9 +83,10 @@ def _label(
     answers = system.task.answers(
         predict_set(system, eval_programs(system), params, data), data, rows
     )
-    lines = [{"label": answer.pop("prediction"), **answer, **more} for answer in answers]
-    if "id" in rows.columns:
-        lines = [{"id": i, **line} for i, line in zip(rows.columns["id"], lines, strict=True)]
+    lines = [
+        {**where, "label": answer.pop("prediction"), **answer, **more}
+        for where, answer in zip(_places(rows), answers, strict=True)
+    ]
     if jax.process_index() == 0:
         record.write_lines(out, lines)
         lists = getattr(system.task, "lists", None)  # what a task makes of the lines together
@@ -93,6 +94,18 @@ def _label(
             record.write_lines(_ranked(out), lists(lines))
         cut = sum(line["truncated"] for line in lines)
         print(f"{len(lines):,} rows labelled by {by}, {cut:,} truncated: {out}")
+
+
+def _places(rows: Rows) -> list[dict[str, Any]]:
+    """What each row's answer is joined to it by: its id, or else, where the file has lines, its
+    line, by which rows that were left out are missed, and of several files its own."""
+    if "id" in rows.columns:
+        return [{"id": i} for i in rows.columns["id"]]
+    if rows.lines is None:
+        return [{} for _ in range(len(rows))]
+    if rows.paths is None:
+        return [{"line": line} for line in rows.lines]
+    return [{"file": f, "line": line} for f, line in zip(rows.paths, rows.lines, strict=True)]
 
 
 def _tell(line: str) -> None:
