@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import BertTokenizerFast
 
 from bert_ft.data.texts import pack_texts, text_at
-from bert_ft.data.windows import cut_question, find_span, make_windows, window_room
+from bert_ft.data.windows import _take_marks, cut_question, find_span, make_windows, window_room
 from bert_ft.errors import InputError
 
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -84,6 +84,22 @@ def test_answers_are_found_in_each_window_that_holds_them(tokenizer, context, da
         elif not held:
             assert (a, b) == (0, 0)
         begin += last - first - 3
+
+
+@pytest.mark.parametrize("rest", ["", " the cat" * 9])
+@pytest.mark.parametrize("answer", ["cafe\u0301", "x\ufe0f", "the\u0301\u0302", "\u0301e"])
+def test_an_answer_has_the_marks_that_the_normaliser_drops(tokenizer, answer, rest):
+    context = f"the {answer} today{rest}"
+    w = make_windows(tokenizer, ["who"], [context], 13, 5, 3)
+    start, end = 4, 4 + len(answer)
+    found = find_span(w, np.asarray([start]), np.asarray([end]))
+    first, last = found[0] + w.offsets[0]
+    a, b = w.characters[first, 0], w.characters[last, 1]
+    assert found[0].all() and context[a:b] == answer.lstrip("\u0301")
+    # A token of its own keeps a mark: a cased vocabulary knows it.
+    places = [np.asarray([[0, 1], [1, 2]], np.int32)]
+    _take_marks("e\u0301\u0302", places)
+    assert places[0].tolist() == [[0, 1], [1, 3]]
 
 
 def test_no_answer_points_to_the_first_token(tokenizer):

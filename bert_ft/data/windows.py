@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ class Windows:
 
     tokens int32 (T,), types int8 (T,), offsets int64 (W + 1,): as in Encoded. row int64 (W,).
     context int32 (W, 2): the window's first token of the context, and one past its last.
-    characters int32 (T, 2): where each token of the context lies in it, end exclusive; else 0, 0.
+    characters int32 (T, 2): where each token of the context lies in it, end exclusive, with the
+    accents and other marks after it that are no token themselves; else 0, 0.
     cut bool (W,): whether the question was longer than allowed.
     """
 
@@ -96,6 +98,10 @@ def make_windows(
             bounds.append((inside[0], inside[-1] + 1) if len(inside) else (0, 0))
             characters.append(np.where(mine[:, None], np.asarray(encoding.offsets, np.int32), 0))
             cut.append(long[row])
+    first = np.searchsorted(rows, np.arange(len(contexts) + 1))
+    for row, context in enumerate(contexts):
+        if not context.isascii():
+            _take_marks(context, characters[first[row] : first[row + 1]])
     lengths = np.asarray([len(t) for t in tokens], np.int64)
     return Windows(
         tokens=np.concatenate(tokens),
@@ -106,6 +112,17 @@ def make_windows(
         characters=np.concatenate(characters).astype(np.int32),
         cut=np.asarray(cut, bool),
     )
+
+
+def _take_marks(context: str, windows: Sequence[np.ndarray]) -> None:
+    """Moves the ends of tokens behind the marks (an accent, a variation selector) that follow them
+    and are in no token: those that the normaliser drops. `windows`: all of the context's."""
+    marks = {k for k, c in enumerate(context) if unicodedata.category(c).startswith("M")}
+    marks.difference_update(*(places[:, 0].tolist() for places in windows))
+    for places in windows if marks else ():
+        for i in np.flatnonzero(np.isin(places[:, 1], list(marks - {0}))):
+            while int(places[i, 1]) in marks:
+                places[i, 1] += 1
 
 
 def find_span(windows: Windows, start: np.ndarray, end: np.ndarray) -> np.ndarray:
