@@ -39,7 +39,7 @@ stop() {
 }
 wrong() { stop 2 "$@"; } # the user's input: the exit code that bert_ft.main has for it
 give_up() { stop 1 "$@"; }
-failed() { # on the way to a slice: the end, unless it replaces one that was taken; renew goes on
+failed() { # on the way to a slice: the end, unless it replaces one that was taken; replace goes on
   [[ $renewing == yes ]] || give_up "$@"
   say "$@"
   return 1
@@ -49,7 +49,11 @@ verb=all name='' zone='' type='' version='' project='' config='' workdir='' resu
 spot=no queued=no yes=no keep=no dry=no renewing=no restarts=20 words=()
 poll_s=${LAUNCH_POLL_S:-20}
 slice=none  # 'maybe' from the moment that a slice may exist and cost
-training=no # 'maybe' while a run may go on there: --yes is no leave to delete that
+training=no # 'maybe' while a run may go on there, as on any slice found: --yes is no leave to delete that
+again=0     # starts after the first
+# On a worker: whether a run goes on there.
+# shellcheck disable=SC2016
+goes_on='pid=$(cat run.pid 2>/dev/null) && [ ! -e run.exit ] && kill -0 "$pid" 2>/dev/null'
 
 read_arguments() {
   case ${1:-} in
@@ -129,12 +133,16 @@ check_type() {
 
 # A file of this machine would be missed only by the run, after the slice was made and paid for.
 check_data() {
-  local word flag='' of='config\.data\.(train|dev|test|candidates|unlabelled)'
+  local word flag='' fault='only this checkout goes to the slice; copy the files to a bucket; accepted:'
+  local uri='data\.(train|dev|test|candidates|unlabelled)' # or that of a part, in JSON
+  local listed='^--?config\.data\.augment_(words|paraphrases)=(.+)' no_file='^(gs://|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_])'
+  uri="^--?config\.($uri=|task\.parts=.*\"$uri\"[[:space:]]*:[[:space:]]*\")files:"
   for word in ${words[@]+"${words[@]}"}; do
     if [[ $word == -* ]]; then flag=$word; else flag+="=$word"; fi # --a=b, or --a and then b
-    if [[ $flag =~ ^--?$of=files:(.*) && ${BASH_REMATCH[2]} != gs://* ]]; then
-      wrong "$flag: only this checkout goes to the slice; copy the files to a bucket; accepted: files:gs://BUCKET/PATH, pypi:, hf: (with --extras=hf)"
-    fi
+    flag=${flag//$'\n'/ }
+    [[ ! ${flag//files:gs:/} =~ $uri ]] || wrong "$flag: $fault files:gs://BUCKET/PATH, pypi:, hf: (with --extras=hf)"
+    [[ ! $flag =~ $listed || ${BASH_REMATCH[2]} =~ $no_file ]] ||
+      wrong "$flag: $fault gs://BUCKET/PATH, or for paraphrases module:function"
   done
 }
 
@@ -194,22 +202,20 @@ deletion() { # the command that deletes whatever was made
 }
 
 create() {
-  local line=none wanted=("${where[@]}" --accelerator-type="$type")
+  local now line=none wanted=("${where[@]}" --accelerator-type="$type")
   [[ $spot == no ]] || wanted+=(--spot)
   if [[ $dry == no ]]; then
-    case $(state) in
-      READY)
-        slice=maybe
-        [[ $renewing == yes ]] || training=maybe
-        say "slice $name is there already; using it"
-        return
-        ;;
-      gone) ;;
-      unknown) failed "nothing was made" || return 1 ;;
-      *) slice=maybe && settle && return ;;
-    esac
+    now=$(state)
+    [[ $now != unknown ]] || failed "nothing was made" || return 1
+    if [[ $now != gone ]]; then
+      slice=maybe
+      [[ $renewing == yes ]] || training=maybe
+      if settle "$now"; then return; fi
+      training=no
+    fi
     [[ $queued == no ]] || line=$(queue_state)
     [[ $line != unknown ]] || failed "nothing was made" || return 1
+    [[ $line == none || $renewing == yes ]] || training=maybe
   fi
   slice=maybe # even a command that fails, or is interrupted, may have made one
   if [[ $queued == no ]]; then
@@ -222,12 +228,12 @@ create() {
   fi
 }
 
-# A slice of that name is there, but it is not READY. 1 where one has to be made.
+# A slice of that name is there, $1. 1 where one has to be made.
 settle() {
-  local now
-  while now=$(state); do
+  local now=$1
+  while true; do
     case $now in
-      READY) return ;;
+      READY) say "slice $name is there already; using it" && return ;;
       PREEMPTED | TERMINATED)
         [[ $spot == yes ]] || give_up "slice $name is $now, and no spot slice was asked for; delete it first"
         clear_remains
@@ -238,6 +244,7 @@ settle() {
       *) failed "slice $name is there and is $now; choose another name, or delete it first" || return 1 ;;
     esac
     sleep "$poll_s"
+    now=$(state)
   done
 }
 
@@ -269,7 +276,7 @@ clear_remains() { # of a slice that was taken away or half made: no run is on it
   call "${deleting[@]}" || say "it could not be removed; trying to make a new one all the same"
 }
 
-# Python 3.11 by uv, since the images have 3.10.
+# Python 3.11 by uv, since the images have 3.10. Nothing is changed beneath a run that goes on.
 install() {
   local code="$scratch/bert_ft.tgz" tries
   local files=(bert_ft configs setup.py pyproject.toml README.md constraints-tpu.txt)
@@ -277,15 +284,16 @@ install() {
   call tar -czf "$code" --exclude=__pycache__ "${files[@]}" || return 1
   for tries in 1 2 3 4 5; do # the first connections to a new slice may come before its sshd
     if to_workers "$code" bert_ft.tgz; then break; fi
-    ((tries < 5)) || failed "can't copy to the workers; try: ssh-add ~/.ssh/google_compute_engine" || return 1
+    ((tries < 5)) || { say "can't copy to the workers; try: ssh-add ~/.ssh/google_compute_engine" && return 1; }
     if taken "$(state)"; then return 1; fi
     sleep "$poll_s"
   done
-  on_workers all 'set -e; rm -rf bert_ft && mkdir bert_ft && tar -xzf bert_ft.tgz -C bert_ft; python3 -m pip install --user --quiet uv==0.13.9; cd bert_ft; [ -x ../venv/bin/python ] || python3 -m uv venv --quiet --python 3.11 ../venv; VIRTUAL_ENV=../venv python3 -m uv pip install --quiet -c constraints-tpu.txt -e ".[tpu,gcs'"${extras:+,$extras}"']"'
+  # shellcheck disable=SC2016
+  on_workers all "$goes_on"' && echo "a run goes on on $(uname -n): nothing is installed there" && exit 0; set -e; rm -rf bert_ft && mkdir bert_ft && tar -xzf bert_ft.tgz -C bert_ft; python3 -m pip install --user --quiet uv==0.13.9; cd bert_ft; [ -x ../venv/bin/python ] || python3 -m uv venv --quiet --python 3.11 ../venv; VIRTUAL_ENV=../venv python3 -m uv pip install --quiet -c constraints-tpu.txt -e ".[tpu,gcs'"${extras:+,$extras}"']"'
 }
 
 start() {
-  local script="$scratch/run.sh"
+  local script="$scratch/run.sh" other
   # A machine that shuts down sends SIGTERM to all: the program saves, and bash is to note its code.
   # shellcheck disable=SC2016 # the variables are the worker's
   {
@@ -293,10 +301,12 @@ start() {
     printf ' %q' --config="$config" --workdir="$workdir" --config.mesh.backend=tpu ${words[@]+"${words[@]}"}
     printf '\necho $? >~/run.exit\n'
   } >"$script"
-  to_workers "$script" run.sh || return 1
-  training=maybe # even where no answer to the next command arrives
+  to_workers "$script" run.new || return 1 # bash may still read run.sh
+  training=maybe                           # even where no answer to the next command arrives
   # shellcheck disable=SC2016
-  on_workers all 'pid=$(cat run.pid 2>/dev/null) && [ ! -e run.exit ] && kill -0 "$pid" 2>/dev/null && exit 0; rm -f run.pid run.exit; setsid nohup bash run.sh >run.log 2>&1 </dev/null &'
+  other=$(on_workers all "$goes_on"' && { cmp -s run.new run.sh || echo "other run: $(grep -o "bert_ft.main .*" run.sh)"; exit 0; }; mv run.new run.sh || exit 1; rm -f run.pid run.exit; setsid nohup bash run.sh >run.log 2>&1 </dev/null &') || return 1
+  other=$(sed -n 's/^.*other run: //p' <<<"$other" | head -n 1)
+  [[ -z $other ]] || wrong "another run goes on on slice $name: $other; accepted: its own words, which join it, or another --name"
 }
 
 follow() { # $1: from which line of the log on; ends with the run
@@ -326,7 +336,7 @@ run_once() {
   ended=gone
   for tries in 1 2 3 4 5; do # where the slice is being taken, gcloud may say so only after a while
     if start; then break; fi
-    if taken "$(state)"; then training=no && return; fi
+    if taken "$(state)"; then return; fi
     ((tries < 5)) || give_up "the run could not be started on the workers, or they did not say that it was"
     say "the run could not be started; trying again"
     sleep "$poll_s"
@@ -350,7 +360,7 @@ run_once() {
 }
 
 run() {
-  local again=0 ended
+  local ended
   while true; do
     run_once
     case $ended in # whether the slice was taken matters more than what its workers made of that
@@ -360,24 +370,14 @@ run() {
     esac
     case $ended in
       0) return ;;
-      75) say "preempted and saved (75)" ;;
-      gone)
-        [[ $spot == yes ]] || give_up "slice $name is no longer there, and no spot slice was asked for"
-        say "spot slice $name was taken away"
-        ;;
+      75) say "preempted and saved (75)" && count_start ;;
+      gone) replace ;;
       *)
         say "the run ended with $ended; its log is run.log on worker 0, and in $workdir/log.txt"
         run_failed=$ended
         return
         ;;
     esac
-    count_start
-    if [[ $ended == gone ]]; then
-      until renew; do # there is no capacity, or it was taken away again while it was set up
-        sleep "$(awk "BEGIN { print 15 * $poll_s }")"
-        count_start
-      done
-    fi
   done
 }
 
@@ -386,10 +386,15 @@ count_start() {
   say "start $((again + 1)), from the last checkpoint in $workdir"
 }
 
-renew() {
-  clear_remains
-  renewing=yes
-  create && install
+replace() { # a slice that was taken
+  [[ $spot == yes ]] || give_up "slice $name is no longer there, and no spot slice was asked for"
+  say "spot slice $name was taken away"
+  renewing=yes training=no
+  count_start
+  until clear_remains && create && install; do # there is no capacity, or it was taken away again while it was set up
+    sleep "$(awk "BEGIN { print 15 * $poll_s }")"
+    count_start
+  done
 }
 
 fetch() {
@@ -460,7 +465,10 @@ main() {
     all)
       check_cloud
       create
-      install || give_up "the installation failed"
+      if ! install; then
+        lost || give_up "the installation failed"
+        replace
+      fi
       run
       fetch
       if [[ $keep == no ]]; then delete; fi

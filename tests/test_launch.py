@@ -274,6 +274,54 @@ def test_a_failing_installation_deletes_only_a_slice_that_was_made_for_it(cloud,
     assert cloud.slice == ("READY" if there else "gone") and done.warned == there
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_spot_slice_that_is_taken_during_the_installation_is_made_anew(cloud, there):
+    if there:
+        assert cloud.launch("--spot", verb="create").code == 0
+    cloud.plays(breaks={"pip install": ["PREEMPTED", ""]})
+    done = cloud.launch("--spot", "--yes")
+    assert done.code == 0 and "was taken away" in done.err, done.err
+    assert len(cloud.made("tpu-vm create")) == 2 and cloud.slice == "gone"
+    assert len(started(cloud)) == 1, "none before, none after"
+
+
+def test_a_slice_that_is_taken_during_the_installation_is_no_spot_slice(cloud):
+    cloud.plays(breaks={"pip install": ["PREEMPTED", ""]})
+    done = cloud.launch("--yes")
+    assert done.code == 1 and "no spot slice was asked for" in done.err
+    assert len(cloud.made("tpu-vm create")) == 1
+
+
+def test_a_replacement_whose_installation_fails_is_deleted(cloud):
+    """It stands for a slice that was found, but was made."""
+    assert cloud.launch("--spot", verb="create").code == 0
+    refuse = {"tpu-vm scp": ["", "UNAVAILABLE"]}
+    cloud.plays(breaks={"pip install": ["gone", ""]}, refuse=refuse)
+    done = cloud.launch("--spot", "--yes", "--restarts=1")
+    assert done.code == 1 and "gave up after 1 restarts" in done.err, done.err
+    assert cloud.slice == "gone" and not done.warned
+
+
+@pytest.mark.parametrize("state", ["STOPPED", "DELETING", "PREEMPTED", "REPAIRING"])
+def test_a_slice_that_was_there_before_is_not_deleted(cloud, state):
+    (cloud.world / "slice").write_text("READY" if state == "REPAIRING" else state)
+    (cloud.world / "after.json").write_text(json.dumps({"says": [state] * 2}))
+    for home in homes_of(cloud):
+        home.mkdir(parents=True)
+    cloud.plays(refuse={"tpu-vm scp": "UNAVAILABLE"})
+    done = cloud.launch("--yes")
+    assert done.code == 1 and state in done.err and done.warned, done.err
+    assert cloud.slice != "gone" and not cloud.made("tpu-vm delete")
+
+
+def test_a_request_that_was_there_before_is_not_deleted(cloud):
+    (cloud.world / "queued").touch()
+    cloud.plays(queue=["SUSPENDED"])
+    done = cloud.launch("--queued", "--yes")
+    assert done.code == 1 and "is SUSPENDED; delete it" in done.err and done.warned, done.err
+    assert (cloud.world / "queued").exists()
+
+
 def test_a_taken_slice_waits_for_capacity(cloud):
     taken = {"codes": [143, 143], "slice": "gone"}
     cloud.plays(runs=[taken, {"codes": [0, 0]}], create=[0, 1, 1, 0])
@@ -481,6 +529,28 @@ def test_a_second_launch_joins_the_run_that_goes_on(cloud):
     assert len((cloud.world / "workers/0/started").read_text().splitlines()) == 1
 
 
+def test_a_second_launch_changes_nothing_beneath_the_run_that_goes_on(cloud):
+    cloud.plays(runs=[{"seconds": 60, "codes": [75, 75]}, {"codes": [0, 0]}])
+    first = cloud.start("--yes", "--", "--config.train.steps=3")
+    logs = [home / "run.log" for home in homes_of(cloud)]
+    wait_for(lambda: all(f.exists() and "training" in f.read_text() for f in logs), first)
+    scripts = [(home / "run.sh").read_text() for home in homes_of(cloud)]
+    for home in homes_of(cloud):
+        (home / "bert_ft" / "old").touch()
+    second = cloud.launch("--yes", "--", "--config.train.steps=4")
+    assert second.code == 2 and "another run goes on" in second.err, second.err
+    assert "bert_ft.main --config=configs/sentiment.py" in second.err.partition("another run")[2]
+    assert "--config.train.steps=3" in second.err.partition("another run")[2]
+    assert second.warned and cloud.slice == "READY"
+    assert "nothing is installed there" in second.out
+    assert [(home / "run.sh").read_text() for home in homes_of(cloud)] == scripts
+    for home in homes_of(cloud):
+        assert (home / "bert_ft" / "old").exists()
+        os.killpg(int((home / "run.pid").read_text()), signal.SIGTERM)
+    done = ended(first)
+    assert done.code == 0 and "preempted and saved (75)" in done.err, done.err
+
+
 def log_of(cloud):
     path = cloud.world / "workers/0/run.log"
     return path.read_text() if path.exists() else ""
@@ -533,9 +603,11 @@ def test_a_missing_gcloud_is_no_missing_slice(cloud, monkeypatch):
 
 @pytest.mark.parametrize("key", ["train", "dev", "test", "candidates", "unlabelled"])
 def test_data_that_does_not_travel_is_told_before_gcloud_is_called(cloud, key):
+    parts = {"a": {f"data.{key}": "files:gs://b"}, "b": {f"data.{key}": "files:c"}}
     for words in (
         [f"--config.data.{key}=files:a.csv"],
         [f"-config.data.{key}", "files:/b?split=dev"],
+        [f"--config.task.parts={json.dumps(parts)}"],
     ):
         done = cloud.launch("--", "--config.train.steps=3", *words)
         assert done.code == 2 and "=".join(words) in done.err and "files:gs://" in done.err
@@ -543,9 +615,22 @@ def test_data_that_does_not_travel_is_told_before_gcloud_is_called(cloud, key):
 
 
 def test_data_that_all_workers_see(cloud):
-    words = ("--config.data.train=files:gs://b/a.csv", "--config.data.dev=pypi:a==1/a.csv")
-    done = cloud.launch("--dry-run", "--", *words, "--config.model.name=files:a")
+    words = (
+        *("--config.data.train=files:gs://b/a.csv", "--config.data.dev=pypi:a==1/a.csv"),
+        *("--config.model.name=files:a", "--config.data.augment_words=gs://b/a.tsv"),
+        *("--config.data.augment_paraphrases=my.own:paraphrase", "--config.data.augment_words="),
+        '--config.task.parts={"a": {"data.train": "files:gs://b/a.csv", "data.label": "files:"}}',
+    )
+    done = cloud.launch("--dry-run", "--", *words)
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("key", ["augment_words", "augment_paraphrases"])
+def test_words_and_paraphrases_that_do_not_travel(cloud, key):
+    done = cloud.launch("--", f"--config.data.{key}", "../words.tsv")
+    assert done.code == 2 and "only this checkout goes to the slice" in done.err
+    assert f"--config.data.{key}=../words.tsv" in done.err and "gs://BUCKET/PATH" in done.err
+    assert len(done.err.splitlines()) == 1 and not cloud.calls
 
 
 @pytest.mark.parametrize(
