@@ -366,6 +366,33 @@ def test_a_set_without_answers_is_predicted_but_not_scored(tokenizer, tmp_path):
         encode(Fixed(columns), task(), tokenizer, 40, tmp_path, {"unanswerable": False})
 
 
+def test_a_blank_question_or_context_has_an_empty_answer(tokenizer):
+    columns = {"question": ["what?", " ", "what?", ""], "context": ["a film", "a plot", "", "\n"]}
+    rows = Rows(columns, None, "new.jsonl")
+    made = task().encode_unlabelled(rows, tokenizer, 40, {"unanswerable": False})
+    assert made.fields["context"][1:].tolist() == [[0, 0]] * 3
+    predicted = scored_windows(made, [(2, 6, 5.0)] * 4)
+    predicted["score"][1:] = MASKED
+    found = task().answers(predicted, made, rows)
+    assert [f["prediction"]["text"] for f in found] == ["film", "", "", ""]
+    assert found[1]["prediction"]["start"] is None and found[1]["context"] == "a plot"
+    assert task().sentence(found[2])
+
+
+def test_blanks_are_no_answers(data):
+    """As a token of RoBERTa's or XLM-R's can be, or begin with one."""
+    predicted = scored_windows(data, [(24, 34, 5.0), (11, 18, 4.0), (0, 1, 3.0)])
+    w = int(np.flatnonzero((data.row == 0) & (predicted["score"][:, 0] > 0))[0])
+    characters = np.array(data.aside["characters"])
+    characters[data.offsets[w] + predicted["start"][w, 0], 0] -= 1
+    other = data.offsets[w] + predicted["start"][w, 1]
+    characters[other] = 23, 24
+    moved = dataclasses.replace(data, aside={**data.aside, "characters": characters})
+    (_, listed), *_ = task().candidates(predicted, moved)
+    assert (listed[0].text, listed[0].start, listed[0].end) == ("great film", 24, 34)
+    assert not any(n.text.isspace() or n.text != n.text.strip() for n in listed)
+
+
 def test_the_layouts_of_answers():
     wanted = [("a", 0), ("b c", 4)]
     lists = [{"text": "a", "answer_start": 0}, {"text": "b c", "start": 4}]
@@ -375,12 +402,16 @@ def test_the_layouts_of_answers():
         == wanted
     )
     assert gold_answers([]) == gold_answers({"text": [], "answer_start": []}) == []
+    assert gold_answers({"text": "a", "answer_start": 0}) == [("a", 0)]
     for wrong in (
         "a",
         [["a", 0]],
         [{"text": "a"}],
         [{"text": 3, "start": 0}],
         {"text": ["a"]},
+        {"text": ["a"], "answer_start": 0},
+        {"text": "a", "answer_start": [0]},
+        {"text": "a"},
         None,
     ):
         with pytest.raises(ValueError):

@@ -37,14 +37,17 @@ class Candidate:
 
 def gold_answers(value: Any) -> list[tuple[str, int]]:
     """[(text, first character)] of a row's answers: a list of {"text", "start"} or "answer_start",
-    or Hugging Face's {"text": [...], "answer_start": [...]}. Raises ValueError on anything else."""
+    Hugging Face's {"text": [...], "answer_start": [...]}, or that of a single answer without lists.
+    Raises ValueError on anything else."""
     if isinstance(value, Mapping):
-        keys = [k for k in ("answer_start", "start") if k in value]
-        if not keys or len(value.get("text", ())) != len(value[keys[0]]):
-            raise ValueError('a dict of lists needs "text" and "answer_start" of one length')
-        value = [
-            {"text": t, "start": s} for t, s in zip(value["text"], value[keys[0]], strict=True)
-        ]
+        text: Any = value.get("text")
+        start: Any = value.get("answer_start", value.get("start"))
+        if isinstance(text, str):
+            text, start = [text], [start]
+        try:
+            value = [{"text": t, "start": s} for t, s in zip(text, start, strict=True)]
+        except (TypeError, ValueError):
+            raise ValueError('a dict needs "text" and "answer_start", or lists of them') from None
     if not isinstance(value, list) or not all(isinstance(a, Mapping) for a in value):
         raise ValueError('not a list of {"text", "start"}')
     found = []
@@ -94,10 +97,10 @@ class SpanAnswers:
         known = f": question {rows.columns['id'][i]}" if "id" in rows.columns else ""
         return rows.where(i) + known
 
-    def _texts(self, rows: Rows, column: str) -> list[str]:
+    def _texts(self, rows: Rows, column: str, blank: bool = False) -> list[str]:
         texts = rows.column(column)
         for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not (blank or text.strip()):
                 seen = "is empty" if isinstance(text, str) else f"is {text!r}, not a text"
                 raise InputError(f"{self._name(rows, i)}: column {column!r} {seen}")
         return texts
@@ -120,12 +123,24 @@ class SpanAnswers:
             all_golds.append(golds)
         return all_golds
 
-    def encode(
+    def encode_unlabelled(
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
-        questions, contexts = self._texts(rows, self.question), self._texts(rows, self.context)
+        """Rows to predict for: to a blank question, or of a blank context, the answer is empty."""
+        return self.encode(rows, tokenizer, max_length, fitted, blank=True)
+
+    def encode(
+        self,
+        rows: Rows,
+        tokenizer: Any,
+        max_length: int,
+        fitted: Mapping[str, Any],
+        blank: bool = False,
+    ) -> Encoded:
+        questions, contexts = (self._texts(rows, c, blank) for c in (self.question, self.context))
         w = make_windows(tokenizer, questions, contexts, max_length, self.max_question, self.stride)
-        for i in np.flatnonzero(w.context[:, 1] == 0):
+        w.context[[not questions[row].strip() for row in w.row]] = 0
+        for i in np.flatnonzero(w.context[:, 1] == 0) if not blank else ():
             at = self._name(rows, int(w.row[i]))
             raise InputError(f"{at}: column {self.context!r} has no character that is a token")
         number = {text: i for i, text in enumerate(dict.fromkeys(contexts))}
@@ -209,9 +224,10 @@ class SpanAnswers:
         self, predicted: Mapping[str, np.ndarray], data: Encoded
     ) -> Iterator[tuple[str, list[Candidate]]]:
         """(context, its candidates, the answer first) of each source row. Of candidates that read
-        the same, in one window or in several, the best stays. Where the training set had questions
-        without an answer, '' is a candidate with the lowest of the windows' null scores, and comes
-        first where that exceeds the best other one's by more than `task.null_threshold` (4.3)."""
+        the same, in one window or in several, the best stays; blanks are none. Where the training
+        set had questions without an answer, '' is a candidate with the lowest of the windows' null
+        scores, and comes first where that exceeds the best other one's by more than
+        `task.null_threshold` (4.3)."""
         assert len(np.unique(data.row)) == data.source_rows, "a question without a window"
         aside, begin = data.aside, np.asarray(data.offsets[:-1])[:, None]
         # What a window with fewer spans is filled up with may lie outside it.
@@ -229,11 +245,15 @@ class SpanAnswers:
             for i in np.argsort(-scores, kind="stable"):
                 if len(best) == self.n_best or scores[i] <= MASKED / 2:
                     break
-                a, b = int(starts[i]), int(ends[i])
-                best.setdefault(context[a:b], Candidate(context[a:b], a, b, float(scores[i])))
+                said = context[int(starts[i]) : int(ends[i])]
+                if text := said.strip():  # a token of other families than BERT's can hold blanks
+                    a = int(starts[i]) + said.index(text)
+                    best.setdefault(text, Candidate(text, a, a + len(text), float(scores[i])))
             listed = list(best.values())
-            if data.fitted["unanswerable"]:
-                null = Candidate("", None, None, float(predicted["null"][mine].min()))
+            null = Candidate("", None, None, float(predicted["null"][mine].min()))
+            if not listed:
+                listed = [null]
+            elif data.fitted["unanswerable"]:
                 first = null.score - listed[0].score > self.null_threshold
                 listed = [null, *listed] if first else [listed[0], null, *listed[1:]]
             yield context, _with_probabilities(listed)
