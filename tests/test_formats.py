@@ -90,6 +90,26 @@ def test_conll_tabs_may_hold_blanks(tmp_path):
     assert table.columns["tokens"] == [["New York", "\u00a0"]]
 
 
+def test_conll_comments(tmp_path):
+    text = "# id 1\n# text = a b\na X O\nb X B-Q\n\n# id 2\n# X O\n# Y O\n\n# end\n\nc X O\n# X O\n"
+    table, _ = read(written(tmp_path, "a.conll", text))
+    assert table.columns["tokens"] == [["a", "b"], ["#", "#"], ["c", "#"]]
+    assert table.columns["tags"][0] == ["O", "B-Q"] and table.lines == [3, 7, 12]
+    assert "a.conll:2: '# b c' has 3 columns, not 2" in refusal(
+        written(tmp_path, "a.conll", "a O\n# b c\n")
+    )
+    table, _ = read(written(tmp_path, "a.conll", "# O\na O\n"))
+    assert table.columns["tokens"] == [["#", "a"]]
+
+
+def test_conll_without_tags(tmp_path):
+    table, _ = read(written(tmp_path, "a.conll", "# new\nAda\ncame\n\n#\n"))
+    assert table.columns == {"tokens": [["Ada", "came"], ["#"]]} and table.lines == [2, 5]
+    rows = open_source(f"files:{tmp_path}/a.conll", cache_dir=tmp_path).read()
+    with pytest.raises(InputError, match="no column 'tags'; there are: tokens"):
+        rows.column("tags")
+
+
 def test_parallel(tmp_path):
     for name, text in {"seq.in": "a b\nc\n", "seq.out": "O B-x\nO\n", "label": "i\nj#k\n"}.items():
         written(tmp_path, name, text)
@@ -130,6 +150,22 @@ def test_squad(tmp_path):
     path = written(tmp_path, "b.json", squad(is_impossible=True))
     table, _ = read(path, format="squad")
     assert table.columns["answers"] == [[]] and table.columns["is_impossible"] == [True]
+
+
+def test_squad_rows_have_the_lines_of_their_ids(tmp_path):
+    """One bad question is one bad row, and the others are named by their lines."""
+    whole = json.loads(squad(id=7))
+    asked = whole["data"][0]["paragraphs"][0]["qas"]
+    asked += [{"id": 'a"b', "question": "x"}, {"question": "y"}, {"id": "c", "question": None}]
+    asked += ["z", {"id": 'a"b', "question": "x", "id ": "c"}]
+    text = json.dumps(whole, indent=1)
+    table, skipped = read(written(tmp_path, "a.json", text), "skip", format="squad")
+    lines = [i for i, line in enumerate(text.split("\n"), 1) if line.lstrip().startswith('"id":')]
+    assert table.columns["id"] == [7, 'a"b', 'a"b'] and len(skipped) == 3
+    assert table.lines == [lines[0], lines[1], lines[3]]
+    assert skipped[0].startswith(f"a.json:{lines[1]}: data[0].paragraphs[0].qas[2] has the")
+    assert skipped[1].startswith(f"a.json:{lines[2]}: question 'c': \"question\"")
+    assert skipped[2].startswith(f"a.json:{lines[2]}: data[0].paragraphs[0].qas[4] is 'z'")
 
 
 def test_at_splits_at_the_last_one(tmp_path):
@@ -207,7 +243,12 @@ BAD = {
         {},
         ["a.conll:2: 'rejects' has 1 columns, not 2"],
     ),
-    "conll one column": ("a.conll", "EU\n", {}, ["a.conll:1: 'EU' is one column"]),
+    "conll one column": (
+        "a.conll",
+        "EU\n",
+        {"tag_column": "0"},
+        ["a.conll:1: 'EU' is one column", "no tag_column="],
+    ),
     "conll tag column": (
         "a.conll",
         "EU B-ORG\n",
@@ -245,7 +286,31 @@ BAD = {
         {"format": "spans"},
         ["a.jsonl:1: [1, 3] is 'bcd', not 'abc'"],
     ),
-    "no spans": ("a.jsonl", '{"text": "a"}', {"format": "spans"}, ["a.jsonl:1: no 'label'"]),
+    "no spans": ("a.jsonl", '{"text": "a"}', {"format": "spans"}, ['a.jsonl:1: no "spans"']),
+    "spans": (
+        "a.jsonl",
+        '{"text": "a", "spans": null}',
+        {"format": "spans"},
+        ['a.jsonl:1: \'None\' in "spans"; accepted: a list of {"start"'],
+    ),
+    "span without end": (
+        "a.jsonl",
+        '{"text": "a", "spans": [{"start": 0, "label": "X"}]}',
+        {"format": "spans"},
+        ["a.jsonl:1: ", "'start': 0", 'accepted: a list of {"start"'],
+    ),
+    "span label": (
+        "a.jsonl",
+        '{"text": "a", "spans": [{"start": 0, "end": 1, "label": null}]}',
+        {"format": "spans"},
+        ["a.jsonl:1: the label of a span is None; accepted: a type"],
+    ),
+    "cluener label": (
+        "a.jsonl",
+        '{"text": "a", "label": {"X": {"a": [0, 0]}}}',
+        {"format": "spans"},
+        ['a.jsonl:1: "label" is', 'accepted: {"TYPE": {"mention": [[first, last]]}}'],
+    ),
     "answer": (
         "a.json",
         squad({"text": "Bob", "answer_start": 0}),
@@ -270,11 +335,47 @@ BAD = {
         {"format": "squad"},
         ["a.json:1: question 'q1': a lone surrogate"],
     ),
-    "squad question": (
+    "squad answer": (
         "a.json",
         squad({"text": "Ada"}),
         {"format": "squad"},
-        ["a.json:1: not the JSON layout of SQuAD in or after question 'q1': KeyError"],
+        ["a.json:1: question 'q1': answer \"{'text': 'Ada'}\"; accepted: {\"text\""],
+    ),
+    "squad answers": (
+        "a.json",
+        squad(answers=None),
+        {"format": "squad"},
+        ["a.json:1: question 'q1': \"answers\" is 'None'; accepted: a list"],
+    ),
+    "squad question": (
+        "a.json",
+        squad(question=3),
+        {"format": "squad"},
+        ["a.json:1: question 'q1': \"question\" is '3'; accepted: a text"],
+    ),
+    "squad context": (
+        "a.json",
+        squad({"text": "Ada", "answer_start": 0}).replace('"Ada wrote it."', "null"),
+        {"format": "squad"},
+        ["a.json:1: question 'q1': \"context\" is 'None'; accepted: a text"],
+    ),
+    "squad id": (
+        "a.json",
+        squad(id=None),
+        {"format": "squad"},
+        ['a.json:1: data[0].paragraphs[0].qas[0] has the "id" None, not a string'],
+    ),
+    "squad paragraphs": (
+        "a.json",
+        '{"data": [{"paragraphs": [{"context": "x"}]}]}',
+        {"format": "squad"},
+        ['a.json:1: data[0].paragraphs[0] has no list "qas", as in the JSON layout of SQuAD'],
+    ),
+    "squad articles": (
+        "a.json",
+        '{"data": ["x"]}',
+        {"format": "squad"},
+        ["a.json:1: data[0] is 'x', not an object"],
     ),
     "squad layout": ("a.json", "{}", {"format": "squad"}, ['no "data" list']),
     "squad without format": ("a.json", "{\n", {}, ["a.json:1: not JSON", "format=squad"]),

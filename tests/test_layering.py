@@ -23,6 +23,7 @@ model_checks
 checks
 command_line evals.ranking_by_user
 data.annotated data.hubs
+data.squad
 data.formats
 data.joins
 data.sources

@@ -1,4 +1,4 @@
-"""Annotated text: CoNLL columns, parallel seq.in/seq.out/label, JSON spans, SQuAD."""
+"""Annotated text: CoNLL columns, parallel seq.in/seq.out/label, JSON spans."""
 
 import json
 import re
@@ -16,32 +16,42 @@ def read_conll(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     """One token a line, a blank line after each sentence -> tokens, tags (lists of strings).
 
     Columns are split at tabs where a line has one, else at blanks. Options `token_column`
-    (default 0) and `tag_column` (default -1, the last). `-DOCSTART-` lines are no tokens (Tjong Kim
-    Sang and De Meulder, 2003). A line whose number of columns differs from the first line's is bad,
-    and its whole sentence with it.
+    (default 0) and `tag_column` (default -1, the last). A file of one column has no tags, which
+    will do to predict. `-DOCSTART-` lines are no tokens (Tjong Kim Sang and De Meulder, 2003), nor
+    are the lines before a sentence that begin with `# ` (CoNLL-U), unless they have a token's
+    columns and a tag that other lines have too. A line whose number of columns differs from the
+    first one's is bad, and its whole sentence with it.
     """
     token_column = _integer(options, "token_column", 0, name)
     tag_column = _integer(options, "tag_column", -1, name)
     document = load(path, name, options, bad)
-    width = 0
+    sentences = list(_sentences(document))
+    every = [line for s in sentences for line in s if line[0] not in document.undecodable]
+    tokens_only = [line for line in every if not line[1].startswith("# ")] or every
+    number, first, fields = tokens_only[0] if tokens_only else (0, "", [""])
+    width = len(fields)
+    if not all(-width <= column < width for column in (token_column, tag_column)):
+        raise InputError(
+            f"{name}:{number}: {width} columns have no token_column={token_column} or no "
+            f"tag_column={tag_column}; accepted: {-width} to {width - 1}"
+        )
+    if width == 1 and "tag_column" in options:
+        raise InputError(
+            f"{name}:{number}: {first[:40]!r} is one column; expected: a token and its tag, or no "
+            "tag_column= where tags are not needed"
+        )
+    known = {fields[tag_column] for _, _, fields in tokens_only if len(fields) == width}
     columns: dict[str, list] = {"tokens": [], "tags": []}
     lines: list[int] = []
-    for sentence in _sentences(document):
-        tokens, tags = [], []
-        for number, line in sentence:
-            fields = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
-            width = width or len(fields)
-            if not all(-width <= column < width for column in (token_column, tag_column)):
-                raise InputError(
-                    f"{name}:{number}: {width} columns have no token_column={token_column} or no "
-                    f"tag_column={tag_column}; accepted: {-width} to {width - 1}"
-                )
-            if width == 1:
-                raise InputError(
-                    f"{name}:{number}: {line[:40]!r} is one column; expected: a token and its tag"
-                )
+    for sentence in sentences:
+        tokens: list[str] = []
+        tags: list[str] = []
+        for number, line, fields in sentence:
+            fits = len(fields) == width
+            if not tokens and line.startswith("# ") and not (fits and fields[tag_column] in known):
+                continue
             reason = document.undecodable.get(number)
-            if reason is None and (len(fields) != width or not all(fields)):
+            if reason is None and not (fits and all(fields)):
                 reason = f"{line[:60]!r} has {sum(map(bool, fields))} columns, not {width}"
             if reason:
                 if bad.policy == "skip":
@@ -51,14 +61,18 @@ def read_conll(path: Path, name: str, options: Options, bad: BadRows) -> Table:
             tokens.append(fields[token_column])
             tags.append(fields[tag_column])
         else:
-            columns["tokens"].append(tokens)
-            columns["tags"].append(tags)
-            lines.append(sentence[0][0])
+            if tokens:
+                columns["tokens"].append(tokens)
+                columns["tags"].append(tags)
+                lines.append(sentence[-1][0] - len(tokens) + 1)
+    if width == 1:
+        del columns["tags"]
     return Table(columns, lines, word_lines=True)
 
 
-def _sentences(document: Document) -> Iterator[list[tuple[int, str]]]:
-    sentence: list[tuple[int, str]] = []
+def _sentences(document: Document) -> Iterator[list[tuple[int, str, list[str]]]]:
+    """(number, line, its columns) of the lines of each sentence."""
+    sentence: list[tuple[int, str, list[str]]] = []
     for number, line in enumerate(document.lines, start=1):
         blank = not line.strip(" \t\r") and number not in document.undecodable
         if blank or line.startswith("-DOCSTART-"):
@@ -66,7 +80,9 @@ def _sentences(document: Document) -> Iterator[list[tuple[int, str]]]:
                 yield sentence
             sentence = []
         else:
-            sentence.append((number, line.removesuffix("\r")))
+            line = line.removesuffix("\r")
+            fields = line.split("\t") if "\t" in line else re.split(" +", line.strip(" "))
+            sentence.append((number, line, fields))
     if sentence:
         yield sentence
 
@@ -127,8 +143,7 @@ def json_objects(document: Document, bad: BadRows) -> Iterator[tuple[int, dict[s
             bad.report(f"{document.name}:{number}", f"a JSON {seen}, not an object {{...}}")
         elif _is_squad(value):
             raise InputError(f"{document.name}:{number}: a SQuAD file; add ?format=squad")
-        # json.loads lets "\\ud800" through, which no tokenizer and no file can hold.
-        elif "\\ud" in line.lower() and _has_lone_surrogate(value):
+        elif "\\ud" in line.lower() and has_lone_surrogate(value):
             bad.report(f"{document.name}:{number}", "a lone surrogate (\\ud800 to \\udfff)")
         else:
             yield number, value
@@ -140,7 +155,8 @@ def _is_squad(value: Mapping[str, Any]) -> bool:
     return isinstance(first, dict) and "paragraphs" in first
 
 
-def _has_lone_surrogate(value: Any) -> bool:
+def has_lone_surrogate(value: Any) -> bool:
+    """Whether a value of JSON holds half a character, which no tokenizer and no file can."""
     return bool(_LONE_SURROGATE.search(json.dumps(value, ensure_ascii=False)))
 
 
@@ -159,24 +175,30 @@ def read_spans(path: Path, name: str, options: Options, bad: BadRows) -> Table:
         try:
             if not isinstance(text, str):
                 raise ValueError('no "text" string')
-            if "spans" in row:
-                spans = [
-                    (_whole(s["start"]), _whole(s["end"]), str(s["label"])) for s in row["spans"]
-                ]
-                rest = {key: value for key, value in row.items() if key != "spans"}
-            else:
-                spans = _cluener_spans(text, row["label"])
-                rest = {key: value for key, value in row.items() if key != "label"}
-            rows.append({**rest, "spans": _checked_spans(text, spans)})
-        except KeyError as error:
-            seen = f'no {error}; expected "text" and "spans" with start, end, label; or CLUENER\'s'
-            bad.report(f"{name}:{number}", f"{seen} label")
-            continue
-        except (ValueError, TypeError, AttributeError) as error:
+            kept = "spans" if "spans" in row else "label"
+            if kept not in row:
+                raise ValueError('no "spans" (a list of {"start", "end", "label"}) nor "label"')
+            found = _listed_spans(row[kept]) if kept == "spans" else _cluener_spans(text, row[kept])
+            rest = {key: value for key, value in row.items() if key != kept}
+            rows.append({**rest, "spans": _checked_spans(text, found)})
+        except ValueError as error:
             bad.report(f"{name}:{number}", str(error))
             continue
         lines.append(number)
     return Table(as_columns(rows), lines)
+
+
+def _listed_spans(spans: Any) -> list[tuple[int, int, str]]:
+    found = []
+    for span in spans if isinstance(spans, list) else [spans]:
+        if not isinstance(span, dict) or not {"start", "end", "label"} <= set(span):
+            accepted = '{"start": 0, "end": 4, "label": "TYPE"}'
+            raise ValueError(f'{str(span)[:60]!r} in "spans"; accepted: a list of {accepted}')
+        kind = span["label"]
+        if type(kind) not in (str, int) or kind == "":
+            raise ValueError(f"the label of a span is {kind!r}; accepted: a type, as a string")
+        found.append((_whole(span["start"]), _whole(span["end"]), str(kind)))
+    return found
 
 
 def _whole(value: Any) -> int:
@@ -185,15 +207,23 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _cluener_spans(text: str, label: dict[str, dict[str, list]]) -> list[tuple[int, int, str]]:
+def _cluener_spans(text: str, label: Any) -> list[tuple[int, int, str]]:
+    try:
+        found = [
+            (kind, mention, first, last)
+            for kind, mentions in label.items()
+            for mention, places in mentions.items()
+            for first, last in places
+        ]
+    except (AttributeError, TypeError, ValueError):
+        accepted = '{"TYPE": {"mention": [[first, last]]}}'
+        raise ValueError(f'"label" is {str(label)[:60]!r}; accepted: {accepted}') from None
     spans = []
-    for kind, mentions in label.items():
-        for mention, places in mentions.items():
-            for first, last in places:
-                if text[_whole(first) : _whole(last) + 1] != mention:
-                    seen = text[max(first, 0) : last + 1]
-                    raise ValueError(f"[{first}, {last}] is {seen!r}, not {mention!r} ({kind})")
-                spans.append((first, last + 1, kind))
+    for kind, mention, first, last in found:
+        if text[_whole(first) : _whole(last) + 1] != mention:
+            seen = text[max(first, 0) : last + 1]
+            raise ValueError(f"[{first}, {last}] is {seen!r}, not {mention!r} ({kind})")
+        spans.append((first, last + 1, kind))
     return spans
 
 
@@ -206,75 +236,6 @@ def _checked_spans(text: str, spans: list[tuple[int, int, str]]) -> list[tuple[i
         if start2 < end:
             raise ValueError(f"spans {start}-{end} ({kind}) and {start2}-{end2} ({kind2}) overlap")
     return spans
-
-
-def read_squad(path: Path, name: str, options: Options, bad: BadRows) -> Table:
-    """SQuAD 1.1 or 2.0 JSON -> id, title, question, context, answers, is_impossible.
-
-    `answers` is a list of {"text", "start"}, start in characters of the context (Rajpurkar et al.,
-    2016, 2018). Bad: an answer that is not in the context at its start, and a lone surrogate. Rows
-    have no lines; the id of a question, and the line where that stands, name it.
-    """
-    text = "\n".join(load(path, name, options, BadRows()).lines)
-    escaped = "\\ud" in text.lower()
-    try:
-        data = json.loads(text)["data"]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name}:{error.lineno}: not JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: not JSON that can be read: {error}") from None
-    except (KeyError, TypeError):
-        raise InputError(f'{name}: no "data" list; expected the JSON layout of SQuAD') from None
-    rows = []
-    question_id: Any = None
-    try:
-        for article in data:
-            for paragraph in article["paragraphs"]:
-                context = paragraph["context"]
-                for question in paragraph["qas"]:
-                    question_id = question["id"]
-                    answers = [
-                        {"text": answer["text"], "start": answer["answer_start"]}
-                        for answer in question.get("answers", [])
-                    ]
-                    row = {
-                        "id": question_id,
-                        "title": article.get("title", ""),
-                        "question": question["question"],
-                        "context": context,
-                        "answers": answers,
-                        "is_impossible": bool(question.get("is_impossible", False)),
-                    }
-                    faults = [_not_there(context, a["text"], a["start"]) for a in answers]
-                    if escaped and _has_lone_surrogate(row):
-                        faults = ["a lone surrogate (\\ud800 to \\udfff)"]
-                    if any(faults):
-                        at = f"{name}{_line_of(question_id, text)}: question {question_id!r}"
-                        bad.report(at, next(filter(None, faults)))
-                        continue
-                    rows.append(row)
-    except (KeyError, TypeError) as error:
-        at, after = name, ""
-        if question_id is not None:
-            at += _line_of(question_id, text)
-            after = f" in or after question {question_id!r}"
-        raise InputError(f"{at}: not the JSON layout of SQuAD{after}: {error!r}") from None
-    return Table(as_columns(rows), None)
-
-
-def _not_there(context: str, text: str, start: int) -> str:
-    """Why an answer is none; '' where it stands at its start."""
-    if start >= 0 and text and context.startswith(text, start):
-        return ""
-    there = context[max(start, 0) : max(start, 0) + len(text)]
-    return f"answer {text[:60]!r} is not at its start {start}: there is {there[:60]!r}"
-
-
-def _line_of(question_id: Any, text: str) -> str:
-    """':LINE' of an id in the text of a JSON file; '' where it is written in no usual way."""
-    forms = {re.escape(json.dumps(question_id, ensure_ascii=short)) for short in (True, False)}
-    found = re.search(rf'"id"\s*:\s*({"|".join(sorted(forms))})', text)
-    return f":{text.count(chr(10), 0, found.start(1)) + 1}" if found else ""
 
 
 def as_columns(rows: list[dict[str, Any]]) -> dict[str, list]:

@@ -11,9 +11,9 @@ from bert_ft.data.annotated import (
     read_conll,
     read_parallel,
     read_spans,
-    read_squad,
 )
 from bert_ft.data.columns import BadRows, Options, Table, load, read_at, read_delimited
+from bert_ft.data.squad import read_squad
 from bert_ft.errors import InputError
 
 Reader = Callable[[Path, str, Options, BadRows], Table]
