@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from small import CLASSES, SIZES, init, model
 
 from bert_ft.errors import InputError
-from bert_ft.models import hf
+from bert_ft.models import hf, stored_heads
 from bert_ft.models.heads import Model, SequenceHead
 
 CONFIG = {"model_type": "bert", "hidden_act": "gelu", **dataclasses.asdict(SIZES)}
@@ -298,6 +298,69 @@ def test_only_classification_is_told_to_name_its_labels(kind, named, tmp_path):
     """No other task reads that key."""
     raw = {"id2label": {"0": "good", "1": "bad"}}
     with pytest.raises(InputError, match="'good', 'bad'; the data's 'x', 'y'") as error:
-        hf._label_order(tmp_path, raw, [["x", "y"]], kind)
+        stored_heads.label_order(tmp_path, raw, [["x", "y"]], kind)
     assert ("of classification: by config.task.label_names" in str(error.value)) is named
     assert str(error.value).endswith("or set config.model.head=new")
+
+
+def vectors_of(path, tensors, pooled, *more, **options):
+    """What is said of a directory of sentence-transformers when it is loaded for vectors."""
+    write(path, tensors)
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *more]
+    listed = [{"path": at, "type": f"sentence_transformers.models.{kind}"} for at, kind in kinds]
+    (path / "modules.json").write_text(json.dumps(listed))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling/config.json").write_text(json.dumps(pooled))
+    said: list[str] = []
+    encoder = {"encoder": jax.eval_shape(lambda: init(model()))["encoder"]}
+    hf.load(path, encoder, "embedding", say=said.append, **options)
+    return "\n".join(said)
+
+
+CLS = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+
+
+@pytest.mark.parametrize(
+    ("pooled", "mode"),
+    [(CLS, "cls"), ({"pooling_mode": "mean"}, "mean"), ({"pooling_mode": ["cls"]}, "cls")],
+)
+def test_how_a_directory_makes_vectors_is_said(pooled, mode, tmp_path, tensors):
+    said = vectors_of(tmp_path, tensors, pooled, ("2_Normalize", "Normalize"))
+    assert f"pools by '{mode}'; config.task.pooling" in said
+
+
+@pytest.mark.parametrize(
+    ("pooled", "more", "words"),
+    [
+        (CLS, [("2_Dense", "Dense")], "made by Dense; accepted: Transformer, Pooling, Norm"),
+        ({"pooling_mode_max_tokens": True}, [], "made by pooling_mode_max_tokens; .* mean or cls"),
+        ({**CLS, "pooling_mode_mean_tokens": True}, [], "made by cls, mean; .*model.head=new"),
+        ([], [], "not as sentence-transformers writes it"),
+    ],
+)
+def test_vectors_that_are_made_otherwise(pooled, more, words, tmp_path, tensors):
+    with pytest.raises(InputError, match=words) as error:
+        vectors_of(tmp_path, tensors, pooled, *more)
+    assert str(tmp_path / "modules.json") in str(error.value)
+
+
+def test_a_new_head_takes_the_encoder_alone(tmp_path, tensors):
+    assert vectors_of(tmp_path, tensors, CLS, ("2_Dense", "Dense"), new_head=True) == ""
+
+
+@pytest.mark.parametrize("kind", ["masked", "embedding"])
+def test_the_pooler_of_the_base_model_is_written_beside_a_head_without_one(
+    kind, tmp_path, tensors, params
+):
+    """As transformers calls it there; and found again by a classifier."""
+    own = hf.pooler(write(tmp_path / "from", {f"bert.{k}": v for k, v in tensors.items()}))
+    assert sorted(own) == ["pooler.dense.bias", "pooler.dense.weight"]
+    (tmp_path / "to").mkdir()
+    encoder = {"encoder": jax.device_get(params["encoder"])}
+    hf.save(tmp_path / "to", SIZES, encoder, kind, pooler=own)
+    names = {"masked": "bert.pooler.dense.bias", "embedding": "pooler.dense.bias"}
+    assert names[kind] in hf.read_tensors(tmp_path / "to")
+    assert_all(tmp_path / "to", params, HEAD)
+    for name in own:
+        del tensors[name]
+    assert hf.pooler(write(tmp_path / "none", tensors)) == {}

@@ -407,15 +407,17 @@ def test_masks_are_filled_in_as_transformers_does(trained, exported, run_here, t
 
 
 def test_what_was_learnt_is_handed_over(trained, exported, run_here, world, tmp_path):
-    """To a classifier, whose encoder begins as the one that was trained; and to masked words again,
-    head included. A workdir is no such directory, and it is said what to do."""
+    """To a classifier, whose encoder begins as the one that was trained, its pooler as that of the
+    checkpoint; and to masked words again, head included. A workdir is no such directory, and it is
+    said what to do."""
     about = json.loads((exported / "config.json").read_text())
     assert about["architectures"] == ["BertForMaskedLM"]
     start = [f"--config.model.pretrained={exported}", "--config.train.steps=1", *SMALL]
     start += ["--config.data.dev=", "--config.data.test="]
     done = run_here(tmp_path / "a", *start).ok()
-    assert "it has none for this task; a new one is made" in done.err
-    assert "new: top/classifier/bias, top/classifier/kernel, top/pooler/bias" in done.err
+    assert "new: top/classifier/bias, top/classifier/kernel\n" in done.err
+    theirs, ours = hf.pooler(world.model), hf.pooler(exported)
+    np.testing.assert_array_equal(ours["pooler.dense.weight"], theirs["pooler.dense.weight"])
     again = run_here(tmp_path / "b", *start, *FLAGS).ok()
     assert "new: -" in again.err
     first = again.values("train/loss")[1]

@@ -17,7 +17,7 @@ import numpy as np
 from bert_ft import paths
 from bert_ft.data import wheels, words
 from bert_ft.errors import InputError
-from bert_ft.models import families
+from bert_ft.models import families, stored_heads
 from bert_ft.models.bert import EncoderConfig
 
 
@@ -188,30 +188,17 @@ def _canonical(name: str, prefix: str) -> str:
     )
 
 
+def pooler(path: Path) -> dict[str, np.ndarray]:
+    """That of a directory's base model, by its names there; {} where it has none."""
+    prefix = families.FAMILIES[_read_json(path)["model_type"]].prefix
+    theirs = {_canonical(k, prefix): v for k, v in read_tensors(path).items()}
+    return {k: np.asarray(v, np.float32) for k, v in theirs.items() if k.startswith("pooler.")}
+
+
 def label_names(fitted: Mapping[str, Any]) -> list[list[str]]:
     """What a task calls its outputs, by its fitted 'names' and 'labels', those shown first."""
     lists = [fitted[key] for key in ("names", "labels") if fitted.get(key)]
     return [list(names) for names in lists if all(isinstance(n, str) for n in names)]
-
-
-def _label_order(
-    path: Path, raw: Mapping[str, Any], names: Sequence[Sequence[str]], kind: str
-) -> list[int] | None:
-    """Which of the checkpoint's outputs is each of our labels; None where they stand as ours do or
-    have no names. `names`: what our labels are called, one list or several that will do. Raises
-    InputError where they are other labels."""
-    theirs = [str(v) for _, v in sorted(raw.get("id2label", {}).items(), key=lambda x: int(x[0]))]
-    if not names or not theirs or theirs == [f"LABEL_{i}" for i in range(len(theirs))]:
-        return None
-    for ours in names:
-        if sorted(ours) == sorted(theirs) and len(set(theirs)) == len(theirs):
-            return None if list(ours) == theirs else [theirs.index(label) for label in ours]
-    ours = names[0]
-    how = " (of classification: by config.task.label_names)" if kind == "sequence" else ""
-    raise InputError(
-        f"{path}: its labels are {', '.join(map(repr, theirs[:20]))}; the data's "
-        f"{', '.join(map(repr, ours[:20]))}: give them its names{how}, or set config.model.head=new"
-    )
 
 
 def _name(path: str, family: str, kind: str | Mapping[str, str]) -> str | None:
@@ -237,7 +224,7 @@ def load(
 
     `wanted` is the model's tree of shapes. Raises InputError on encoder tensors that are missing,
     unused or of another shape. A head that the directory has for the same task (`kind`), in the
-    same shape, is used, its outputs put into the order of `labels` (see `_label_order`); else, and
+    same shape, is used, its outputs put into the order of `labels` (see `label_order`); else, and
     with `new_head`, it is new, and `say` is told why. Of several heads, `kind` is {part: kind}, and
     all are new but for what the checkpoint's base model has of them, such as its pooler.
     """
@@ -282,8 +269,10 @@ def load(
         why.add("it has none for this task")
     for reason in sorted(why):
         say(f"head: {path}: {reason}; a new one is made")
+    if kind == "embedding" and not new_head and (mode := stored_heads.pooling(path)):
+        say(f"head: {path} pools by {mode!r}; config.task.pooling is to say the same")
     if isinstance(kind, str) and "top/classifier/kernel" in found:
-        order = _label_order(path, raw, labels, kind)
+        order = stored_heads.label_order(path, raw, labels, kind)
         for ours in ("top/classifier/kernel", "top/classifier/bias") if order else ():
             found[ours] = np.ascontiguousarray(found[ours][..., order])
         how = f"its {len(order)} labels put into our order" if order else "as it is"
@@ -298,10 +287,12 @@ def save(
     kind: str,
     labels: Sequence[str] = (),
     problem: str = "",
+    pooler: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes model.safetensors and config.json, with `problem` as its problem_type, as the
-    architecture's save_pretrained does. `params`: the model's tree of NumPy arrays. Raises
-    InputError for a head that has no such form."""
+    architecture's save_pretrained does. `params`: the model's tree of NumPy arrays; `pooler`: that
+    of a base model, written beside a head that has none. Raises InputError for a head that has no
+    such form."""
     from safetensors.numpy import save_file
 
     prefix = "" if kind == "embedding" else families.FAMILIES[config.family].prefix
@@ -313,6 +304,7 @@ def save(
         array = np.asarray(value, np.float32)
         name = (prefix + name).lstrip(".") if name.startswith(".") else name
         tensors[name] = np.ascontiguousarray(array.T if ours.endswith("/kernel") else array)
+    tensors |= {f"{prefix}.{name}".lstrip("."): array for name, array in (pooler or {}).items()}
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     outputs = flat.get("top/classifier/bias", np.zeros(0)).shape[0]
     about = families.config_json(config, kind, labels, outputs, problem) | {"dtype": "float32"}

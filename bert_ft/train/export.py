@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft import config as defaults
 from bert_ft import paths
-from bert_ft.config import flat
+from bert_ft.config import cache_dir, flat
 from bert_ft.data.sources import Rows, source_of
 from bert_ft.errors import InputError
 from bert_ft.models import families, hf
@@ -73,7 +74,8 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             largest = adapters.write(scratch, whole, (trained, frozen, step), params, rows)
         else:
             plain, problem = in_unit(plain, unit), getattr(system.task, "problem_type", "")
-            hf.save(scratch, system.encoder, plain, kind, labels, problem)
+            pooler = _pooler(config, kind)
+            hf.save(scratch, system.encoder, plain, kind, labels, problem, pooler)
         system.tokenizer.save_pretrained(scratch)
         if kind == "embedding" and not peft:
             card.write_sentence_transformer(scratch, system)
@@ -128,6 +130,18 @@ def _one_part(system: System, params: Any) -> tuple[System, Any, str]:
     )
     own = {"encoder": params["encoder"], "top": params["top"].get(part, {})}
     return alone, own, params_sha256(params)
+
+
+def _pooler(config: ConfigDict, kind: str) -> dict[str, np.ndarray]:
+    """Of the model that the run began from: heads of masked words and of vectors have no use for
+    it, but a classifier that starts from the export has."""
+    if kind not in ("masked", "embedding") or not config.model.pretrained:
+        return {}
+    try:
+        return hf.pooler(hf.directory(config.model.pretrained, cache_dir(config)))
+    except InputError as e:
+        print(f"note: exported without a pooler: {e}")
+        return {}
 
 
 def _refuse(to: Path, workdir: Path) -> None:

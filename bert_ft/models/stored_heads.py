@@ -1,0 +1,64 @@
+"""What a directory says of its head beside the tensors: which labels its outputs are, and how
+sentence-transformers makes vectors of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_ft.errors import InputError
+
+# Of sentence-transformers, what an embedding is here; _OLD: its modes before release 5.
+MODULES, MODES = ("Transformer", "Pooling", "Normalize"), ("mean", "cls")
+_OLD = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+
+
+def label_order(
+    path: Path, raw: Mapping[str, Any], names: Sequence[Sequence[str]], kind: str
+) -> list[int] | None:
+    """Which of the checkpoint's outputs is each of our labels; None where they stand as ours do or
+    have no names. `raw`: its config.json; `names`: what our labels are called, one list or several
+    that will do. Raises InputError where they are other labels."""
+    theirs = [str(v) for _, v in sorted(raw.get("id2label", {}).items(), key=lambda x: int(x[0]))]
+    if not names or not theirs or theirs == [f"LABEL_{i}" for i in range(len(theirs))]:
+        return None
+    for ours in names:
+        if sorted(ours) == sorted(theirs) and len(set(theirs)) == len(theirs):
+            return None if list(ours) == theirs else [theirs.index(label) for label in ours]
+    ours = names[0]
+    how = " (of classification: by config.task.label_names)" if kind == "sequence" else ""
+    raise InputError(
+        f"{path}: its labels are {', '.join(map(repr, theirs[:20]))}; the data's "
+        f"{', '.join(map(repr, ours[:20]))}: give them its names{how}, or set config.model.head=new"
+    )
+
+
+def pooling(path: Path) -> str:
+    """'mean' or 'cls', by which a directory of sentence-transformers makes vectors of its tokens;
+    '' where it is none. Raises InputError where it makes them otherwise, as by a dense layer."""
+    listed = path / "modules.json"
+    if not listed.is_file():
+        return ""
+    try:
+        places = {m["type"].rpartition(".")[2]: m["path"] for m in json.loads(listed.read_text())}
+        pooled = path / places["Pooling"] / "config.json" if "Pooling" in places else None
+        chosen = _modes(json.loads(pooled.read_text())) if pooled else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise InputError(f"{listed}: not as sentence-transformers writes it: {e!r}") from e
+    others = [m for m in places if m not in MODULES] + [m for m in chosen if m not in MODES]
+    if others or len(chosen) > 1:
+        raise InputError(
+            f"{listed}: its vectors are made by {', '.join(others or chosen)}; accepted: "
+            f"{', '.join(MODULES)}, by {' or '.join(MODES)}; config.model.head=new takes its "
+            "encoder alone, pooled by config.task.pooling"
+        )
+    return chosen[0] if chosen else ""
+
+
+def _modes(about: Mapping[str, Any]) -> list[str]:
+    if "pooling_mode" in about:
+        mode = about["pooling_mode"]
+        return [mode] if isinstance(mode, str) else list(mode)
+    return [_OLD.get(k, k) for k, on in about.items() if k.startswith("pooling_mode_") and on]
