@@ -208,6 +208,12 @@ BAD = {
         {},
         ["a.tsv:2: text follows a closing quote", "quoting=none"],
     ),
+    "joined rows": (
+        "a.tsv",
+        's\tl\n"hello\t1\nworld"\t0\nfine\t1\n',
+        {},
+        ["a.tsv:2-3: quotes join 2 lines of 2 columns each", "quoting=none", "quoting=standard"],
+    ),
     "utf-8": (
         "a.csv",
         b"text,label\nok,1\ncaf\xe9,0\n",
@@ -417,6 +423,14 @@ SKIPPED = {
     "utf-8": ("a.csv", b"t,l\na,1\n\xe9,1\nc,0\n", {}, "t", ["a", "c"], ["a.csv:3:"]),
     "open quote": ("a.csv", 't,l\na,1\n"b,1\nc,0\n', {}, "t", ["a", "c"], ["a.csv:3:"]),
     "stray quote": ("a.csv", 't,l\na,1\n"b"b,1\nc,0\n', {}, "t", ["a", "c"], ["a.csv:3:"]),
+    "joined rows": (
+        "a.tsv",
+        't\tl\na\t1\n"x\t1\ny"\t0\n"b\nc"\t1\n',
+        {},
+        "t",
+        ["a", "b\nc"],
+        ["a.tsv:3-4:"],
+    ),
     "json": ("a.jsonl", '{"t": 1}\n{\n3\n{"t": 2}', {}, "t", [1, 2], ["a.jsonl:2:", "a.jsonl:3:"]),
     "conll": ("a.conll", "a O\n\nb O\nc\n\nd O\n", {}, "tokens", [["a"], ["d"]], ["a.conll:4:"]),
     "at": ("a.txt", "a@x\nb\nc@y\n", {"format": "at"}, "text", ["a", "c"], ["a.txt:2:"]),
@@ -471,7 +485,7 @@ def test_csv_and_tsv_round_trip(tmp_path, rows, suffix, ending):
     for row in rows:
         lines.append(buffer.getvalue().count("\n") + 1)
         writer.writerow(row)
-    table, _ = read(written(tmp_path, f"a.{suffix}", buffer.getvalue()))
+    table, _ = read(written(tmp_path, f"a.{suffix}", buffer.getvalue()), quoting="standard")
     assert list(zip(table.columns["a"], table.columns["b"], strict=True)) == rows
     assert table.lines == lines
 

@@ -41,6 +41,33 @@ def read_jsonl(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     return Table(as_columns(rows), lines)
 
 
+def read_tsv(path: Path, name: str, options: Options, bad: BadRows) -> Table:
+    """`read_delimited`, to which a quote opens a value that may go over line ends. Unless `quoting`
+    is given such a row is bad where each of its lines has all columns already: most TSVs know no
+    quoting, and a quote that stands at a value's beginning would join rows."""
+    table = read_delimited(path, name, options, bad)
+    if "quoting" in options or table.lines is None:
+        return table
+    tab, breaks = options["delimiter"], len(table.columns) - 1
+    rows = list(zip(*table.columns.values(), strict=True))
+    kept = []
+    for i, row in enumerate(rows):
+        lines = tab.join(row).split("\n")
+        if len(lines) == 1 or any(line.count(tab) != breaks for line in lines):
+            kept.append(i)
+            continue
+        last = table.lines[i] + len(lines) - 1
+        bad.report(
+            f"{name}:{table.lines[i]}-{last}",
+            f"quotes join {len(lines)} lines of {breaks + 1} columns each to one row; add "
+            "quoting=none where quotes are plain characters, quoting=standard where they are not",
+        )
+    if len(kept) == len(rows):
+        return table
+    columns = {key: [values[i] for i in kept] for key, values in table.columns.items()}
+    return Table(columns, [table.lines[i] for i in kept])
+
+
 def read_parquet(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     """A Parquet file through pyarrow; values become Python's."""
     try:
@@ -64,7 +91,7 @@ _DELIMITED = ("encoding", "header", "columns", "quoting", "delimiter")
 FORMATS: dict[str, Format] = {
     "jsonl": Format(read_jsonl, suffixes=(".jsonl", ".json", ".ndjson")),
     "csv": Format(read_delimited, _DELIMITED, {"delimiter": ","}, (".csv",)),
-    "tsv": Format(read_delimited, _DELIMITED, {"delimiter": "\t"}, (".tsv",)),
+    "tsv": Format(read_tsv, _DELIMITED, {"delimiter": "\t"}, (".tsv",)),
     "parquet": Format(read_parquet, options=(), suffixes=(".parquet",)),
     "conll": Format(
         read_conll, ("encoding", "token_column", "tag_column"), suffixes=(".conll", ".bio", ".iob")
