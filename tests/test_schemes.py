@@ -142,6 +142,9 @@ def test_spans_survive_tags(scheme):
         ("B L U", "BILOU"),
         ("I O I", "plain"),
         ("A B O", "plain"),
+        ("b-cell i-pod answer", "plain"),
+        ("b i", "plain"),
+        ("o", "plain"),
     ],
 )
 def test_the_scheme_is_found(tags, scheme):
@@ -161,6 +164,9 @@ def test_the_scheme_is_found(tags, scheme):
         ("B-X B-", 1, ["'B-'"]),
         ("B-X I", 1, ["'I' has no type", "I-TYPE"]),
         ("B M O", 2, ["'O' follows 'M'", "BMES"]),
+        ("b-per i-per o", 0, ["'b-per' has a prefix in a small letter", "'B-per'", "'plain'"]),
+        ("O s-x", 1, ["'s-x'", "'S-x'"]),
+        ("o b i", 1, ["'b'", "'B'"]),
     ],
 )
 def test_what_no_scheme_allows(tags, place, words):

@@ -69,6 +69,18 @@ def test_a_tag_of_conll_columns_is_named_by_its_own_line(tmp_path, tokenizer):
     assert str(tagged.unseen(rows, 0, 1, "I-A", ["O"])).startswith(f"{path}:4: tag 'I-A' is not")
 
 
+def test_a_tag_of_another_scheme_than_was_read(tmp_path, tokenizer):
+    """B E S is BIOES as well as BMES: a dev set's first M says which was taken."""
+    train = rows_of(tmp_path, {"text": ["a", "b", "c"], "label": ["B-A", "E-A", "S-A"]})
+    fitted, _ = read(train, tokenizer)
+    dev = rows_of(tmp_path, {"text": ["a", "b", "c"], "label": ["B-A", "M-A", "E-A"]})
+    said = "'M-A' is none of BIOES's.*; BIOES is what the training rows' tags were read as; .*set "
+    with pytest.raises(InputError, match=said + r"task\.scheme to another of .*BMES"):
+        read(dev, tokenizer, fitted)
+    fitted, _ = read(train, tokenizer, scheme="BMES")
+    assert read(dev, tokenizer, fitted)[1] == [["B-A", "M-A", "E-A"]]
+
+
 def test_a_span_that_cuts_a_word_can_be_widened(tmp_path, tokenizer):
     rows = rows_of(tmp_path, text("the films", (4, 8, "A")))
     assert read(rows, tokenizer, widen=True)[1] == [["O", "B-A"]]

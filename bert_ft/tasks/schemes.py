@@ -94,6 +94,7 @@ def detect(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> s
     if not prefixed and "B" in seen and seen <= _PREFIXES:
         prefixed = seen
     if not prefixed:
+        _check_capitals(seen, rows, where)
         return "plain"
     _check_typed(rows, where)
     letters = {tag[0] for tag in prefixed}
@@ -114,16 +115,34 @@ def detect(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> s
     raise AssertionError("a scheme without a fault was not detected")
 
 
-def check(rows: Sequence[Sequence[str]], scheme: str, where: Callable[[int, int], str]) -> None:
-    """InputError at the first tag that the scheme forbids."""
+def check(
+    rows: Sequence[Sequence[str]], scheme: str, where: Callable[[int, int], str], why: str = ""
+) -> None:
+    """InputError at the first tag that the scheme forbids; `why` says what made it the scheme."""
     if scheme != "plain":
         _check_typed(rows, where)
     for i, tags in enumerate(rows):
         if found := fault(tags, scheme):
             raise InputError(
-                f"{where(i, found[0])}: {found[1]}; mend the tag, or set task.scheme to another of "
-                f"{', '.join(SCHEMES)}"
+                f"{where(i, found[0])}: {found[1]}{why and '; ' + why}; mend the tag, or set "
+                f"task.scheme to another of {', '.join(SCHEMES)}"
             )
+
+
+def _check_capitals(
+    seen: set[str], rows: Sequence[Sequence[str]], where: Callable[[int, int], str]
+) -> None:
+    """InputError where all tags have a prefix of some scheme in a small letter (b-per i-per o)."""
+    small = seen - {"o"}
+    typed = small and all(re.fullmatch(r"[bieslmu]-.+", tag) for tag in small)
+    if typed or {"b", "o"} <= seen and all(tag.upper() in _PREFIXES for tag in small):
+        i, k = next((i, k) for i, row in enumerate(rows) for k, t in enumerate(row) if t in small)
+        tag = rows[i][k]
+        raise InputError(
+            f"{where(i, k)}: tag {tag!r} has a prefix in a small letter; accepted: "
+            f"{tag[0].upper() + tag[1:]!r}, and {OUTSIDE!r} outside; where tags have no prefixes, "
+            "set task.scheme='plain'"
+        )
 
 
 def _check_typed(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> None:

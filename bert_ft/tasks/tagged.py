@@ -76,7 +76,8 @@ def tags(
     not as many as the words, and on spans that are out of the text, overlap or cut a word."""
     out: list[list[str]] = [[] for _ in given]
     written = _tags_of(rows, label, given)
-    schemes.check([tags for _, tags in written], fitted["read_as"], _where(rows, written))
+    why = f"{fitted['read_as']} is what the training rows' tags were read as"
+    schemes.check([tags for _, tags in written], fitted["read_as"], _where(rows, written), why)
     read = _as_read([tags for _, tags in written], fitted["read_as"])
     for (i, _), row in zip(written, read, strict=True):
         out[i] = row
