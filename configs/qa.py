@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c = config.default()
     c.task.name = "span"
     c.data.text, c.data.text_pair, c.data.label = "question", "context", "answers"
-    c.data.max_length = 384  # of run_squad.py, as are task.stride and task.max_question
+    c.data.max_length, c.task.stride = 384, 128  # of run_squad.py, as is task.max_question
     c.train.learning_rate, c.train.batch_size = 5e-5, 32  # Devlin et al. 2019, 4.2
     if variant == "files":
         titles = "|".join(map(re.escape, TEST_ARTICLES))

@@ -463,6 +463,11 @@ def test_settings_that_cannot_work(overrides, words):
         check(config(**SETTINGS | overrides, data__train="files:x", model__pretrained="x"))
 
 
+@pytest.mark.parametrize(("name", "pair"), [("tagging", ""), ("span", "context")])
+def test_the_default_stride_goes_with_the_default_length(name, pair):
+    check(config(task__name=name, data__text_pair=pair, data__train="x", model__pretrained="x"))
+
+
 # The program
 
 
