@@ -16,8 +16,6 @@ from bert_ft.models.hf import flatten, unflatten
 
 
 class _OfTargets(Method):
-    freezes = True
-
     def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:
         matched(f"{self.name}.targets", self.knobs.targets, list(model), "model's parameters")
         return {}
@@ -28,18 +26,20 @@ class BitFit(_OfTargets):
     section 3)."""
 
     name = "bitfit"
+    freezes = True
 
     def trains(self, path: str) -> bool:
         return bool(re.search(self.knobs.targets, path))
 
 
 class Freeze(_OfTargets):
-    """What a regex finds is not trained, all else is."""
+    """What a regex finds is not trained, whatever else would train it; all else is, but for what
+    other methods freeze."""
 
     name = "freeze"
 
-    def trains(self, path: str) -> bool:
-        return not re.search(self.knobs.targets, path)
+    def keeps(self, path: str) -> bool:
+        return bool(re.search(self.knobs.targets, path))
 
 
 class Unfreeze(Method):

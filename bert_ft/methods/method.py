@@ -3,10 +3,11 @@
 A method is a class in a file of its own, named in methods/registry.py, whose knobs are
 config.methods.NAME.*. config.methods.use lists the methods of a run; each wraps what those before
 it have made, so the last one named is the outermost. Orders in which that is not what a method
-means are refused (method_checks.BEFORE).
+means are refused (method_tables.BEFORE).
 
 How weights are formed (`reparam`):
-    freezes, trains     which of the model's parameters are trained
+    freezes, trains,
+    keeps               which of the model's parameters are trained
     new                 parameters of its own, beside the model's
     form                what the model is given: pruned, rounded, averaged …
     merged              plain weights of the model's own architecture
@@ -141,6 +142,10 @@ class Method:
 
     def trains(self, path: str) -> bool:
         """Whether a parameter of the model is trained, where a method freezes the model."""
+        return False
+
+    def keeps(self, path: str) -> bool:
+        """Whether a parameter of the model is not trained, whatever other methods say of it."""
         return False
 
     def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:

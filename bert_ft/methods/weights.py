@@ -13,6 +13,9 @@ import jax
 from bert_ft.methods.method import Method, Params, Wrapped
 from bert_ft.models.hf import flatten, unflatten
 
+# What weighs the losses of several parts (tasks/weighting.py) is beside the model in its tree.
+_OF_LOSS = re.compile(r"^top/(log_variance|task_weight)$")
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -31,10 +34,16 @@ class Weights:
         )
 
     def trains(self, path: str) -> bool:
-        """Whether a parameter of the model is trained."""
+        """Whether a parameter of the model is trained: what a method keeps is not, whatever else
+        would train it."""
+        if _OF_LOSS.search(path):
+            return True
+        if any(m.keeps(path) for m in self.methods):
+            return False
         if not any(m.freezes for m in self.methods):
             return True
-        return bool(re.search(self.also_train, path)) or any(m.trains(path) for m in self.methods)
+        also = bool(self.also_train) and re.search(self.also_train, path)
+        return bool(also) or any(m.trains(path) for m in self.methods)
 
     def begin(self, model: Params, seed: Any) -> tuple[Params, Params]:
         """(what is trained, what is not) of a model's parameters, or of their shapes."""
