@@ -9,85 +9,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from bert_ft.config import nearest
+from bert_ft.config import default, nearest
 from bert_ft.data.augment import steps as augment_steps
 from bert_ft.errors import InputError
+from bert_ft.method_tables import (
+    BEFORE,
+    BELOW_1,
+    BERT_ONLY,
+    LEAST,
+    ONE_LOSS,
+    POSITIVE,
+    RIVALS,
+    SHARES,
+    TASKS_OF,
+    UNLABELLED,
+)
 from bert_ft.task_checks import require
-
-# By what a method wraps, as in README's table.
-ASCENTS = ("fgm", "pgd", "freelb")  # each looks for the shift that raises the loss
-SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
-LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil", "hints", "pseudo", "uda")
-UNLABELLED = ("pseudo", "uda")  # they learn from data.unlabelled
-BUILT_IN = (
-    *("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt"),
-    "layer_decay",
-)
-BERT_ONLY = (*SHIFTING, *BUILT_IN, "hints")  # they know its modules
-# Of a task that weighs its parts' losses as well; ONE_LOSS are not.
-OF_ALL_PARTS = (*SHIFTING, "rdrop")
-ONE_LOSS = (*(name for name in LOSSES if name not in OF_ALL_PARTS), "adalora", "noise_scale")
-# At most one of each.
-RIVALS = (
-    ASCENTS,
-    ("focal", "mixup"),
-    ("contrastive", "mixup"),
-    ("distil", "mixup"),
-    ("hints", "mixup"),
-    ("rdrop", "mixup"),  # whose two passes would be of two mixtures
-    ("pseudo", "mixup"),  # which would mix vectors with those of texts without labels …
-    ("uda", "mixup"),
-    ("pseudo", "contrastive"),  # … and which would compare them
-    ("uda", "contrastive"),
-    ("lora", "adalora"),
-    ("ema", "swa"),
-)
-# The first stands before the others in methods.use.
-BEFORE = (
-    ("focal", ("distil", "contrastive", "rdrop"), "which weighs the loss that focal changes"),
-    ("unfreeze", ("adalora",), "which sets dropped triplets to 0 whatever is frozen"),
-    *(
-        (name, ("ema", "swa"), f"which averages what {name} leaves")
-        for name in ("unfreeze", "adalora")
-    ),
-    *((name, ("noise_scale",), f"which compares gradients that {name} makes") for name in ASCENTS),
-    ("noise_scale", ("sam",), "whose gradient is not that of the micro-batches"),
-)
-_BY_EXAMPLE = ("classification", "multilabel", "regression", "ordinal")
-_SURE = ("classification", "multilabel", "ordinal")
-TASKS_OF = {  # those that have what a method asks of a task
-    "smart": (*_BY_EXAMPLE, "tagging", "span", "multi"),
-    "rdrop": (*_BY_EXAMPLE, "tagging", "span", "multi"),
-    "focal": ("classification", "multilabel"),
-    "contrastive": ("classification",),
-    "mixup": _BY_EXAMPLE,
-    "pseudo": _SURE,
-    "uda": _SURE,
-    "distil": (*_BY_EXAMPLE, "tagging", "span"),
-    "hints": (*_BY_EXAMPLE, "tagging", "span"),
-    "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label
-}
-LEAST = {
-    1: (
-        *("lora.rank", "adalora.target_rank", "houlsby.width", "pfeiffer.width", "prefix.length"),
-        "prompt.length",
-        *("pgd.steps", "freelb.steps", "smart.steps", "swa.every"),
-    ),
-    0: (
-        *("adalora.begin", "adalora.orthogonality", "prefix.std"),
-        *(f"{name}.epsilon" for name in SHIFTING),
-        *("fgm.weight", "pgd.weight", "smart.weight", "pgd.step", "freelb.step", "freelb.start"),
-        *("rdrop.alpha", "focal.gamma", "mixup.alpha", "sam.rho"),
-        *("pseudo.weight", "pseudo.begin", "uda.weight"),
-        *("hints.hidden", "hints.attention", "hints.width"),
-    ),
-}
-POSITIVE = ("smart.start", "contrastive.temperature", "distil.temperature", "uda.temperature")
-SHARES = (
-    *("contrastive.weight", "distil.weight", "swa.start"),
-    *("pseudo.threshold", "uda.threshold"),
-)
-BELOW_1 = ("lora.dropout", "adalora.beta1", "adalora.beta2", "ema.decay", "noise_scale.decay")
 
 
 def names(config: ConfigDict) -> list[str]:
@@ -186,13 +123,25 @@ def check_methods(c: ConfigDict) -> None:
         ):
             require(right, "methods.use", m.use, f"no {name} {why}")
     _check_combinations(c, used)
+    _check_optimizer(c)
 
 
 def check_steps(c: ConfigDict, steps: int) -> None:
-    """Part of the above that asks for the steps of a run, which train.epochs do not tell alone."""
-    end = c.methods.adalora.end
+    """Part of the above that asks for the steps of a run, which train.epochs do not tell alone:
+    what begins or ends by a step does so within them."""
+    m, used = c.methods, names(c)
     accepted = f"{steps}, the steps of the run, or less"
-    require("adalora" not in names(c) or end <= steps, "methods.adalora.end", end, accepted)
+    ok = "adalora" not in used or m.adalora.end <= steps
+    require(ok, "methods.adalora.end", m.adalora.end, accepted)
+    # The weight is still 0 at the step `begin`, counted from 0.
+    last = max(steps - 1, 1)
+    accepted = f"less than {last}: the run has {steps} steps, and the weight is more than 0 later"
+    ok = "pseudo" not in used or m.pseudo.begin < last
+    require(ok, "methods.pseudo.begin", m.pseudo.begin, accepted)
+    for pattern, step in unfreeze_rules(m.unfreeze.schedule) if "unfreeze" in used else ():
+        rule = json.dumps([pattern, step])
+        accepted = f"a step less than {steps}, the steps of the run"
+        require(step < steps, "methods.unfreeze.schedule", rule, accepted)
 
 
 def _check_knobs(m: ConfigDict, known: list[str]) -> None:
@@ -200,7 +149,9 @@ def _check_knobs(m: ConfigDict, known: list[str]) -> None:
         group, _, name = key.rpartition(".")
         return m[group][name] if group else m[name]
 
-    for key in ("also_train", *(f"{name}.targets" for name in known if "targets" in m[name])):
+    require_regex("methods.also_train", m.also_train)
+    for key in (f"{name}.targets" for name in known if "targets" in m[name]):
+        require(bool(at(key)), f"methods.{key}", "", "a regex; '.' finds all")
         require_regex(f"methods.{key}", at(key))
     for low, keys in LEAST.items():
         for key in keys:
@@ -283,8 +234,12 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
             "KIND:STRENGTH,... of more than 0 with uda, which compares texts with changed ones",
         ),
         (
-            *("uda", d.augment_share > 0, "data.augment_share", d.augment_share),
-            "more than 0 with uda, which compares texts with changed ones",
+            *("uda", d.augment_share == 1, "data.augment_share", d.augment_share),
+            "1 with uda, where the others would be compared with themselves",
+        ),
+        (
+            *("unfreeze", bool(c.methods.unfreeze.schedule), "methods.unfreeze.schedule", ""),
+            '[["REGEX", STEP], ...] where methods.use names unfreeze',
         ),
         (
             *("rates", bool(rate_rules(c.methods.rates.rules)), "methods.rates.rules", ""),
@@ -312,3 +267,14 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
         d.row_length,
         f"0, or data.max_length and the prompt's length ({length}) or more",
     )
+
+
+# The numbers of train that an optimizer has no place for.
+_UNREAD = {"adafactor": ("beta1", "beta2", "epsilon"), "lion": ("epsilon",)}
+
+
+def _check_optimizer(c: ConfigDict) -> None:
+    usual = default().train
+    for key in _UNREAD.get(c.train.optimizer, ()):
+        accepted = f"{usual[key]!r}, the default: train.optimizer {c.train.optimizer!r} has none"
+        require(c.train[key] == usual[key], f"train.{key}", c.train[key], accepted)

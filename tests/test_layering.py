@@ -8,7 +8,7 @@ from conftest import ROOT
 
 # One line a layer: its modules may not import each other, only what stands above.
 LAYERS = """
-errors method_knobs
+errors method_knobs method_tables
 paths data.defaults evals.merit
 config data.mixing evals.metrics evals.page data.columns data.packing data.wheels train.checksum
 varying
@@ -93,6 +93,7 @@ WITHOUT_JAX = (
     "task_checks",
     "method_knobs",
     "method_checks",
+    "method_tables",
     "data_checks",
     "mesh_rules",
     "command_line",

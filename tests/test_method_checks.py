@@ -5,12 +5,16 @@ from small import config
 
 from bert_ft.checks import check
 from bert_ft.errors import InputError
-from bert_ft.method_checks import ASCENTS, check_steps
+from bert_ft.method_checks import check_steps
+from bert_ft.method_tables import ASCENTS
 
 
 def use(names, **more):
     c = config(methods__use=names, data__train="files:a.csv", model__pretrained="dir", **more)
     c.methods.distil.teacher = "teacher"
+    c.methods.unfreeze.schedule = '[["layer_1/", 2]]'
+    if {"pseudo", "uda"} & set(names.split(",")):
+        c.data.unlabelled, c.data.augment, c.data.augment_share = "files:b.csv", "swap:0.1", 1.0
     return c
 
 
@@ -18,6 +22,8 @@ def use(names, **more):
     ("first", "then"),
     [
         *(("focal", name) for name in ("distil", "contrastive", "rdrop")),
+        *(("distil", name) for name in ("hints", "pseudo", "uda", "smart", "rdrop", "adalora")),
+        *(("contrastive", name) for name in ("hints", "smart", "rdrop", "adalora")),
         ("unfreeze", "adalora"),
         *((name, average) for name in ("unfreeze", "adalora") for average in ("ema", "swa")),
         *((name, "noise_scale") for name in ASCENTS),
@@ -52,3 +58,71 @@ def test_a_budget_ends_within_the_run():
         words = f"config.methods.adalora.end is 300; accepted: {steps}, the steps of the run, or"
         with pytest.raises(InputError, match=words):
             says()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "steps", "says"),
+    [
+        (
+            "unfreeze",
+            "schedule",
+            '[["a", 9], ["b", 10]]',
+            10,
+            "'[\"b\", 10]'; accepted: a step less",
+        ),
+        ("pseudo", "begin", 9, 10, "9; accepted: less than 9: the run has 10 steps"),
+    ],
+)
+def test_what_begins_after_the_run_never_acts(name, key, value, steps, says):
+    c = use(name)
+    c.methods.pseudo.end = 20
+    c.methods[name][key] = value
+    check(c, "train")
+    check_steps(c, steps + 1)
+    for refuses in (lambda: check_steps(c, steps), lambda: check(c, "train")):
+        with pytest.raises(InputError) as said:
+            refuses()
+        assert f"config.methods.{name}.{key} is {says}" in str(said.value)
+        c.train.steps = steps
+
+
+def test_one_step_may_have_pseudo_labels():
+    check_steps(use("pseudo"), 1)
+
+
+def test_an_empty_schedule_unfreezes_nothing():
+    c = use("unfreeze")
+    c.methods.unfreeze.schedule = ""
+    with pytest.raises(InputError, match="unfreeze.schedule is ''; accepted: .* names unfreeze"):
+        check(c, "train")
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora", "bitfit", "freeze"])
+def test_empty_targets_would_be_all(name):
+    c = use(name)
+    c.methods[name].targets = ""
+    with pytest.raises(InputError, match=f"config.methods.{name}.targets is ''; accepted: a regex"):
+        check(c, "train")
+
+
+def test_uda_compares_no_text_with_itself():
+    c = use("uda")
+    check(c, "train")
+    c.data.augment_share = 0.5
+    with pytest.raises(InputError, match="config.data.augment_share is 0.5; accepted: 1 with uda"):
+        check(c, "train")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "key"),
+    [*(("adafactor", key) for key in ("beta1", "beta2", "epsilon")), ("lion", "epsilon")],
+)
+def test_numbers_that_an_optimizer_does_not_read(optimizer, key):
+    c = use("", train__optimizer=optimizer)
+    check(c, "train")
+    c.train[key] = 0.5
+    words = f"config.train.{key} is 0.5; accepted: .*, the default: train.optimizer '{optimizer}'"
+    with pytest.raises(InputError, match=words):
+        check(c, "train")
+    c.train.optimizer = "lamb"
+    check(c, "train")

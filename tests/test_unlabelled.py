@@ -236,13 +236,17 @@ def test_a_run_with_unlabelled_texts_goes_on_exactly(run_here, tmp_path):
         (
             "uda",
             {"data.augment": "swap:0.1", "data.augment_share": 0.0},
-            "config.data.augment_share is 0.0; accepted: more than 0 with uda",
+            "config.data.augment_share is 0.0; accepted: 1 with uda",
         ),
         ("pseudo", {"data.unlabelled_share": 0.3}, "unlabelled_share is 0.3; .* the 32 examples"),
         ("pseudo", {"data.unlabelled_share": 1.0}, "unlabelled_share is 1.0"),
         (
             "uda",
-            {"data.augment": "swap:0.1", "data.unlabelled_share": 3 / 32},
+            {
+                "data.augment": "swap:0.1",
+                "data.augment_share": 1.0,
+                "data.unlabelled_share": 3 / 32,
+            },
             "an even number of the 32",
         ),
         ("pseudo", {"methods.pseudo.threshold": 1.5}, "config.methods.pseudo.threshold is 1.5"),
