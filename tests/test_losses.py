@@ -305,6 +305,21 @@ def test_shifts_are_measured_by_sequence():
         np.testing.assert_allclose(held, min(own, 3.0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-24, 1e-19, 1e-10, 1e15])
+def test_shifts_of_any_size_end_where_they_shall(size):
+    """Squares of entries below 1e-19 are 0 in float32: a sure text has such gradients."""
+    given = batch()
+    real = np.asarray(given["segments"])[..., None] > 0
+    x = jnp.asarray(np.float32(size) * np.asarray(random_shift(KEY, MODEL, given)))
+    for held in (scaled_to(x, given, 0.5), projected(x * 0 + scaled_to(x, given, 3.0), given, 0.5)):
+        found = np.asarray(norms(held, given))[real]
+        np.testing.assert_allclose(found, 0.5, rtol=1e-5)
+    within = projected(x, given, size)
+    np.testing.assert_allclose(np.asarray(norms(within, given))[real] / size, 1, rtol=1e-5)
+    np.testing.assert_array_equal(scaled_to(0 * x, given, 0.5), 0 * x)
+    assert np.linalg.norm(scaled_to(x * 1e-12, given, 0.5)) < 8
+
+
 @pytest.mark.parametrize(
     ("use", "knobs", "words"),
     [

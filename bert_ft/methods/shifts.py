@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,20 +38,27 @@ def sequence_of(batch: Batch) -> jax.Array:
     return jnp.where(batch["segments"] > 0, batch["segments"] - first + 1, 0)
 
 
-def over_sequence(x_RxS: jax.Array, batch: Batch) -> jax.Array:
-    """float32 (R, S, 1): at each token the sum of x over all tokens of its sequence."""
+def over_sequence(
+    x_RxS: jax.Array, batch: Batch, reduce: Callable[..., jax.Array] = jax.ops.segment_sum
+) -> jax.Array:
+    """float32 (R, S, 1): at each token the sum of x over all tokens of its sequence, or what else
+    `reduce` makes of them."""
     sequence, count = sequence_of(batch), batch["example_slot"].shape[0]
-    sums = jax.ops.segment_sum(x_RxS.reshape(-1), sequence.reshape(-1), count + 1)
-    return sums[sequence][..., None]
+    found = reduce(x_RxS.reshape(-1), sequence.reshape(-1), count + 1)
+    return found[sequence][..., None]
 
 
 def norms(x_RxSxH: jax.Array, batch: Batch) -> jax.Array:
-    """float32 (R, S, 1): at each token the L2 norm of x over all tokens of its sequence."""
-    return jnp.sqrt(over_sequence(jnp.sum(jnp.square(x_RxSxH), axis=-1), batch))
+    """float32 (R, S, 1): at each token the L2 norm of x over all tokens of its sequence. x is
+    divided by its largest entry first: squares of entries below 1e-19 would be 0 in float32."""
+    largest = over_sequence(jnp.max(jnp.abs(x_RxSxH), axis=-1), batch, jax.ops.segment_max)
+    x_RxSxH = x_RxSxH / jnp.maximum(largest, 1e-30)
+    return largest * jnp.sqrt(over_sequence(jnp.sum(jnp.square(x_RxSxH), axis=-1), batch))
 
 
 def scaled_to(x_RxSxH: jax.Array, batch: Batch, norm: jax.Array | float) -> jax.Array:
-    """x of the given norm in every sequence, zeros in padding; where x is 0 it stays so."""
+    """x of the given norm in every sequence, zeros in padding; of less where its own norm is below
+    1e-30, and where x is 0 it stays so."""
     scale = norm / jnp.maximum(norms(x_RxSxH, batch), 1e-30)
     return jnp.where(_real(batch), scale * x_RxSxH, 0.0)
 
