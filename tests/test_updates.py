@@ -180,6 +180,15 @@ def test_noise_and_signal_of_equal_parts_are_the_papers():
     assert metrics["noise_scale"][-1] == pytest.approx(expected, rel=1e-3)
 
 
+def test_signal_and_noise_of_examples_that_weigh_little():
+    """Weights, as of classes, that add up to less than 1 in a micro-batch."""
+    given, c = batches(4, (3, 3)), settings("noise_scale", 2)
+    plain, _, _ = run(c, Slopes(), given)
+    light, _, _ = run(c, Slopes(), {**given, "real": given["real"] / 10})
+    np.testing.assert_allclose(light["gradient_signal"], plain["gradient_signal"], rtol=1e-4)
+    np.testing.assert_allclose(light["gradient_noise"], plain["gradient_noise"] / 10, rtol=1e-4)
+
+
 def test_methods_compose():
     """The noise of micro-batches is that of w, whatever wraps it, and the average goes on."""
     given, knobs = batches(3, (4, 4)), {"sam.rho": 0.5, "ema.decay": 0.5}

@@ -45,7 +45,7 @@ class NoiseScale(Method):
         def measured(params: Params, batch: Batch, rng: jax.Array | None) -> Slope:
             found = slope(params, batch, rng)
             # n times the square of the mean's norm: (sum / n)^2 n.
-            squares = _square(found.gradient) / jnp.maximum(found.count, 1)
+            squares = _square(found.gradient) / jnp.maximum(found.count, 1e-30)
             own = {_SQUARES: squares, _PARTS: jnp.ones_like(squares)}
             return dataclasses.replace(found, extra={**found.extra, **own})
 
