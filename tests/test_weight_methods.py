@@ -1,6 +1,7 @@
 """Methods that bear on weights: their formulas, their beginning, what they train."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -16,7 +17,7 @@ from bert_ft.data.prompts import with_places
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods, make_weights
 from bert_ft.models.bert import Dense
-from bert_ft.models.heads import Model
+from bert_ft.models.heads import CoralHead, Model
 from bert_ft.models.hf import flatten, unflatten
 from bert_ft.models.noise import Noise
 from bert_ft.train import optim
@@ -192,6 +193,60 @@ def test_what_is_trained(params):
     assert {p for p in trained_paths("prefix", params) if "top/" not in p} == {
         f"encoder/layer_{i}/attention/prefix_{name}" for i in range(2) for name in ("key", "value")
     }
+
+
+@pytest.mark.parametrize("use", ["lora", "bitfit", "pfeiffer"])
+def test_nothing_else_is_trained_where_also_train_is_empty(use, params):
+    c = methods(use, bitfit__targets="query/bias$")
+    c.methods.also_train = ""
+    trained = flatten(make_weights(c).begin(params, 0)[0])
+    own = {p for p in trained if p not in flatten(params)}
+    biases = {f"encoder/layer_{i}/attention/query/bias" for i in range(2)}
+    assert set(trained) == (biases if use == "bitfit" else own)
+
+
+def test_what_freeze_finds_no_other_method_trains(params):
+    paths, found = flatten(params), r"^encoder/layer_0/|pooler"
+    kept = {p for p in paths if re.search(found, p)}
+    assert trained_paths("freeze", params, freeze__targets=found) == set(paths) - kept
+    for use in ("bitfit", "lora", "houlsby", "pfeiffer"):
+        for order in (f"{use},freeze", f"freeze,{use}"):
+            beside = trained_paths(order, params, freeze__targets=found)
+            assert beside == trained_paths(use, params) - kept
+
+
+@pytest.mark.parametrize("name", ["log_variance", "task_weight"])
+def test_what_weighs_the_losses_is_always_trained(name):
+    for use in ("lora", "freeze"):
+        c = methods(use, freeze__targets="^top/")
+        c.methods.also_train = "classifier|pooler"
+        assert make_weights(c).trains(f"top/{name}")
+        assert not make_weights(c).trains("top/other/bias")
+
+
+@pytest.mark.parametrize("use", ["lora", "adalora"])
+def test_low_rank_is_of_layers_that_read_it(use):
+    """The classifier of ordinal ranks is one column with a bias a rank (models/heads.py, Coral)."""
+    made = Model(SIZES, functools.partial(CoralHead, (1.0, 0.0, -1.0)), jnp.dtype("float32"))
+    weights = make_weights(methods(use, **{f"{use}__targets": "pooler|classifier"}))
+    trained = flatten(weights.begin(init(made), 0)[0])
+    assert "top/classifier/kernel" in trained and {p for p in trained if "pooler/" in p} > {
+        "top/pooler/kernel", "top/pooler/bias"
+    }  # fmt: skip
+    assert not [p for p in trained if re.search("classifier/(lora|ada)_", p)]
+    weights = make_weights(methods(use, **{f"{use}__targets": "classifier"}))
+    with pytest.raises(InputError, match="'classifier' matches none of the dense layers"):
+        weights.begin(init(made), 0)
+
+
+def test_a_gain_near_1_is_not_rounded_to_half_precision():
+    """1.003 is 1 in bfloat16, whose number nearest to 1.003 x 1.9921875 is 2."""
+    own = {"kernel": jnp.eye(1), "bias": jnp.zeros(1), "lora_a": jnp.zeros((1, 1))}
+    own |= {"lora_b": jnp.zeros((1, 1)), "lora_scale": jnp.float32(1)}
+    x = jnp.full((1, 1), 1.9921875)
+    given = {**own, "lora_gain": jnp.full(1, 1.003)}
+    made = Dense(1, jnp.bfloat16, 0.1).apply({"params": given}, x)
+    assert made.dtype == jnp.bfloat16 and float(made[0, 0]) == 2.0
 
 
 @pytest.mark.parametrize("name", ["houlsby", "pfeiffer"])
