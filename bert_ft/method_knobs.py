@@ -13,14 +13,14 @@ def defaults() -> ConfigDict:
     m = ConfigDict()
     m.use = ""  # names, comma-separated; each wraps what those before it have made
     # Of the methods that freeze the model: what is trained beside what they add, a regex over paths
-    # of parameters. The head is new, so it must learn.
+    # of parameters; '' is nothing. The head is new, so it must learn.
     m.also_train = r"^top/"
 
     m.lora = ConfigDict()
     m.lora.targets = QUERY_VALUE  # regex over paths of dense layers
     m.lora.rank = 8
     m.lora.alpha = 16.0  # the update is B A x alpha / rank
-    m.lora.dropout = 0.0  # of what A reads
+    m.lora.dropout = 0.0  # of what A reads in the encoder's layers; there is none in the head's
     m.lora.rank_stabilized = False  # True: alpha / sqrt(rank), which a large rank does not stifle
     m.lora.dora = False  # True: the norms of the outputs' weights are trained apart from direction
 
@@ -30,7 +30,7 @@ def defaults() -> ConfigDict:
     m.adalora.target_rank = 8  # the mean over the layers at the end
     m.adalora.alpha = 24.0  # the update is P e Q x alpha / rank
     m.adalora.begin = 50  # steps before the first triplet goes …
-    m.adalora.end = 300  # … and until the last one has gone; less than a run has
+    m.adalora.end = 300  # … and until the last one has gone; at most what a run has
     m.adalora.beta1 = 0.85  # of the average of a weight's importance …
     m.adalora.beta2 = 0.85  # … and of its uncertainty
     m.adalora.orthogonality = 0.1  # weight of the penalty on P and Q, a mean over the layers
@@ -39,7 +39,7 @@ def defaults() -> ConfigDict:
     m.bitfit.targets = r"^encoder/.*bias$"  # regex over paths of parameters: what is trained
 
     m.freeze = ConfigDict()
-    m.freeze.targets = r"^encoder/(word|position|type)/"  # regex: what is not trained
+    m.freeze.targets = r"^encoder/(word|position|type)/"  # regex: what is not trained, by no method
 
     m.unfreeze = ConfigDict()
     # [[REGEX, STEP], …] in JSON: what a regex finds is trained from its step on, by the first that
@@ -60,23 +60,24 @@ def defaults() -> ConfigDict:
     m.prompt.length = 20  # soft tokens a sequence (Lester et al. 2021, 3.2: more gain little)
 
     m.fgm = ConfigDict()
-    m.fgm.epsilon = 1.0  # L2 norm of the step on each example's word vectors
+    # Norms here and below are by sequence: an example may have two, or windows.
+    m.fgm.epsilon = 1.0  # L2 norm of the step on a sequence's word vectors
     m.fgm.weight = 1.0  # of the adversarial loss beside the clean one's 1
 
     m.pgd = ConfigDict()
     m.pgd.steps = 3  # of ascent; each costs a pass back to the word vectors
-    m.pgd.step = 0.3  # L2 norm of one, by example
+    m.pgd.step = 0.3  # L2 norm of one
     m.pgd.epsilon = 1.0  # L2 norm of all together, at most
     m.pgd.weight = 1.0  # as fgm.weight
 
     m.freelb = ConfigDict()
     m.freelb.steps = 3  # of ascent, and passes
-    m.freelb.step = 0.1  # L2 norm of one, by example
+    m.freelb.step = 0.1  # L2 norm of one
     m.freelb.epsilon = 0.4  # L2 norm of all together, at most
     m.freelb.start = 0.1  # bound of the L2 norm of the random beginning
 
     m.smart = ConfigDict()
-    m.smart.epsilon = 0.3  # L2 norm of the shift, by example
+    m.smart.epsilon = 0.3  # L2 norm of the shift
     m.smart.weight = 1.0  # of the divergence beside the loss
     m.smart.steps = 1  # of the power iteration; Miyato et al. 2018, 3.3: one is enough
     m.smart.start = 0.1  # L2 norm of its probe: small, but float32 must see the difference
@@ -112,7 +113,7 @@ def defaults() -> ConfigDict:
     m.pseudo.threshold = 0.95  # probability from which a guess is a label (Sohn et al. 2020, 4)
     m.pseudo.weight = 1.0  # of the loss of such labels beside that of the others, at most
     m.pseudo.begin = 0  # step up to which the weight is 0 …
-    m.pseudo.end = 100  # … and from which it is all there
+    m.pseudo.end = 100  # … and from which, if it is later, it is all there
 
     m.uda = ConfigDict()
     m.uda.weight = 1.0  # of the divergence beside the loss (Xie et al. 2020, eq. 1)

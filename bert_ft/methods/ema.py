@@ -2,8 +2,8 @@
 Izmailov et al. 2018, section 3, is constant). The average is scored, kept and exported; training
 goes on from the last step's parameters.
 
-a_0 = theta_0, a_t = d_t a_t-1 + (1 - d_t) theta_t with d_t = min(decay, (1 + t) / (10 + t)), so
-that a short run is not an average of its beginning.
+a_0 = theta_0, a_t = d_t a_t-1 + (1 - d_t) theta_t with d_t = min(decay, t / (9 + t)), 0.1 at the
+first step, so that a short run is not an average of its beginning.
 """
 
 from __future__ import annotations

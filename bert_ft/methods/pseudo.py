@@ -1,9 +1,10 @@
 """Pseudo-labels (Lee 2013, section 2 and eq. 15 and 16): texts without labels (data.unlabelled) are
 learnt with the label that the model itself finds likeliest, beside the loss L of the labelled ones,
-as means over either: L + a(t) U. a(t) is 0 up to the step `begin`, `weight` from `end` on, and
-rises in a straight line between. A text counts where the model is sure enough, by `threshold`, as
-in FixMatch (Sohn et al. 2020, eq. 4); those that don't count are in the mean with 0. Where a text
-has several decisions (labels that are there or not, ranks above or not) each counts for itself.
+as means over either: L + a(t) U. a(t) is 0 up to the step `begin`, `weight` from `end` on (where
+both are one, from the step after), and rises in a straight line between. A text counts where the
+model is sure enough, by `threshold`, as in FixMatch (Sohn et al. 2020, eq. 4); those that don't
+count are in the mean with 0. Where a text has several decisions (labels that are there or not,
+ranks above or not) each counts for itself.
 """
 
 from __future__ import annotations

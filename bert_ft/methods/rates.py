@@ -15,7 +15,8 @@ _LAYER = re.compile(r"^encoder/layer_(\d+)/")
 class LayerDecay(Method):
     """The rate of layer l of L is decay^(L - l) times that of the head, the last of them (Howard &
     Ruder 2018, 3.2; Clark et al. 2020, appendix B). The embeddings are layer 0, the encoder's first
-    layer is 1, what is no part of the encoder has the factor 1."""
+    layer is 1, what is no part of the encoder has the factor 1. L - 1 is the last of the encoder's
+    layers in which something is trained."""
 
     name = "layer_decay"
 

@@ -7,6 +7,9 @@ task's `divergence`. Virtual adversarial training (Miyato et al. 2018, section 3
 (section 3.3): from a random direction d, K times d <- the gradient of D(f(x), f(x + start d)), and
 r = epsilon d / |d|. Dropout masks are the same in all passes, so that D is of r alone.
 
+The paper bounds r by its largest entry (L-infinity), here as in Miyato et al. it is by the L2 norm
+over a sequence.
+
 SMART's other half, the Bregman proximal point steps of its section 3.2, is not here.
 """
 
