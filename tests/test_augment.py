@@ -226,6 +226,8 @@ def test_what_can_not_work_is_refused_before_anything():
     refused("'swap:2'", "from 0 to 1", data__augment="typos:0.1, swap:2")
     refused("data.augment_words", "synonyms", data__augment="synonyms:0.1")
     refused("data.augment_model", data__augment="masked:0.1")
+    refused("typos:0.2,paraphrase:1.0'; accepted", "paraphrase before typos",
+            data__augment="typos:0.2,paraphrase:1.0")  # fmt: skip
     refused("data.augment_words", "none of", data__augment_words="words.tsv")
     for task in ("span", "matching", "cross_encoder", "masked", "recommend"):
         refused("data.augment", task, "classification", data__augment="swap:1", task__name=task)
@@ -343,6 +345,23 @@ def test_paraphrases_of_a_function_or_a_file(tmp_path, monkeypatch):
     file.write_text("a day\tone day\n")
     found = versions(source, [("paraphrase", 1.0)], paraphrases=str(file))
     assert found.read().columns["text"] == ["a film", "one day"] * 2
+
+
+def test_lists_in_which_nothing_is_found_are_refused(tmp_path):
+    """Of any share: whether one is refused does not hang on what is drawn."""
+    source = Given(text=["a film", "a Day"])
+    words, texts = tmp_path / "words.tsv", tmp_path / "texts.tsv"
+    words.write_text("movie\tpicture\n")
+    texts.write_text("A film\tone film\n")
+    for kind in ("synonyms", "insert"):
+        with pytest.raises(InputError, match="augment_words: .* has no word of files:given; acc"):
+            versions(source, [(kind, 1.0)], share=0.01, words=str(words)).read()
+    with pytest.raises(InputError, match="augment_paraphrases: .* has no text of files:given; ac"):
+        versions(source, [("paraphrase", 1.0)], share=0.01, paraphrases=str(texts)).read()
+    words.write_text("day\tmorning\n")
+    texts.write_text("a Day\tone day\n")
+    versions(source, [("synonyms", 1.0)], share=0.01, words=str(words)).read()
+    versions(source, [("paraphrase", 1.0)], share=0.01, paraphrases=str(texts)).read()
 
 
 def test_a_masked_word_model_proposes(tmp_path):

@@ -6,8 +6,8 @@
                       without their labels), from data.augment_model
     paraphrase        the text as a whole, with the strength's probability, for one of
                       data.augment_paraphrases, such as translations there and back (Sennrich et al.
-                      2016); it comes first, as it looks up the row's own text, and not for tags,
-                      which can't follow
+                      2016); it stands first, as it looks up the row's own text, and is not for
+                      tags, which can't follow
 
 What is drawn for a row depends on (data.augment_seed, version, row) alone. The versions are encoded
 once and cached like any set; epoch e reads version e (epochs.py), so a resumed run is exact.
@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from bert_ft.data import noise
 from bert_ft.data.pieces import OUTSIDE, Pieces, as_text, changed, cut_list, cut_text
 from bert_ft.data.rows import Readable, Rows
-from bert_ft.data.word_lists import digest, paraphrased, read_listed
+from bert_ft.data.word_lists import digest, is_function, paraphrased, read_listed
 from bert_ft.errors import InputError
 
 BLOCK = 4096  # rows that are changed at a time: in pieces they are large
@@ -48,7 +48,7 @@ Propose = Callable[[Sequence[Pieces], Sequence[Sequence[int]]], Proposals]
 
 def steps(text: str) -> list[tuple[str, float]]:
     """data.augment -> (kind, strength from 0 to 1), in order. InputError on what is none."""
-    found = []
+    found: list[tuple[str, float]] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         kind, _, number = part.partition(":")
         try:
@@ -59,6 +59,11 @@ def steps(text: str) -> list[tuple[str, float]]:
             raise InputError(
                 f"config.data.augment has {part!r}; accepted: KIND:STRENGTH, a strength from 0 to "
                 f"1 and a kind of {', '.join(KINDS)}"
+            )
+        if kind == "paraphrase" and found:
+            raise InputError(
+                f"config.data.augment is {text!r}; accepted: paraphrase before {found[0][0]}: "
+                "paraphrases are looked up by the row's own text"
             )
         found.append((kind, strength))
     return found
@@ -104,6 +109,7 @@ class Augmented:
         if self.words:
             listed = read_listed("data.augment_words", self.words, "word", "synonyms")
             known = {word.lower(): others for word, others in listed.items()}
+        self._require_listed(rows, known)
         # The share is drawn for the row, so that both texts of a pair change, or neither.
         some = [
             k for k in range(len(out)) if _draws(self.seed, *divmod(k, count)).random() < self.share
@@ -125,6 +131,29 @@ class Augmented:
                     f"{OUTSIDE!r}, and such words stay as they are; accepted: '' for these tags"
                 )
         return out
+
+    def _require_listed(self, rows: Rows, known: noise.Synonyms) -> None:
+        """Raises InputError where the rows have no word of data.augment_words, or no text of a file
+        data.augment_paraphrases: all versions would be the rows as they are."""
+
+        def cut() -> Iterator[Pieces]:
+            for column in self.texts:
+                for i in range(len(rows.column(column))):
+                    yield from self._cut(rows, column, [i]).values()
+
+        key = "data.augment_paraphrases"
+        if self.words and not any(noise.listed(pieces, known) for pieces in cut()):
+            raise InputError(
+                f"config.data.augment_words: {self.words} has no word of {self.uri}; accepted: a "
+                "list with words of the texts, in small or large letters"
+            )
+        if self.paraphrases and not is_function(self.paraphrases):
+            texts = paraphrased(key, self.paraphrases, ())
+            if not any(texts.get(as_text(pieces)[0].strip()) for pieces in cut()):
+                raise InputError(
+                    f"config.{key}: {self.paraphrases} has no text of {self.uri}; accepted: a file "
+                    "whose first column is texts as the rows have them"
+                )
 
     def _cut(self, out: Rows, column: str, wanted: Iterable[int]) -> dict[int, Pieces]:
         """The `wanted` rows of a column, in pieces."""

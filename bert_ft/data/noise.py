@@ -69,10 +69,14 @@ def chosen(pieces: Pieces, strength: float, draws: Draws) -> list[int]:
     return sorted(draws.choice(words, count, replace=False).tolist()) if count else []
 
 
+def listed(pieces: Pieces, known: Synonyms) -> list[int]:
+    """The words that have synonyms."""
+    return [i for i in free_words(pieces).tolist() if known.get(pieces[i].text.lower())]
+
+
 def synonyms(pieces: Pieces, strength: float, draws: Draws, known: Synonyms) -> Pieces:
     """EDA's synonym replacement, of the words that have synonyms."""
-    words = free_words(pieces)
-    there = [i for i in words.tolist() if known.get(pieces[i].text.lower())]
+    words, there = free_words(pieces), listed(pieces, known)
     count = min(_count(strength, len(words)), len(there))
     texts = {}
     for i in draws.choice(there, count, replace=False).tolist() if there else ():
@@ -84,9 +88,8 @@ def synonyms(pieces: Pieces, strength: float, draws: Draws, known: Synonyms) -> 
 
 def insert(pieces: Pieces, strength: float, draws: Draws, known: Synonyms) -> Pieces:
     """EDA's random insertion: synonyms of words of the text, in places of their own."""
-    words = free_words(pieces).tolist()
-    there = [pieces[i].text.lower() for i in words if known.get(pieces[i].text.lower())]
-    for _ in range(_count(strength, len(words)) if there else 0):
+    there = [pieces[i].text.lower() for i in listed(pieces, known)]
+    for _ in range(_count(strength, len(free_words(pieces))) if there else 0):
         others, at = known[_one(there, draws)], places(pieces)
         if at:
             word = _one(others, draws)
