@@ -32,16 +32,23 @@ def main(argv: list[str]) -> int:
         if not POOL.value or COUNT.value is None:
             raise errors.InputError("--pool and --n are needed; give --pool=URI --n=NUMBER")
         prepare_host(config)
+        import jax
+
         from bert_ft.train.guard import guarded
         from bert_ft.train.record import write_lines
         from bert_ft.train.selection import Asked, select
 
+        def say(line: str) -> None:
+            if jax.process_index() == 0:
+                print(line, file=sys.stderr, flush=True)
+
         with guarded(config, workdir, "eval", None, time.monotonic()):
             asked = Asked(POOL.value, COUNT.value, BY.value, OVER.value, SEED.value)
-            rows = select(config, workdir, asked, lambda line: print(line, file=sys.stderr))
+            rows = select(config, workdir, asked, say)
             out = paths.at(OUT.value) if OUT.value else workdir / "selected.jsonl"
-            write_lines(out, rows)
-            print(f"{len(rows):,} rows by {asked.by}: {out}")
+            if jax.process_index() == 0:
+                write_lines(out, rows)
+                print(f"{len(rows):,} rows by {asked.by}: {out}")
             return errors.EXIT_DONE
     except errors.KNOWN as e:
         return errors.told(e)

@@ -186,6 +186,23 @@ def test_rows_of_a_pool_are_chosen_and_written_whole(world, run_here, ask, tmp_p
     assert code == 2 and json.dumps("rank") not in err
 
 
+def test_one_process_of_several_writes_and_speaks(world, ask, tmp_path, monkeypatch):
+    def found(config, workdir, asked, say):
+        say("scored")
+        return [{"id": "a"}]
+
+    monkeypatch.setattr("bert_ft.train.selection.select", found)
+    words = ("--pool=files:x", "--n=1", f"--out={tmp_path / 'out.jsonl'}")
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    assert ask(tmp_path / "run", *words) == (0, "", "")
+    assert not (tmp_path / "out.jsonl").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("bert_ft.train.selection.select", found)
+    code, out, err = ask(tmp_path / "run", *words)
+    assert (code, err) == (0, "scored\n") and "1 rows by margin" in out
+    assert read_jsonl(tmp_path / "out.jsonl") == [{"id": "a"}]
+
+
 def parts_of(tmp_path, **more):
     """A run of two parts on the same rows, which it alone names; `more` for the second part."""
     train = write_jsonl(tmp_path / "train.jsonl", [{"tokens": ["a"]}, {"tokens": ["b"]}])
