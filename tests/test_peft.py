@@ -4,6 +4,7 @@ tests/parity/peft_* are made by experiments/parity/make_adapters.py, logits incl
 that of tests/parity/two_layers.npz. 1e-4 as in test_parity.py.
 """
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -148,6 +149,14 @@ def test_triplets_that_peft_has_left_out(base, tmp_path):
         ("peft_type", "IA3", "accepted: LORA, ADALORA, PREFIX_TUNING"),
         ("rank_pattern", {"query": 2}, "one rank"),
         ("alpha_pattern", {"query": 2}, "alpha_pattern"),
+        (
+            "init_lora_weights",
+            "pissa_niter_4",
+            "'pissa_niter_4'; accepted: True, False, 'gaussian'",
+        ),
+        ("layer_replication", [[0, 2], [1, 2]], "accepted: None"),
+        ("alora_invocation_tokens", [5, 6], "accepted: None"),
+        ("r", 5, r"layer_0/attention/\w+/lora_\w has shape .*; accepted: "),
     ],
 )
 def test_refused(key, value, words, base, tmp_path):
@@ -157,6 +166,35 @@ def test_refused(key, value, words, base, tmp_path):
     (tmp_path / peft.CONFIG).write_text(json.dumps({**about, key: value}))
     with pytest.raises(InputError, match=words):
         peft.read(tmp_path, flat, model.config, "sequence")
+
+
+@pytest.mark.parametrize(
+    "name, change, words",
+    [
+        ("lora", {"hidden_size": 12}, "shape"),
+        ("adalora", {"hidden_size": 12}, "shape"),
+        (
+            "prefix",
+            {"hidden_size": 12},
+            r"prompt_embeddings has shape \(5, 96\); accepted: \(5, 48\)",
+        ),
+        ("prefix", {"num_hidden_layers": 1}, r"prompt_embeddings .* accepted: \(5, 48\)"),
+        (
+            "lora",
+            {"labels": 4},
+            r"top/classifier/\w+ has shape \(.*3.*\); accepted: \(.*4.*\), as this",
+        ),
+    ],
+)
+def test_of_another_base_or_other_labels(name, change, words, base):
+    """What peft loads below it tells sizes only by its tensors."""
+    _, model, _, _ = base
+    sizes = {k: v for k, v in change.items() if k != "labels"}
+    encoder = dataclasses.replace(model.config, **sizes)
+    other = Model(encoder, functools.partial(SequenceHead, change.get("labels", 3)))
+    shapes = jax.eval_shape(other.init, jax.random.key(0), example_batch())["params"]
+    with pytest.raises(InputError, match=words):
+        peft.read(HERE / f"peft_{name}", hf.flatten(shapes), encoder, "sequence")
 
 
 def test_no_place_for_it(base, tmp_path):

@@ -30,6 +30,17 @@ _ENDS = {
     "adalora": (("ada_a", "lora_A"), ("ada_e", "lora_E"), ("ada_b", "lora_B")),
     "prefix": (),
 }
+# Keys of adapter_config.json and what of them this program computes, the usual value first.
+_ACCEPTED: Mapping[str, tuple[Any, ...]] = {
+    "alpha_pattern": ({},),
+    "prefix_projection": (False,),
+    "lora_bias": (False,),
+    "layer_replication": (None,),
+    "alora_invocation_tokens": (None,),
+    "kasa_config": (None,),
+    # The others, such as 'pissa', have changed the base as well.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
+}
 # (our knob, peft's key)
 _KNOBS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "lora": (
@@ -105,18 +116,23 @@ def read(path: Path, model: Mapping[str, Any], encoder: EncoderConfig, kind: str
             f"{path / CONFIG}: peft_type is {about.get('peft_type')!r}; accepted: "
             f"{', '.join(TYPES.values())}"
         )
-    for key, usual in (("alpha_pattern", {}), ("prefix_projection", False), ("lora_bias", False)):
-        if about.get(key, usual) != usual:
-            raise InputError(f"{path / CONFIG}: {key} is {about[key]!r}; accepted: {usual!r}")
+    for key, accepted in _ACCEPTED.items():
+        if about.get(key, accepted[0]) not in accepted:
+            these = ", ".join(map(repr, accepted))
+            raise InputError(f"{path / CONFIG}: {key} is {about[key]!r}; accepted: {these}")
     if use == "lora" and about.get("rank_pattern"):
         raise InputError(f"{path / CONFIG}: rank_pattern is not empty; accepted: one rank for all")
+    if (size_key := _KNOBS[use][0][1]) not in about:
+        raise InputError(f"{path / CONFIG}: no {size_key}; accepted: what peft writes")
     back = {name: ours for ours, name in _table(use, model, encoder, kind).items()}
     found: dict[str, np.ndarray] = {}
     strange = []
     for name, array in tensors.items():
         if name == "prompt_embeddings" and use == "prefix":
-            parts = np.split(array, 2 * encoder.num_hidden_layers, axis=1)
-            found |= dict(zip(_prefix_paths(encoder), parts, strict=True))
+            columns = _prefix_paths(encoder)
+            wide = len(columns) * encoder.hidden_size
+            _require_shape(path, name, array, (about[size_key], wide))
+            found |= dict(zip(columns, np.split(array, len(columns), axis=1), strict=True))
         elif name in back:
             ours = back[name]
             array = array[:, 0] if ours.endswith("/ada_e") else array
@@ -131,8 +147,32 @@ def read(path: Path, model: Mapping[str, Any], encoder: EncoderConfig, kind: str
     knobs = {ours: about[theirs] for ours, theirs in _KNOBS[use] if theirs in about}
     if use == "adalora":
         found = _of_one_rank(found, knobs["rank"])
+    for ours, array in found.items():
+        _require_shape(path, ours, array, _shape(ours, model, encoder, about[size_key]))
     whole = {p: np.ascontiguousarray(a, np.float32) for p, a in found.items()}
     return Adapter(use, knobs, whole)
+
+
+def _shape(
+    path: str, model: Mapping[str, Any], encoder: EncoderConfig, size: int
+) -> tuple[int, ...]:
+    """Of a parameter of the model's, or one that a method of this rank, or length, adds to it."""
+    if path in model:
+        return tuple(model[path].shape)
+    layer, _, name = path.rpartition("/")
+    if name.startswith("prefix_"):
+        return size, encoder.hidden_size
+    into, out = model[f"{layer}/kernel"].shape
+    end = name.rpartition("_")[2]
+    return {"a": (into, size), "b": (size, out), "e": (size,), "magnitude": (out,)}[end]
+
+
+def _require_shape(path: Path, name: str, array: np.ndarray, accepted: tuple[int, ...]) -> None:
+    if array.shape != accepted:
+        raise InputError(
+            f"{path / TENSORS}: {name} has shape {array.shape}; accepted: {accepted}, as this "
+            "model's sizes and labels ask for"
+        )
 
 
 def _of_one_rank(found: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
@@ -141,7 +181,7 @@ def _of_one_rank(found: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarra
     out = dict(found)
     for path in [p for p in found if p.endswith("/ada_e")]:
         e, layer = found[path], path.removesuffix("ada_e")
-        more = rank - len(e)
+        more = max(rank - len(e), 0)
         out[path] = np.pad(e * rank / max(len(e), 1), (0, more))
         out[f"{layer}ada_a"] = np.pad(found[f"{layer}ada_a"], ((0, 0), (0, more)))
         out[f"{layer}ada_b"] = np.pad(found[f"{layer}ada_b"], ((0, more), (0, 0)))
