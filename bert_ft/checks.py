@@ -39,10 +39,12 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
     ):
         require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
     require(
-        not t.weights or numbers(t.weights, 0),
+        not t.weights
+        or numbers(t.weights, 0)
+        and any(float(weight) > 0 for weight in t.weights.split(",")),
         "task.weights",
         t.weights,
-        "'', or numbers of 0 or more, comma-separated",
+        "'', or numbers of 0 or more, not all of them 0, comma-separated",
     )
     require(t.alpha == -1 or 0 <= t.alpha <= 1, "task.alpha", t.alpha, "0 to 1, or -1 (off)")
     require(t.weight_rate > 0, "task.weight_rate", t.weight_rate, "more than 0")
@@ -122,6 +124,10 @@ def _check_trials(c: ConfigDict, mode: str) -> None:
     for number, one in enumerate(trials.settings(c)):
         if one:  # else it is the config as it is, which is checked here
             _check_trial(c, one, f"config.trials: trial {number}", mode)
+        own = trials.config_of(c, one)
+        judged = t.halving == 0 or (has_dev(own) and own.eval.every_steps > 0)
+        none = f"0 where config.trials has one (trial {number}) that is never scored on dev"
+        require(judged, "trial.halving", t.halving, none)
 
 
 def check_space(c: ConfigDict, space: list[Dimension], where: str, mode: str) -> None:

@@ -64,6 +64,11 @@ def prompt_length(config: ConfigDict) -> int:
     return config.methods.prompt.length if "prompt" in names(config) else 0
 
 
+def prefix_length(config: ConfigDict) -> int:
+    """Positions that a prefix takes before each sequence's own."""
+    return config.methods.prefix.length if "prefix" in names(config) else 0
+
+
 def unlabelled_places(config: ConfigDict) -> tuple[int, int]:
     """(examples of a micro-batch, those of them, the last, that have no label). Raises InputError
     where data.unlabelled_share is not that of whole examples, of pairs where there are pairs."""

@@ -263,11 +263,11 @@ def test_all_damaged(start, said, tmp_path):
 
 def test_changed_config_is_refused(start):
     save_all(start(), 1)
-    now = {"config": {"train.seed": 1, "log.every_steps": 99, "model.dropout": 0.1}, "data": "abc"}
+    now = {"config": {"train.seed": 1, "log.every_steps": 99, "model.dropout": 0.3}, "data": "abc"}
     with pytest.raises(InputError) as refused:
         start().restore(abstract(make_state()), now)
     message = str(refused.value)
-    assert "model.dropout: absent -> 0.1; train.seed: 0 -> 1; use another --workdir" in message
+    assert "model.dropout: 0.1 -> 0.3; train.seed: 0 -> 1; use another --workdir" in message
     assert "log." not in message
     assert "\n" not in message
 

@@ -203,6 +203,7 @@ def test_draws_are_known_before_the_first_step():
         ({"trials": ""}, "trial.halving is 2; accepted: nothing where config.trials is ''"),
         ({"data__dev": ""}, "trial.halving is 2; accepted: 0 where there is no data.dev"),
         ({"eval__every_steps": 0}, "trial.halving is 2; accepted: 0 where"),
+        ({"trials": '[{"seed": 0}, {"data.dev": ""}]'}, "that is never scored on dev"),
         ({"trial__samples": 0}, "trial.samples is 0; accepted: both or neither"),
         ({"trial__halving": 0}, "trial.samples is 3; accepted: 0 where trial.halving is 0"),
         ({"trial__share_batches": True}, "trial.share_batches is True"),

@@ -34,7 +34,7 @@ data.masking
 models.ops models.crf models.positions
 models.attention models.noise
 models.bert
-models.heads models.families models.lstm
+models.heads models.families models.lstm models.stored_heads
 models.hf models.multi models.fusion models.shallow models.taps
 methods.method
 models.peft methods.weights methods.lora methods.ema methods.swa methods.shifts
@@ -57,7 +57,8 @@ tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint
 tasks.matching tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry
-train.sharding train.knobs train.refuse train.sinks train.quiet train.progress train.phases
+train.sharding train.knobs train.refuse train.meaning train.sinks train.quiet train.progress
+train.phases
 train.processes train.watchdog train.backend train.collectives train.optim
 train.barriers train.preemption train.lock
 train.store train.writer train.footprint

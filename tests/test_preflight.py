@@ -22,6 +22,7 @@ from bert_ft.errors import InputError
 from bert_ft.methods.weights import FormedModel
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.hf import flatten
+from bert_ft.train.advice import USABLE, advice
 from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.collectives import Collective, collectives, operations
 from bert_ft.train.cost import bound, product_flops, step_flops
@@ -516,6 +517,22 @@ def test_what_is_frozen_is_neither_written_nor_multiplied_by_four(monkeypatch):
     [most] = re.findall(r"up to about ([\d,]+) examples", report["advice"][0])
     each = held["total"] - frozen - kept
     assert 2**30 < int(most.replace(",", "")) * each < 2 * 16 * 2**30
+
+
+def test_advice_counts_what_is_in_memory_at_a_time(monkeypatch):
+    """Of 96 examples in 4 micro-batches 24 are; 3 times too much is 8 of them, 12 micro-batches."""
+    small_base(monkeypatch)
+    made = system(jax.devices()[:1], train__batch_size=96, train__accumulate=4)
+    state = preflight.real_step(made)[1]
+    rows = 64 * held_bytes((state, state.params))
+    report = {
+        **{"compiled": False, "fits": False, "places": 1, "devices": 1, "batch": {"examples": 96}},
+        **{"hbm_bytes": int((rows // 64 + rows / 3 + 1) / USABLE) + 1},
+        "bytes": {"total": rows // 64 + rows},
+    }
+    [line] = advice(made.config, report, state)
+    assert "--config.train.batch_size=32 fits" in line and "or keep 96 with" in line
+    assert "--config.train.accumulate=12" in line
 
 
 def test_the_evaluation_lies_in_memory_beside_the_moments(monkeypatch):

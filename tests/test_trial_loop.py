@@ -142,6 +142,8 @@ def test_a_lost_program_leaves_the_others_be(run_here, tmp_path):
     assert "group 0: loss is not finite at step" in run.err
     assert run.result["eval"]["test/accuracy"]["per_trial"][0] is None
     assert run.result["best_trial"] == 1
+    again = run_here(tmp_path / "one", *flags, of([lost, {"seed": 1}]), "--mode=eval").ok()
+    assert again.result["eval"] == run.result["eval"]
     none = run_here(tmp_path / "none", *flags, of([lost]))
     assert none.code == 77 and "loss is not finite" in none.err
 
@@ -320,6 +322,9 @@ def test_the_ensembles_are_runs_too(done, run_here, tmp_path):
     together = run.result["ensembles"]
     assert together.keys() == {"mean_prediction", "soup_uniform", "soup_greedy"}
     assert together["soup_uniform"]["members"] == [0, 1, 2, 3]
+    # As of any run: others resume it, or learn from it, by its config.
+    own = json.loads((run.workdir / "trials/soup_uniform/config.json").read_text())
+    assert own["methods.use"] == "" and own["trials"] == ""
     assert run.result["best_trial"] in together["soup_greedy"]["members"]
     dev = "dev/accuracy"
     assert together["soup_greedy"][dev] >= max(run.result["eval"][dev]["per_trial"])

@@ -80,7 +80,10 @@ class Source:
         options = sorted((key, value) for key, value in self.options if key != "join")
         what = [ROWS_VERSION, self.origin.digest(), self.bad_rows, options]
         what += [join.digest() for join in self.joins]
-        if "split" in dict(self.options) and self.split_by != "text":
+        if "split" in (given := dict(self.options)) and self.split_by not in (
+            "text",
+            given.get("split_by"),
+        ):
             what.append(f"split by {self.split_by}")
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 

@@ -37,11 +37,6 @@ def adapted(system: System, trained: Any, say: Callable[[str], None]) -> Any:
             f"give the methods.{adapter.use}.targets and methods.also_train that it was made with"
         )
     for path, array in adapter.tensors.items():
-        if array.shape != flat[path].shape:
-            raise InputError(
-                f"config.model.adapter: {at}: {path} has shape {array.shape}, "
-                f"the model's {flat[path].shape}"
-            )
         flat[path] = jax.device_put(array, flat[path].sharding)
     new = sorted(flat.keys() - adapter.tensors.keys())
     say(f"start: adapter {at}, a {adapter.use}; new: {', '.join(new) or '-'}")

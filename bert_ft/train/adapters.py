@@ -23,14 +23,11 @@ from bert_ft.method_checks import names
 from bert_ft.models import hf, peft
 from bert_ft.models.heads import kind_of
 from bert_ft.train import agreement, optim
+from bert_ft.train.meaning import ANSWERS, NUMBERS, WHICH, differing, short
 from bert_ft.train.start import base_params, frozen_digest, full, trained_at
 from bert_ft.train.system import System, load_fitted
 
 Say = Callable[[str], None]
-
-# Of what was learnt from the training rows: what the rows are read by, once for all adapters, and
-# what the head's outputs are called. Each adapter's answers are made with the rest of its own.
-_SAME = ("labels", "names", "ranks", "scheme", "categories", "numbers")
 
 
 def write(
@@ -98,7 +95,8 @@ def each(
 def _of_run(system: System, base: Any, workdir: Path, say: Say) -> tuple[System, Any, int]:
     own, fitted = json.loads((workdir / "config.json").read_text()), load_fitted(workdir)
     _require_same(system, own["task.name"], fitted, workdir)
-    its = {k: v for k, v in own.items() if k.startswith("methods.")}
+    # The optimizer's state is read beside what was trained, where a run has not ended.
+    its = {k: v for k, v in own.items() if k.startswith(("methods.", "train.optimizer"))}
     own_system = dataclasses.replace(_with_methods(system, its), fitted=fitted)
     optimizer = optim.make_optimizer(own_system.config, 1)
     trained, step, digest = trained_at(own_system, workdir, optimizer, say)
@@ -113,21 +111,14 @@ def _of_run(system: System, base: Any, workdir: Path, say: Say) -> tuple[System,
 
 def _require_same(system: System, task: str, fitted: Mapping[str, Any], workdir: Path) -> None:
     """Raises InputError where the outputs of that run mean other things than this one's."""
-    compared: list[tuple[str, Any, Any]] = [("task.name", system.task.name, task)]
-    for part in getattr(system.task, "parts", [""]):
-        ours, its = (f.get(part, {}) if part else f for f in (system.fitted, fitted))
-        compared += [(f"{part} {key}".strip(), ours.get(key), its.get(key)) for key in _SAME]
-    for what, ours, its in compared:
-        if its != ours:
-            raise InputError(
-                f"config.predict.adapters: {workdir}: its {what}: {_short(its)}; accepted: this "
-                f"run's, {_short(ours)}"
-            )
-
-
-def _short(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= 200 else said[:199] + "…"
+    compared = [("task.name", system.task.name, task)] if task != system.task.name else []
+    # Each adapter's answers are in the unit of its own training rows.
+    keys = (*WHICH, *NUMBERS, *ANSWERS)
+    for what, ours, its in [*compared, *differing(system.task, system.fitted, fitted, keys)]:
+        raise InputError(
+            f"config.predict.adapters: {workdir}: its {what}: {short(its)}; accepted: this run's, "
+            f"{short(ours)}"
+        )
 
 
 def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, Any, None]:

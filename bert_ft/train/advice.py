@@ -33,17 +33,21 @@ def advice(config: ConfigDict, report: dict[str, Any], state: TrainState) -> lis
             f"{_size(report['hbm_bytes'])}: --config.mesh.preset=fsdp splits them over "
             f"{report['devices']} chips"
         ]
-    power = _power(limit, fixed, sizes["total"], examples)
+    times = config.train.accumulate  # of a batch that much is in memory at a time
+    power = _power(limit, fixed, sizes["total"], examples // times)
     if not power:
         return ["no batch fits: more chips, or --config.mesh.preset=fsdp or tensor"]
     if not fits:
-        parts = -(-examples // power)
+        parts = next(
+            d for d in range(1, examples + 1) if examples % d == 0 and examples <= d * power
+        )
         return [
-            f"--config.train.batch_size={power} fits by estimate; or keep {examples} with "
+            f"--config.train.batch_size={power * times} fits by estimate; or keep {examples} with "
             f"--config.train.accumulate={parts}"
         ]
     if sizes["total"] <= fixed:  # the gradient is never whole, and tells nothing of the rows
         return []
+    power *= times
     lines = [f"batches of up to about {power:,} examples fit by estimate"]
     if report["bound"]["by"] != "compute" and power > examples:
         lines.append(

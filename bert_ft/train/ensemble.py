@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from bert_ft.config import flat
 from bert_ft.evals.merit import defined, merit
 from bert_ft.train.finish import conclude, eval_programs, score_set, tune, tuned
 from bert_ft.train.group import Group
-from bert_ft.train.record import SPEED
+from bert_ft.train.record import SPEED, write_json
 from bert_ft.train.start import checkpoints, meta
 from bert_ft.train.system import System, save_model_files
 from bert_ft.train.writer import Writer
@@ -139,6 +140,7 @@ def _soups(
         soup = mean_of(chosen, kept)
         if jax.process_index() == 0:
             save_model_files(system, folder)
+            write_json(folder / "config.json", flat(system.config))
         with checkpoints(system.config, folder, lambda _: None) as saved:
             saved.forget_best()
             saved.save_best(steps, soup, {**meta(system), "frozen": digest}, 0.0)

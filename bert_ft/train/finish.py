@@ -116,9 +116,11 @@ def tuned(system: System, predicted: Mapping[str, Any]) -> System:
 
 
 def _with(fitted: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, of several parts by part: a set keeps the labels that it alone has."""
-    return {**fitted, **{k: _with(fitted[k], v) if isinstance(v, Mapping) else v
-                         for k, v in chosen.items()}}  # fmt: skip
+    """Both, of several parts by part: a set keeps the labels that it alone has, and lacks the parts
+    of which it has no rows."""
+    of_parts = {k: _with(fitted[k], v) for k, v in chosen.items()
+                if isinstance(v, Mapping) and k in fitted}  # fmt: skip
+    return {**fitted, **{k: v for k, v in chosen.items() if not isinstance(v, Mapping)}, **of_parts}
 
 
 def conclude(

@@ -106,11 +106,13 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             print(line, file=sys.stderr, flush=True)
 
     with phases.within("input", "the preparation of data"):
-        system = taught(assemble(config, say), say)
+        system = assemble(config, say)
     if "train" not in system.sets:
         raise InputError("config.data.train is ''; give a data URI")
     steps = total_steps(config, system.sets["train"].of_an_epoch)
     check_steps(config, steps)
+    with phases.within("input", "what a teacher says"):
+        system = taught(system, say)
     plan = batch_plan(system, steps)
     with checkpoints(config, workdir, say) as saved:
         with phases.within("restoring", "the start from a checkpoint or a model"):

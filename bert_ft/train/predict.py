@@ -16,7 +16,7 @@ from bert_ft.data.encode import Encoded
 from bert_ft.data.prompts import with_places
 from bert_ft.data.sources import Rows, Source, source_of
 from bert_ft.errors import InputError
-from bert_ft.method_checks import prompt_length
+from bert_ft.method_checks import prefix_length, prompt_length
 from bert_ft.train import adapters, optim, record
 from bert_ft.train.barriers import agree
 from bert_ft.train.finish import eval_programs, predict_set
@@ -74,10 +74,11 @@ def _label(
     """Writes what `params` answer to the rows, with what `more` says of each. `data`: the rows
     without the places of a prompt."""
     data = with_places(data, prompt_length(system.config))
-    if (longest := int(data.lengths.max())) > system.encoder.positions:
+    places = system.encoder.positions - prefix_length(system.config)
+    if (longest := int(data.lengths.max())) > places:
         raise InputError(
             f"config.data.max_length: texts have {longest} tokens with their prompt, the model "
-            f"{system.encoder.positions} positions; accepted: less, by the prompt's length"
+            f"{places} positions beside a prefix; accepted: less, by the prompt's length"
         )
     system = in_rows_for(system, data)
     answers = system.task.answers(

@@ -9,21 +9,29 @@ from ml_collections import ConfigDict
 
 from bert_ft.config import FREE, default, flat
 from bert_ft.errors import InputError
+from bert_ft.method_checks import names
 from bert_ft.train.checksum import describe
 
 SHOWN = 4  # leaves named in a message before "and n more"
-# Keys that bear on what a trained model answers, however it was trained.
+# Keys that bear on what a trained model answers, however it was trained …
 OF_ANSWERS = ("task.", "model.", "methods.", "data.text", "data.max_length")
+# … but for those of these that bear on training alone.
+OF_TRAINING = (
+    *("model.dropout", "model.remat", "model.layer_loop", "model.head", "model.adapter"),
+    *("task.label_smoothing", "task.class_", "task.weight", "task.alpha", "task.asymmetry"),
+    *("task.mixing", "task.negatives", "task.symmetric", "task.temperature", "task.worse"),
+    *("task.pairs", "task.id_dropout"),
+)
 
 
 def check_meta(
     where: object, stored: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple[str, ...]
 ) -> None:
     now = json.loads(json.dumps(dict(now)))
-    old = dict(_settings({key: stored.get(key) for key in now}))
-    changed = [
-        said for key, said in _changes(old, dict(_settings(now))) if not key.startswith(ignore)
-    ]
+    old, new = (dict(_settings(meta)) for meta in ({k: stored.get(k) for k in now}, now))
+    # A key that is new since then has the default it always had.
+    old |= {k: v for k, v in flat(default()).items() if k in new and k not in old}
+    changed = [said for key, said in _changes(old, new) if not key.startswith(ignore)]
     if changed:
         raise InputError(
             f"the config or data changed since {where}: {'; '.join(changed)}; "
@@ -39,10 +47,13 @@ def otherwise(config: ConfigDict, workdir: Path) -> str:
         return ""
     # A key that is new since then has the default it always had.
     old = {**flat(default()), **json.loads(path.read_text())}
+    used = {"use", *names(config), *old["methods.use"].split(",")}
     changed = [
         said
         for key, said in _changes(old, flat(config))
-        if key.startswith(OF_ANSWERS) and not key.startswith(FREE)
+        if key.startswith(OF_ANSWERS)
+        and not key.startswith((*FREE, *OF_TRAINING))
+        and (not key.startswith("methods.") or key.split(".")[1] in used)
     ]
     if not changed:
         return ""

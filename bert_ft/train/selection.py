@@ -28,7 +28,7 @@ from bert_ft.train.gather import chosen
 from bert_ft.train.sharding import replicated
 from bert_ft.train.start import trained_params
 from bert_ft.train.step import Programs, eval_step
-from bert_ft.train.system import System, assemble, load_fitted, uris
+from bert_ft.train.system import System, assemble, load_fitted, texts_of, uris
 from bert_ft.train.training_set import few
 
 WAYS = ("margin", "entropy", "badge", "k_centre", "random")
@@ -55,13 +55,16 @@ def select(
     gradient embedding's length, of 'k_centre' the distance to the nearest row that is labelled or
     chosen before) and rank, from 1. Rows whose texts the training set has, or an earlier row of the
     pool, are left out. Raises InputError where too few are left."""
+    if asked.by != "random":  # a run of trials has a training set for each
+        config, workdir = chosen(config, workdir, "predict.trial")
     task = make_task(config)
     _possible(task, asked)
     groups = getattr(task, "groups", [])  # of several parts: those on the same rows
     texts = [c for c in (config.data.text, config.data.text_pair) if c]
     texts = groups[0].texts() if groups else texts
     [train] = uris(config, task, "train")
-    pool, labelled = _read(config, asked.pool, say), _labelled(config, train)
+    text = texts_of(task)[0]
+    pool, labelled = _read(config, asked.pool, text, say), _labelled(config, train, text)
     for name in ADDED:
         if name in pool.columns:
             raise InputError(f"{asked.pool} has a column {name!r}, which is to be added; rename it")
@@ -112,16 +115,16 @@ def _possible(task: Any, asked: Asked) -> None:
         )
 
 
-def _read(config: ConfigDict, uri: str, say: Callable[[str], None]) -> Rows:
-    rows = source_of(config, uri).read()
+def _read(config: ConfigDict, uri: str, text: str, say: Callable[[str], None]) -> Rows:
+    rows = source_of(config, uri, text=text).read()
     for line in rows.skipped:
         say(f"skipped {line}")
     return rows
 
 
-def _labelled(config: ConfigDict, uri: str) -> Rows:
+def _labelled(config: ConfigDict, uri: str, text: str) -> Rows:
     """The rows that the run was trained on."""
-    return few(config, source_of(config, uri)).read()
+    return few(config, source_of(config, uri, text=text)).read()
 
 
 def _keys(rows: Rows, texts: list[str]) -> list[tuple[str, ...]]:
@@ -148,7 +151,6 @@ def _chosen(
         scores = np.random.default_rng(asked.seed).random(len(pool))
         places = acquisition.highest(scores, asked.n)
         return places, scores[places]
-    config, workdir = chosen(config, workdir, "predict.trial")
     fitted = load_fitted(workdir)
     system = assemble(config, say, sets=(), model_dir=workdir / "model", fitted=fitted)
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), say)

@@ -24,13 +24,21 @@ from bert_ft.train.adapted import adapted
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.initial import initial_params
+from bert_ft.train.meaning import WHICH, differing
 from bert_ft.train.refuse import otherwise
 from bert_ft.train.sharding import abstract, replicated
 from bert_ft.train.step import TrainState
 from bert_ft.train.system import System, load_fitted
 
 # Keys by which a run's weights are formed, and from what.
-OF_WEIGHTS = ("methods.", "resume", "model.pretrained", "model.layers_from", "train.seed")
+OF_WEIGHTS = (
+    "methods.",
+    "resume",
+    "model.pretrained",
+    "model.layers_from",
+    "train.seed",
+    "train.optimizer",
+)
 
 
 def checkpoints(
@@ -105,12 +113,12 @@ def _require_same_meaning(system: System, workdir: Path) -> None:
     if not (workdir / "model" / "task.json").is_file():
         return  # nor is there a checkpoint, which is said below
     theirs = load_fitted(workdir)
-    for key in ("labels", "ranks", "categories"):
-        if key in theirs and key in system.fitted and theirs[key] != system.fitted[key]:
-            raise InputError(
-                f"config.resume: {workdir} has other {key} than this run's training set; accepted: "
-                "the same ones, or its export as model.pretrained with model.head=new"
-            )
+    # One of another task has other keys, and a head that is refused by its name.
+    for what, _, _ in differing(system.task, system.fitted, theirs, WHICH, missing=False):
+        raise InputError(
+            f"config.resume: {workdir} has other {what} than this run's training set; accepted: "
+            "the same ones, or its export as model.pretrained with model.head=new"
+        )
 
 
 def abstract_state(system: System, optimizer: optax.GradientTransformation) -> TrainState:

@@ -22,7 +22,7 @@ from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Readable
 from bert_ft.data.sources import source_of
 from bert_ft.errors import InputError
-from bert_ft.method_checks import names, prompt_length
+from bert_ft.method_checks import prefix_length, prompt_length
 from bert_ft.methods.registry import make_weights
 from bert_ft.methods.weights import Weights
 from bert_ft.models import families, hf
@@ -167,7 +167,7 @@ def assemble(
             "set config.model.tokenizer to the checkpoint's own"
         )
     prompt = prompt_length(config)
-    taken = prompt + (config.methods.prefix.length if "prefix" in names(config) else 0)
+    taken = prompt + prefix_length(config)
     if config.data.max_length > encoder.positions - taken:
         raise InputError(
             f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "

@@ -33,12 +33,11 @@ from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions, results
 from bert_ft.train.finish import eval_plan
+from bert_ft.train.meaning import NUMBERS, UNIT, WHICH, differing, short
 from bert_ft.train.sharding import replicated
-from bert_ft.train.start import frozen_again, full, trained_at
+from bert_ft.train.start import abstract_state, frozen_again, full, trained_at
 from bert_ft.train.step import Programs
 from bert_ft.train.system import System, assemble, load_fitted
-
-_SAME = ("labels", "ranks", "mean", "scale")  # of what was learnt from the rows: what logits mean
 
 
 def taught(system: System, say: Callable[[str], None]) -> System:
@@ -50,6 +49,9 @@ def taught(system: System, say: Callable[[str], None]) -> System:
         return system
     workdir = paths.at(system.config.methods.distil.teacher)
     teacher = _teacher(system, workdir, say)
+    layers = _layers(system, teacher) if "hints" in used else []
+    # Before it reads anything: whether the student's own methods fit its model.
+    abstract_state(system, optim.make_optimizer(system.config, 1))
     optimizer = optim.make_optimizer(teacher.config, 1)
     # Without a word on where its config is another than the run's: `_config` has changed it.
     trained, step, digest = trained_at(teacher, workdir, optimizer, say)
@@ -65,7 +67,6 @@ def taught(system: System, say: Callable[[str], None]) -> System:
         at = {name: cache / f"{_digest([*about, name, length])[:32]}.npy" for name in said}
         fields |= _kept(at, functools.partial(_write_told, teacher, params))
     if "hints" in used:
-        layers = _layers(system, teacher)
         about.append(layers)
         at = {
             name: cache / f"{_digest([*about, name])[:32]}.npy" for name in _hinted(system.config)
@@ -137,11 +138,12 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
             f"{said}its task.decode is 'crf', whose chain its words' logits leave out; accepted: "
             "with distil 'viterbi' or 'argmax'"
         )
-    for key in _SAME:
-        ours, theirs = system.fitted.get(key), fitted.get(key)
-        if ours != theirs:
-            raise InputError(f"{said}its {key} are {theirs}; accepted: the student's, {ours}")
-    # Its places are in the data, which both read.
+    # Both read the same data, with the student's numbers of categories and its prompt's places.
+    keys = (*WHICH, *NUMBERS, *UNIT)
+    for what, ours, theirs in differing(system.task, system.fitted, fitted, keys):
+        raise InputError(
+            f"{said}its {what} are {short(theirs)}; accepted: the student's, {short(ours)}"
+        )
     soft, its = prompt_length(system.config), prompt_length(config)
     if soft != its:
         raise InputError(
@@ -181,6 +183,7 @@ def _config(workdir: Path, student: ConfigDict) -> ConfigDict:
             student.data.cache_dir,
         )
         config.model.remat, config.model.layer_loop = "none", "loop"  # hints are of single layers
+        config.model.attention = student.model.attention  # this machine may lack the teacher's
         config.data.packing, config.data.max_length = student.data.packing, student.data.max_length
     return config
 

@@ -19,6 +19,7 @@ from bert_ft import trials
 from bert_ft.config import fixed, flat
 from bert_ft.errors import EXIT_DONE, InputError, NotFinite
 from bert_ft.train import phases
+from bert_ft.train.barriers import share
 from bert_ft.train.ensemble import Members
 from bert_ft.train.finish import evaluate, require_metric
 from bert_ft.train.gather import (
@@ -70,8 +71,7 @@ def run_trials(
     )
     for number, numbers in enumerate(numbers_of):
         folder, tag = workdir / f"group_{number}" if several else workdir, _tag(number, numbers_of)
-        over = not config.trial.ensembles or together_path(workdir, tag).exists()
-        if over and all(is_done(trial_dir(workdir, k)) for k in numbers):
+        if _is_over(workdir, tag, numbers, config):
             continue
         if several:
             say(f"group {number}: {'; '.join(said(settings[k]) for k in numbers)}")
@@ -93,7 +93,8 @@ def run_trials(
             continue
         if code != EXIT_DONE:
             return code
-    if lost is not None and not any(is_done(trial_dir(workdir, k)) for k in range(len(settings))):
+    ended = [is_done(trial_dir(workdir, k)) for k in range(len(settings))]
+    if lost is not None and not any(share("trials that ended", ended)[0]):
         raise lost
     if jax.process_index() == 0:
         if several:
@@ -118,7 +119,9 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
     for number, numbers in enumerate(numbers_of):
         members = None
         for k in numbers:
-            if (trial_dir(workdir, k) / STOPPED).exists():
+            at = trial_dir(workdir, k)
+            # Of one that its program lost, best/ may be there, of a step before.
+            if (at / STOPPED).exists() or not (at / "result.json").exists():
                 continue
             own = trials.config_of(config, settings[k])
             system, predicted = evaluate(own, trial_dir(workdir, k))
@@ -136,6 +139,14 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
             write_json(path, {**together, "mean_prediction": members.mean_prediction()})
     for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
         print(line, file=sys.stderr, flush=True)
+
+
+def _is_over(workdir: Path, tag: str, numbers: list[int], config: ConfigDict) -> bool:
+    """Whether a program has nothing left to do, as process 0 sees it: a network file system may
+    show its files to others late."""
+    over = not config.trial.ensembles or together_path(workdir, tag).exists()
+    mine = over and all(is_done(trial_dir(workdir, k)) for k in numbers)
+    return bool(share("the end of a program", mine)[0])
 
 
 def _tag(number: int, programs: list[list[int]]) -> str:
@@ -161,7 +172,7 @@ def _require_same(
         )
     if config is not None:
         now = {k: v for k, v in fixed(config).items() if not k.startswith("trial")}
-        old = {k: before.get(k, now[k]) for k in now}
+        old = {k: v for k, v in before.items() if k in now}
         check_meta(f"{workdir} was begun", {"config": old}, {"config": now}, ())
 
 
