@@ -40,7 +40,7 @@ from bert_ft.errors import InputError
 SPLITS = ("train", "dev", "test")
 
 # Part of every fingerprint: raise it when the same bytes are read as different rows than before.
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 
 _ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows", "join", "flags")
 _REPEATED = ("where", "join", "flags")
