@@ -100,7 +100,7 @@ def default() -> ConfigDict:
     c.task.class_weights = ""
     c.task.class_beta = 0.999  # of 'effective': 0 is no weight, near 1 'balanced' (Cui et al. 2019)
     c.task.label_smoothing = 0.0  # share of the target spread over all classes; 0 is off
-    # Of 'classification', at a label of dev and test that train lacks; 'score': it counts as wrong.
+    # Of (multilabel) classification, at a label that train lacks; 'score': it counts as wrong.
     c.task.unseen_labels = "stop"
     c.task.label_delimiter = ","  # between the labels of a 'multilabel' row that holds a string
     c.task.range = ""  # 'LOW,HIGH' of a rating, both included: others are errors; '' is any number
@@ -133,6 +133,10 @@ def default() -> ConfigDict:
     c.task.symmetric = False  # True: the loss also asks for the question of each answer
     c.task.negatives = 0  # hard ones a training row, from its column `candidates`
     c.task.top_k = 10  # candidates listed for each question, or re-ranked
+
+    # Of 'cross_encoder': True begins with a model of transformers' …ForMultipleChoice, and exports
+    # one, instead of …ForSequenceClassification; in BERT the two compute the same.
+    c.task.multiple_choice = False
 
     # Of 'recommend'. Columns are named with commas between them; '' is none.
     c.task.objective = "rating"  # squared error of the label; 'bpr' ranks pairs of a user's items

@@ -135,6 +135,7 @@ def check_ranking(c: ConfigDict) -> None:
         ("data.candidates", ("matching",)),
         ("task.symmetric", ("matching",)),
         ("task.negatives", ("matching", "cross_encoder")),
+        ("task.multiple_choice", ("cross_encoder",)),
     ):
         group, name = key.split(".")
         value = c[group][name]

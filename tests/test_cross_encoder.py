@@ -11,7 +11,7 @@ from test_matching import faq, rows_of
 
 from bert_ft.data.batches import BatchPlan
 from bert_ft.errors import InputError
-from bert_ft.models.heads import Model
+from bert_ft.models.heads import Model, kind_of
 from bert_ft.models.hf import flatten, load_tokenizer
 from bert_ft.tasks.cross_encoder import CrossEncoder, wrong_ahead
 from bert_ft.train.export import _real_rows
@@ -64,9 +64,11 @@ def test_without_lists_answers_of_other_rows_are_drawn(tokenizer):
         task(task__negatives=3).encode_training(rows_of(*pairs), tokenizer, 16, {})
 
 
-def test_loss_is_torchs_over_each_group(tokenizer):
+@pytest.mark.parametrize(("choice", "kind"), [(False, "sequence"), (True, "choice")])
+def test_loss_is_torchs_over_each_group(choice, kind, tokenizer):
     torch = pytest.importorskip("torch")
-    made = task()
+    made = task(task__multiple_choice=choice)
+    assert kind_of(made.head({})) == kind
     rows = rows_of(*PAIRS, candidates=[["stale", "x", "y"]] * 4)
     data = made.encode_training(rows, tokenizer, 16, {})
     model = Model(

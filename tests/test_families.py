@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small import SIZES, init
+from small import SIZES, config, init
 from test_parity import REFERENCE, close, joined_batch, padded_batch
 
 from bert_ft.config import default
@@ -27,8 +27,11 @@ from bert_ft.models.heads import (
     MaskedHead,
     Model,
     SequenceHead,
+    TokenHead,
     kind_of,
 )
+from bert_ft.models.stored_heads import Scale, scale_of
+from bert_ft.tasks.registry import make_task
 from bert_ft.train.system import cache_dir, example_batch
 
 STORED = ("roberta", "distilbert", "electra", "choice")
@@ -410,6 +413,47 @@ def test_a_head_of_another_shape_or_task_is_new_and_it_is_said(checkpoint):
     found, new, said = head_of(path, labels=[["good", "bad", "none"]])
     assert new == classifier and "BertForTokenClassification head is for another task" in said
     assert "top/pooler/kernel" in found  # the base model's own
+
+
+def test_a_rating_of_another_unit_is_put_into_the_runs_own(checkpoint):
+    """A head of one output gives labels, as that of STS-B does: under 'standard' a run reads them
+    less its mean, over its scale."""
+    model = Model(SIZES, partial(SequenceHead, 1))
+    params, scale = jax.device_get(init(model, seed=6)), Scale(mean=3.0, scale=1.5)
+    path, head = checkpoint[0](), params["top"]["classifier"]
+    hf.save(path, SIZES, params, "sequence")
+    found, _, _ = head_of(path, 1, scale=scale)
+    np.testing.assert_allclose(found["top/classifier/bias"], (head["bias"] - 3) / 1.5, rtol=1e-6)
+    np.testing.assert_allclose(found["top/classifier/kernel"], head["kernel"] / 1.5, rtol=1e-6)
+    hf.save(path, SIZES, params, "sequence", scale=scale)
+    file = hf.read_tensors(path)
+    np.testing.assert_allclose(file["classifier.bias"], head["bias"] * 1.5 + 3, rtol=1e-6)
+    found, _, _ = head_of(path, 1, scale=scale)
+    for leaf in ("bias", "kernel"):
+        np.testing.assert_allclose(found[f"top/classifier/{leaf}"], head[leaf], rtol=1e-5)
+
+
+def test_a_chain_is_stored_as_its_scores_whatever_its_rate(tmp_path):
+    model = Model(SIZES, partial(TokenHead, CLASSES, 100.0))
+    params = jax.device_get(init(model))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch())["params"]
+    hf.save(tmp_path, SIZES, params, "token", scale=Scale(rate=100.0))
+    file = hf.read_tensors(tmp_path)
+    for rate in (100.0, 50.0):
+        found, new = hf.load(tmp_path, shapes, "token", scale=Scale(rate=rate))
+        assert not new
+        for name in ("start", "steps", "end"):
+            scores = params["top"][f"crf_{name}"] * 100
+            np.testing.assert_allclose(file[f"crf.{name}"], scores, rtol=1e-6)
+            np.testing.assert_allclose(found[f"top/crf_{name}"] * rate, scores, rtol=1e-5)
+
+
+def test_the_scale_of_a_task():
+    rating = make_task(config(task__name="regression"))
+    assert scale_of(rating, {"mean": 3, "scale": 2}) == Scale(3.0, 2.0)
+    tagging = config(task__name="tagging", task__decode="crf", task__crf_rate=50.0)
+    assert scale_of(make_task(tagging), {}) == Scale(rate=50.0)
+    assert scale_of(make_task(config(task__name="tagging")), {}) == Scale()
 
 
 # -- what is refused

@@ -13,6 +13,7 @@ from bert_ft.data.batches import EvalPlan
 from bert_ft.data.sources import Rows
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
+from bert_ft.models.stored_heads import scale_of
 from bert_ft.tasks.registry import make_task
 from bert_ft.train import agreement, card
 
@@ -46,11 +47,13 @@ def made(name, bert):
 
 def written(name, bert, path):
     system, params, rows = made(name, bert)
-    unit = agreement.label_unit(system)
-    plain, labels = agreement.in_unit(params, unit), next(iter(hf.label_names(system.fitted)), [])
-    hf.save(path, system.encoder, plain, "sequence", labels, system.task.problem_type)
+    labels, scale = (
+        next(iter(hf.label_names(system.fitted)), []),
+        scale_of(system.task, FITTED[name]),
+    )
+    hf.save(path, system.encoder, params, "sequence", labels, system.task.problem_type, None, scale)
     system.tokenizer.save_pretrained(path)
-    return system, params, plain, rows, unit
+    return system, params, rows
 
 
 @pytest.mark.parametrize("name", FITTED)
@@ -58,8 +61,8 @@ def test_a_pipeline_says_what_we_say(name, bert, tmp_path):
     pytest.importorskip("torch")
     import transformers
 
-    system, params, plain, rows, unit = written(name, bert, tmp_path)
-    largest = agreement.compare(system, params, plain, rows, tmp_path, unit)
+    system, params, rows = written(name, bert, tmp_path)
+    largest = agreement.compare(system, params, params, rows, tmp_path)
     assert set(largest) == {"bert_ft", "transformers"}
     data = system.task.encode(rows, system.tokenizer, 40, system.fitted)
     plan = EvalPlan(data, len(data), 40, packed=False)
@@ -80,9 +83,10 @@ def test_a_pipeline_says_what_we_say(name, bert, tmp_path):
 
 
 def test_a_rating_that_is_not_in_the_labels_unit_is_seen(bert, tmp_path):
-    system, params, plain, rows, _ = written("regression", bert, tmp_path)
+    system, params, rows = written("regression", bert, tmp_path)
+    hf.save(tmp_path, system.encoder, params, "sequence")
     with pytest.raises(AssertionError, match="logits as bert_ft reads"):
-        agreement.compare(system, params, plain, rows, tmp_path)
+        agreement.compare(system, params, params, rows, tmp_path)
 
 
 def test_the_card_has_the_thresholds(bert):

@@ -1,8 +1,13 @@
 """config.resume between runs that train other parts of a model."""
 
+import types
+
 import numpy as np
 import pytest
 from conftest import read_jsonl, remove, reviews, write_jsonl
+
+from bert_ft.models.hf import flatten, unflatten
+from bert_ft.train.start import _in_own_unit
 
 SHORT = ("--config.data.dev=", "--config.data.row_counts=1")
 
@@ -48,3 +53,23 @@ def test_other_labels_are_no_start(run_here, world, tmp_path):
             for name in ("train", "test")]  # fmt: skip
     flags = [*SHORT, *sets, "--config.task.label_names=", f"--config.resume={tmp_path / 'one'}"]
     run_here(tmp_path / "two", *flags).refused("config.resume", "has other labels than this run")
+
+
+@pytest.mark.parametrize(("parts", "top"), [([""], ""), (["kind", "stars"], "stars/")])
+def test_a_rating_goes_on_in_the_unit_of_its_own_rows(parts, top):
+    """label = output * scale + mean: what the parameters answer is the same label as before."""
+    task = types.SimpleNamespace(**({"parts": dict.fromkeys(parts)} if top else {}))
+
+    def fitted(mean, scale):
+        own = {"mean": mean, "scale": scale}
+        return {"kind": {"labels": ["a"]}, "stars": own} if top else own
+
+    system = types.SimpleNamespace(task=task, fitted=fitted(3.0, 0.5))
+    kernel, bias, x = np.array([[0.3], [-2.0]]), np.array([0.7]), np.array([[1.0, 4.0]])
+    of_rating = {f"top/{top}classifier/kernel": kernel, f"top/{top}classifier/bias": bias}
+    other = {"encoder/layer_0/output/kernel": kernel, "top/kind/classifier/bias": bias}
+    made = flatten(_in_own_unit(system, unflatten({**of_rating, **other}), fitted(2.5, 2.0)))
+    before = (x @ kernel + bias) * 2.0 + 2.5
+    after = x @ made[f"top/{top}classifier/kernel"] + made[f"top/{top}classifier/bias"]
+    np.testing.assert_allclose(after * 0.5 + 3.0, before, rtol=1e-12)
+    assert all(made[path] is array for path, array in other.items())

@@ -219,14 +219,16 @@ def load(
     labels: Sequence[Sequence[str]] = (),
     new_head: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    scale: stored_heads.Scale = stored_heads.OWN,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """(flat float32 params found in the directory, paths of the head that are new).
 
     `wanted` is the model's tree of shapes. Raises InputError on encoder tensors that are missing,
     unused or of another shape. A head that the directory has for the same task (`kind`), in the
-    same shape, is used, its outputs put into the order of `labels` (see `label_order`); else, and
-    with `new_head`, it is new, and `say` is told why. Of several heads, `kind` is {part: kind}, and
-    all are new but for what the checkpoint's base model has of them, such as its pooler.
+    same shape, is used, its outputs put into the order of `labels` (see `label_order`) and brought
+    to the run's own `scale`; else, and with `new_head`, it is new, and `say` is told why. Of
+    several heads, `kind` is {part: kind}, and all are new but for what the checkpoint's base model
+    has of them, such as its pooler.
     """
     tensors, raw = read_tensors(path), _read_json(path)
     family = raw["model_type"]
@@ -248,7 +250,8 @@ def load(
                 why.add(f"its {name} has shape {array.shape}, ours {leaf.shape}")
                 array = None
         if array is not None and array.shape == leaf.shape:
-            found[ours] = np.ascontiguousarray(array, np.float32)
+            array = stored_heads.trained(ours, np.asarray(array, np.float32), scale)
+            found[ours] = np.ascontiguousarray(array)
         elif ours.startswith("top/"):
             new.append(ours)
         elif array is None:
@@ -288,11 +291,12 @@ def save(
     labels: Sequence[str] = (),
     problem: str = "",
     pooler: Mapping[str, np.ndarray] | None = None,
+    scale: stored_heads.Scale = stored_heads.OWN,
 ) -> None:
     """Writes model.safetensors and config.json, with `problem` as its problem_type, as the
     architecture's save_pretrained does. `params`: the model's tree of NumPy arrays; `pooler`: that
-    of a base model, written beside a head that has none. Raises InputError for a head that has no
-    such form."""
+    of a base model, written beside a head that has none; `scale`: the run's. Raises InputError for
+    a head that has no such form."""
     from safetensors.numpy import save_file
 
     prefix = "" if kind == "embedding" else families.FAMILIES[config.family].prefix
@@ -301,7 +305,7 @@ def save(
         name = families.name(ours, config.family, kind) if kind else None
         if name is None:
             raise InputError(f"a head with {ours} has no form in transformers: no export")
-        array = np.asarray(value, np.float32)
+        array = stored_heads.stored(ours, np.asarray(value, np.float32), scale)
         name = (prefix + name).lstrip(".") if name.startswith(".") else name
         tensors[name] = np.ascontiguousarray(array.T if ours.endswith("/kernel") else array)
     tensors |= {f"{prefix}.{name}".lstrip("."): array for name, array in (pooler or {}).items()}

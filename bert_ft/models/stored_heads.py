@@ -1,12 +1,15 @@
-"""What a directory says of its head beside the tensors: which labels its outputs are, and how
-sentence-transformers makes vectors of it."""
+"""What a directory says of its head beside the tensors: which labels its outputs are, in what unit,
+and how sentence-transformers makes vectors of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bert_ft.errors import InputError
 
@@ -33,6 +36,52 @@ def label_order(
         f"{path}: its labels are {', '.join(map(repr, theirs[:20]))}; the data's "
         f"{', '.join(map(repr, ours[:20]))}: give them its names{how}, or set config.model.head=new"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Of what is stored, in which all runs agree, beside what a run trains: a rating is `scale`
+    times the run's own output and `mean` more, so in the unit of its labels (tasks/regression.py);
+    a chain's scores are `rate` times its parameters (heads.TokenHead)."""
+
+    mean: float = 0.0
+    scale: float = 1.0
+    rate: float = 1.0
+
+
+OWN = Scale()
+
+
+def scale_of(task: Any, fitted: Mapping[str, Any]) -> Scale:
+    rate = getattr(task, "crf_rate", 0) or 1.0
+    if getattr(task, "problem_type", "") != "regression":
+        return Scale(rate=rate)
+    return Scale(float(fitted["mean"]), float(fitted["scale"]), rate)
+
+
+def stored(ours: str, array: np.ndarray, s: Scale) -> np.ndarray:
+    """A parameter of a run, by its path, as it is stored."""
+    factor, shift = _line(ours, s)
+    if (factor, shift) == (1.0, 0.0):
+        return array
+    return (array.astype(np.float64) * factor + shift).astype(np.float32)
+
+
+def trained(ours: str, array: np.ndarray, s: Scale) -> np.ndarray:
+    """The inverse of `stored`."""
+    factor, shift = _line(ours, s)
+    if (factor, shift) == (1.0, 0.0):
+        return array
+    return ((array.astype(np.float64) - shift) / factor).astype(np.float32)
+
+
+def _line(ours: str, s: Scale) -> tuple[float, float]:
+    """(factor, shift) from a parameter to what is stored of it."""
+    if ours.startswith("top/crf_"):
+        return s.rate, 0.0
+    if ours.startswith("top/classifier/"):
+        return s.scale, s.mean if ours.endswith("/bias") else 0.0
+    return 1.0, 0.0
 
 
 def pooling(path: Path) -> str:

@@ -18,7 +18,7 @@ from bert_ft.data.texts import pack_texts, text_at
 from bert_ft.errors import InputError
 from bert_ft.evals.ranking import ranking_scores, ranks_among
 from bert_ft.models.bert import Batch
-from bert_ft.models.heads import Outputs, SequenceHead
+from bert_ft.models.heads import ChoiceHead, Outputs, SequenceHead
 from bert_ft.tasks.candidates import (
     COLUMN,
     drawn_negatives,
@@ -37,7 +37,8 @@ class CrossEncoder:
     A training example is one question with its right answer and `task.negatives` wrong ones: the
     best of its candidates, or, where the rows have none, answers of other rows; the loss is the
     cross entropy of the right one among them (Gao, Dai & Callan 2021). A scored set is its distinct
-    questions, each with the candidates of its first row.
+    questions, each with the candidates of its first row. With `task.multiple_choice` the head is
+    that of transformers' …ForMultipleChoice: a question, its choices, one of them right.
     """
 
     name = "cross_encoder"
@@ -46,6 +47,7 @@ class CrossEncoder:
     def __init__(self, config: ConfigDict):
         self.text, self.pair = config.data.text, config.data.text_pair
         self.negatives, self.top_k = config.task.negatives, config.task.top_k
+        self.made = ChoiceHead if config.task.multiple_choice else SequenceHead
 
     def signature(self) -> dict[str, Any]:
         about = {"task": self.name, "columns": self.columns()}
@@ -126,7 +128,7 @@ class CrossEncoder:
         )
 
     def head(self, fitted: Mapping[str, Any]) -> partial:
-        return partial(SequenceHead, 1)
+        return partial(self.made, 1)
 
     def loss(
         self, outputs: Outputs, batch: Batch

@@ -26,9 +26,9 @@ class Regression(SequenceTask):
     The model's own unit is the label less `mean`, over `scale`. Under
     `task.label_scaling='standard'` those are of the training rows, so that the head begins at the
     mean and no learning rate depends on the label's unit. Scores and answers are in that unit;
-    predictions are not clipped to the range. So are the outputs of an exported model, from which a
-    run goes on under 'none'; an adapter in the form of peft keeps the model's own unit, and
-    export.json has both numbers.
+    predictions are not clipped to the range. So are the outputs of an exported model, and a head of
+    one output that a run begins with is taken to be; an adapter in the form of peft keeps the
+    model's own unit, and export.json has both numbers.
     """
 
     name = "regression"

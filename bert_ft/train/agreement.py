@@ -19,48 +19,27 @@ from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import Rows
 from bert_ft.models import families, hf
 from bert_ft.models.heads import Model, kind_of
+from bert_ft.models.stored_heads import OWN, Scale, scale_of
 from bert_ft.train.system import System
 
 # Kinds of heads with outputs by text, of which one may by chance be shaped as one by token is.
 WHOLE = ("sequence", "choice", "embedding")
 TOLERANCE = 1e-4  # absolute, float32: some hundred times the rounding, a thousandth of a fault
-Unit = tuple[float, float]  # mean, scale: what is written gives the model's outputs * scale + mean
-OWN: Unit = (0.0, 1.0)
 
 
-def label_unit(system: System) -> Unit:
-    """That of a rating's labels, which users of an exported model want (tasks/regression.py); of
-    other tasks the model's own."""
-    if getattr(system.task, "problem_type", "") != "regression":
-        return OWN
-    return float(system.fitted["mean"]), float(system.fitted["scale"])
-
-
-def in_unit(params: Any, unit: Unit) -> Any:
-    """The tree of a model of one output, with a last layer that gives it in that unit."""
-    if unit == OWN:
-        return params
-    (mean, scale), last = unit, params["top"]["classifier"]
-    kernel, bias = (np.asarray(last[leaf], np.float64) * scale for leaf in ("kernel", "bias"))
-    made = {"kernel": kernel.astype(np.float32), "bias": (bias + mean).astype(np.float32)}
-    return {**params, "top": {**params["top"], "classifier": {**last, **made}}}
-
-
-def _in_own(outputs: dict[str, np.ndarray], unit: Unit) -> dict[str, np.ndarray]:
-    if unit == OWN:
+def _in_own(outputs: dict[str, np.ndarray], scale: Scale) -> dict[str, np.ndarray]:
+    """What transformers makes of a rating, in the run's own unit."""
+    if (scale.mean, scale.scale) == (OWN.mean, OWN.scale):
         return outputs
-    mean, scale = unit
-    return {**outputs, "logits": (outputs["logits"].astype(np.float64) - mean) / scale}
+    return {**outputs, "logits": (outputs["logits"].astype(np.float64) - scale.mean) / scale.scale}
 
 
-def compare(
-    system: System, params: Any, plain: Any, rows: Rows, path: Path, unit: Unit = OWN
-) -> dict[str, float]:
+def compare(system: System, params: Any, plain: Any, rows: Rows, path: Path) -> dict[str, float]:
     """{'bert_ft': d, 'transformers': d}, the largest absolute difference between the outputs of the
     trained model and those of the directory, read by our loader and, where torch is installed, by
-    transformers. `params` are what the model is given, `plain` the tree of what was written, whose
-    outputs are in `unit`. Raises AssertionError where the tokens differ at all or an output, in the
-    model's own unit, by more than TOLERANCE."""
+    transformers. `params` are what the model is given, `plain` the tree of what was written. Raises
+    AssertionError where the tokens differ at all or an output, in the model's own unit, by more
+    than TOLERANCE."""
     tokenizer, length = hf.load_tokenizer(path), system.config.data.max_length
     data, again = (
         _of_rows(system.task.encode(rows, by, length, system.fitted))
@@ -73,17 +52,18 @@ def compare(
     batch = _padded(data, system.row_length, getattr(system.task, "draw", None))
     fresh = Model(hf.read_config(path), system.model.head)
     kind = kind_of(system.model.head)
-    found, new = hf.load(path, plain, kind, hf.label_names(system.fitted))
+    scale = scale_of(system.task, system.fitted)
+    found, new = hf.load(path, plain, kind, hf.label_names(system.fitted), scale=scale)
     if new:
         raise AssertionError(f"export: the written directory lacks {', '.join(new)}")
     with jax.default_matmul_precision("highest"):
         trained = _outputs(Model(system.encoder, system.model.head), params, batch)
-        ours = _in_own(_outputs(fresh, hf.unflatten(found), batch), unit)
+        ours = _outputs(fresh, hf.unflatten(found), batch)
     largest = {"bert_ft": _difference("bert_ft", kind, trained, ours, batch)}
     if importlib.util.find_spec("torch"):
         pooling = getattr(system.model.head(system.encoder, jnp.float32), "pooling", "")
         theirs = transformers_outputs(path, kind, batch, system.encoder.pad_token_id, pooling)
-        theirs = _in_own(theirs, unit)
+        theirs = _in_own(theirs, scale)
         # What the architecture has no place for (a CRF's scores) only our loader reads.
         same = {k: v for k, v in trained.items() if k in theirs}
         if same:

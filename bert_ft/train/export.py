@@ -25,11 +25,12 @@ from bert_ft.errors import InputError
 from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model, kind_of
+from bert_ft.models.stored_heads import OWN, scale_of
 from bert_ft.parts import part_configs
 from bert_ft.tasks.candidates import COLUMN, texts_of
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import adapters, card, optim, record
-from bert_ft.train.agreement import OWN, compare, in_unit, label_unit
+from bert_ft.train.agreement import compare
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.gather import chosen
 from bert_ft.train.start import full, trained_parts
@@ -69,18 +70,18 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         raise InputError(f"{to}: can't be written: {e.strerror}") from e
     try:
         scratch.chmod(0o755)
-        labels, unit = next(iter(hf.label_names(system.fitted)), []), label_unit(system)
+        labels = next(iter(hf.label_names(system.fitted)), [])
+        scale = scale_of(system.task, system.fitted)
         if peft:
             largest = adapters.write(scratch, whole, (trained, frozen, step), params, rows)
         else:
-            plain, problem = in_unit(plain, unit), getattr(system.task, "problem_type", "")
-            pooler = _pooler(config, kind)
-            hf.save(scratch, system.encoder, plain, kind, labels, problem, pooler)
+            problem, pooler = getattr(system.task, "problem_type", ""), _pooler(config, kind)
+            hf.save(scratch, system.encoder, plain, kind, labels, problem, pooler, scale)
         system.tokenizer.save_pretrained(scratch)
         if kind == "embedding" and not peft:
             card.write_sentence_transformer(scratch, system)
         if not peft:
-            largest = compare(system, params, plain, rows, scratch, unit)
+            largest = compare(system, params, plain, rows, scratch)
         compared: dict[str, Any] = {
             "rows": len(rows),
             "of": f"data.{name}",
@@ -94,7 +95,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             "versions": record.versions(),
             "compared": compared,
             "thresholds": card.thresholds(system),
-            "unit": dict(zip(("mean", "scale"), label_unit(system) if peft else OWN, strict=True)),
+            "unit": {key: getattr(scale if peft else OWN, key) for key in ("mean", "scale")},
         }
         (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")
         scores = _scores(workdir, sha256)

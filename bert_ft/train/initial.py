@@ -12,6 +12,7 @@ import numpy as np
 from bert_ft.models import hf, positions
 from bert_ft.models.multi import kinds_of
 from bert_ft.models.shallow import chosen_layers, deepened, picked
+from bert_ft.models.stored_heads import scale_of
 from bert_ft.train.barriers import agree
 from bert_ft.train.system import System, example_batch
 
@@ -36,6 +37,7 @@ def _pretrained(
         hf.label_names(system.fitted),
         system.config.model.head == "new",
         say,
+        scale_of(system.task, system.fitted),
     )
     found = picked(found, layers)
     if stretched:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from bert_ft.config import FREE, default, flat
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names
+from bert_ft.parts import part_configs
 from bert_ft.train.checksum import describe
 
 SHOWN = 4  # leaves named in a message before "and n more"
@@ -95,3 +96,31 @@ def check_leaves(where: object, stored: Mapping[str, Any], now: Mapping[str, Any
 def few(items: list[str], separator: str) -> str:
     rest = [f"and {len(items) - SHOWN} more"] if len(items) > SHOWN else []
     return separator.join(items[:SHOWN] + rest)
+
+
+def require_same_rates(config: ConfigDict, workdir: Path) -> None:
+    """Raises InputError where the config has another rate than the run by which that run's
+    parameters are to be read: of a chain (heads.TokenHead), of tables (fusion.FusionHead)."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return
+    its, old = config.copy_and_resolve_references(), json.loads(path.read_text())
+    keys = [k for k in flat(config) if k.startswith("task.") and k in old]
+    its.update_from_flattened_dict({k: old[k] for k in keys})
+    theirs = dict(_rates(its))
+    for key, ours in _rates(config):
+        if key in theirs and theirs[key] != ours:
+            raise InputError(
+                f"config.{key} is {ours:g}; accepted: {theirs[key]:g}, by which the parameters of "
+                f"{workdir} are to be read"
+            )
+
+
+def _rates(config: ConfigDict) -> Iterator[tuple[str, float]]:
+    several = config.task.name == "multi"
+    for part, own in (part_configs(config) if several else {"": config}).items():
+        where, t = (f"task.parts: {part!r}: " if several else ""), own.task
+        if t.name == "tagging" and t.decode == "crf":
+            yield f"{where}task.crf_rate", t.crf_rate
+        elif t.name == "recommend":
+            yield f"{where}task.table_rate", t.table_rate

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from bert_ft.train.adapted import adapted
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.initial import initial_params
-from bert_ft.train.meaning import WHICH, differing
-from bert_ft.train.refuse import otherwise
+from bert_ft.train.meaning import UNIT, WHICH, differing
+from bert_ft.train.refuse import otherwise, require_same_rates
 from bert_ft.train.sharding import abstract, replicated
 from bert_ft.train.step import TrainState
 from bert_ft.train.system import System, load_fitted
@@ -90,8 +91,9 @@ def _resumed(system: System, say: Callable[[str], None]) -> tuple[Any, int]:
     trained, step, digest = trained_at(its, workdir, optimizer, say)
     frozen = frozen_again(its, optimizer, digest, say)
     params = full(its, trained, frozen, step)
+    theirs = load_fitted(workdir)
     if its.weights.plain:
-        return params, step
+        return _in_own_unit(system, params, theirs), step
     # On the host and in float64: what is frozen of it is known by its digest, whatever machine the
     # run goes on with.
     whole = jax.device_get(jax.device_put(params, replicated(system.mesh)))
@@ -104,7 +106,24 @@ def _resumed(system: System, say: Callable[[str], None]) -> tuple[Any, int]:
         value = value.astype(like.dtype)
         return jax.make_array_from_callback(value.shape, like.sharding, value.__getitem__)
 
+    merged = _in_own_unit(system, merged, theirs)
     return jax.tree.map(placed, merged, system.abstract_params), step
+
+
+def _in_own_unit(system: System, params: Any, theirs: Mapping[str, Any]) -> Any:
+    """With the last layer of each rating, which gives label = output * scale + mean, in the unit of
+    this run's training rows instead of that of `theirs`, what the other run learnt from its own."""
+    flat = hf.flatten(params)
+    for part in getattr(system.task, "parts", [""]):
+        own, its = (f.get(part, {}) if part else f for f in (system.fitted, theirs))
+        if not set(UNIT) <= own.keys() & its.keys() or all(own[k] == its[k] for k in UNIT):
+            continue
+        top = f"top/{part}/" if part else "top/"
+        # Of a rating; of a recommendation, whose items have a bias each besides.
+        for path in [p for p in flat if re.match(rf"{top}((classifier|score)/|wide_\d)", p)]:
+            shift = its["mean"] - own["mean"] if path.endswith("/bias") else 0.0
+            flat[path] = (flat[path] * its["scale"] + shift) / own["scale"]
+    return hf.unflatten(flat)
 
 
 def _require_same_meaning(system: System, workdir: Path) -> None:
@@ -230,6 +249,7 @@ def trained_at(
     """(what a run reported of what it trains, its step, the digest of what stands beside it), or
     those of its latest checkpoint where it has not finished. Raises InputError where there are
     none."""
+    require_same_rates(system.config, workdir)
     like = abstract_state(system, optimizer)
     with checkpoints(system.config, workdir, say, read_only=True) as saved:
         found = saved.restore_best(like.params, {})
