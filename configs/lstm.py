@@ -2,7 +2,8 @@
 
 python -m bert_ft.main --config=configs/lstm.py --workdir=runs/lstm
 
-Score: not yet measured.
+Test accuracy 76.70 ± 0.73 % over seeds 0, 1 and 2 (n = 854), by
+python -m experiments.methods.distilling ("LSTM, alone"); BERT's 6 layers have 85.09 ± 0.54
 """
 
 from ml_collections import ConfigDict
