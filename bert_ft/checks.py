@@ -109,7 +109,7 @@ def _check_trials(c: ConfigDict, mode: str) -> None:
         return
     if t.halving:
         without = "0 where there is no data.dev, or eval.every_steps is 0: it goes by scores on dev"
-        require(has_dev(c) and c.eval.every_steps > 0, "trial.halving", t.halving, without)
+        require(_is_judged(c), "trial.halving", t.halving, without)
     if t.space or t.samples:
         both = "both or neither: so many trials are drawn from the space"
         require(bool(t.space) == bool(t.samples), "trial.samples", t.samples, both)
@@ -124,10 +124,14 @@ def _check_trials(c: ConfigDict, mode: str) -> None:
     for number, one in enumerate(trials.settings(c)):
         if one:  # else it is the config as it is, which is checked here
             _check_trial(c, one, f"config.trials: trial {number}", mode)
-        own = trials.config_of(c, one)
-        judged = t.halving == 0 or (has_dev(own) and own.eval.every_steps > 0)
-        none = f"0 where config.trials has one (trial {number}) that is never scored on dev"
-        require(judged, "trial.halving", t.halving, none)
+        if t.halving:
+            none = f"0 where config.trials has one (trial {number}) that is never scored on dev"
+            require(_is_judged(trials.config_of(c, one)), "trial.halving", t.halving, none)
+
+
+def _is_judged(c: ConfigDict) -> bool:
+    """Whether a run is scored on dev while it trains."""
+    return has_dev(c) and c.eval.every_steps > 0
 
 
 def check_space(c: ConfigDict, space: list[Dimension], where: str, mode: str) -> None:

@@ -35,16 +35,13 @@ def main(argv: list[str]) -> int:
         import jax
 
         from bert_ft.train.guard import guarded
+        from bert_ft.train.processes import tell
         from bert_ft.train.record import write_lines
         from bert_ft.train.selection import Asked, select
 
-        def say(line: str) -> None:
-            if jax.process_index() == 0:
-                print(line, file=sys.stderr, flush=True)
-
         with guarded(config, workdir, "eval", None, time.monotonic()):
             asked = Asked(POOL.value, COUNT.value, BY.value, OVER.value, SEED.value)
-            rows = select(config, workdir, asked, say)
+            rows = select(config, workdir, asked, tell)
             out = paths.at(OUT.value) if OUT.value else workdir / "selected.jsonl"
             if jax.process_index() == 0:
                 write_lines(out, rows)

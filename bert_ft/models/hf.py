@@ -250,7 +250,8 @@ def load(
                 why.add(f"its {name} has shape {array.shape}, ours {leaf.shape}")
                 array = None
         if array is not None and array.shape == leaf.shape:
-            array = stored_heads.trained(ours, np.asarray(array, np.float32), scale)
+            array = np.asarray(array, np.float32)
+            array = stored_heads.rescaled(ours, array, stored_heads.OWN, scale)
             found[ours] = np.ascontiguousarray(array)
         elif ours.startswith("top/"):
             new.append(ours)
@@ -305,7 +306,8 @@ def save(
         name = families.name(ours, config.family, kind) if kind else None
         if name is None:
             raise InputError(f"a head with {ours} has no form in transformers: no export")
-        array = stored_heads.stored(ours, np.asarray(value, np.float32), scale)
+        array = np.asarray(value, np.float32)
+        array = stored_heads.rescaled(ours, array, scale, stored_heads.OWN)
         name = (prefix + name).lstrip(".") if name.startswith(".") else name
         tensors[name] = np.ascontiguousarray(array.T if ours.endswith("/kernel") else array)
     tensors |= {f"{prefix}.{name}".lstrip("."): array for name, array in (pooler or {}).items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ def label_order(
     )
 
 
+# The last layer of a rating; of a recommendation, whose items have a bias each besides.
+_OF_RATING = re.compile(r"top/((classifier|score)/|wide_\d)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Scale:
     """Of what is stored, in which all runs agree, beside what a run trains: a rating is `scale`
@@ -59,27 +64,21 @@ def scale_of(task: Any, fitted: Mapping[str, Any]) -> Scale:
     return Scale(float(fitted["mean"]), float(fitted["scale"]), rate)
 
 
-def stored(ours: str, array: np.ndarray, s: Scale) -> np.ndarray:
-    """A parameter of a run, by its path, as it is stored."""
-    factor, shift = _line(ours, s)
-    if (factor, shift) == (1.0, 0.0):
+def rescaled(ours: str, array: Any, its: Scale, own: Scale) -> Any:
+    """A parameter, by its path, of a run of the one scale as a run of the other has it; OWN is that
+    of what is stored. NumPy's arrays are reckoned with in float64."""
+    (factor, shift), (by, add) = _line(ours, its), _line(ours, own)
+    if (factor, shift) == (by, add):
         return array
-    return (array.astype(np.float64) * factor + shift).astype(np.float32)
-
-
-def trained(ours: str, array: np.ndarray, s: Scale) -> np.ndarray:
-    """The inverse of `stored`."""
-    factor, shift = _line(ours, s)
-    if (factor, shift) == (1.0, 0.0):
-        return array
-    return ((array.astype(np.float64) - shift) / factor).astype(np.float32)
+    wide = array.astype(np.float64) if isinstance(array, np.ndarray) else array
+    return ((wide * factor + (shift - add)) / by).astype(array.dtype)
 
 
 def _line(ours: str, s: Scale) -> tuple[float, float]:
     """(factor, shift) from a parameter to what is stored of it."""
     if ours.startswith("top/crf_"):
         return s.rate, 0.0
-    if ours.startswith("top/classifier/"):
+    if _OF_RATING.match(ours):
         return s.scale, s.mean if ours.endswith("/bias") else 0.0
     return 1.0, 0.0
 

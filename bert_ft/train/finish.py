@@ -118,9 +118,13 @@ def tuned(system: System, predicted: Mapping[str, Any]) -> System:
 def _with(fitted: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Both, of several parts by part: a set keeps the labels that it alone has, and lacks the parts
     of which it has no rows."""
-    of_parts = {k: _with(fitted[k], v) for k, v in chosen.items()
-                if isinstance(v, Mapping) and k in fitted}  # fmt: skip
-    return {**fitted, **{k: v for k, v in chosen.items() if not isinstance(v, Mapping)}, **of_parts}
+    both = dict(fitted)
+    for key, value in chosen.items():
+        if not isinstance(value, Mapping):
+            both[key] = value
+        elif key in fitted:
+            both[key] = _with(fitted[key], value)
+    return both
 
 
 def conclude(

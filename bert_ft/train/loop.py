@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +22,7 @@ from bert_ft.train import footprint, optim, phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
 from bert_ft.train.gather import refuse_trials
+from bert_ft.train.processes import tell
 from bert_ft.train.record import StepClock, old_costs, require_finite, speed, summary, write_json
 from bert_ft.train.sharding import place, replicated
 from bert_ft.train.start import (
@@ -102,8 +102,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     def say(line: str) -> None:
         """Before there is a writer, whose record begins at the step that is restored below."""
         lines.append(line)
-        if jax.process_index() == 0:
-            print(line, file=sys.stderr, flush=True)
+        tell(line)
 
     with phases.within("input", "the preparation of data"):
         system = assemble(config, say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from bert_ft.train import adapters, optim, record
 from bert_ft.train.barriers import agree
 from bert_ft.train.finish import eval_programs, predict_set
 from bert_ft.train.gather import chosen
+from bert_ft.train.processes import tell
 from bert_ft.train.start import trained_params
 from bert_ft.train.system import System, assemble, in_rows_for, load_fitted
 
@@ -40,8 +40,8 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     agree("config.predict.input", {"content": source.fingerprint()})
     rows = source.read()
     for line in rows.skipped:
-        _tell(f"skipped {line}")
-    system = assemble(config, _tell, sets=(), model_dir=workdir / "model", fitted=fitted)
+        tell(f"skipped {line}")
+    system = assemble(config, tell, sets=(), model_dir=workdir / "model", fitted=fitted)
     # Labels, where the rows have any, play no part: they need not be those of the training set.
     labels = getattr(system.task, "labels", [config.data.label])
     columns = {k: v for k, v in rows.columns.items() if k not in labels}
@@ -50,14 +50,14 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     encode = getattr(system.task, "encode_unlabelled", system.task.encode)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
     for line in data.skipped:  # of what the task itself has read
-        _tell(f"skipped {line}")
+        tell(f"skipped {line}")
     if config.predict.adapters:
-        for name, its, own, params, step in adapters.each(system, data, _tell):
+        for name, its, own, params, step in adapters.each(system, data, tell):
             at = adapters.beside(out, name)
             said = f"adapter {name}" + (f" of step {step:,}" if step is not None else "")
             _label(its, params, own, rows, at, said, {"adapter": name})
         return out.parent
-    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), _tell)
+    params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), tell)
     _label(system, params, data, rows, out, f"step {step:,}", {})
     return out
 
@@ -107,11 +107,6 @@ def _places(rows: Rows) -> list[dict[str, Any]]:
     if rows.paths is None:
         return [{"line": line} for line in rows.lines]
     return [{"file": f, "line": line} for f, line in zip(rows.paths, rows.lines, strict=True)]
-
-
-def _tell(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)
 
 
 def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:

@@ -185,3 +185,9 @@ def _on_terminate(lost: Callable[[], None]) -> None:
     set_terminate.restype, set_terminate.argtypes = ctypes.c_void_p, [kind]
     set_terminate(handler)
     _kept.append(handler)
+
+
+def tell(line: str) -> None:
+    """On standard error, by process 0 alone."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from bert_ft import paths
 from bert_ft.config import cache_dir, fixed, flat
 from bert_ft.errors import InputError
 from bert_ft.models import hf
+from bert_ft.models.stored_heads import Scale, rescaled
 from bert_ft.train import optim, phases
 from bert_ft.train.adapted import adapted
 from bert_ft.train.checkpoint import Checkpoints
@@ -118,11 +118,10 @@ def _in_own_unit(system: System, params: Any, theirs: Mapping[str, Any]) -> Any:
         own, its = (f.get(part, {}) if part else f for f in (system.fitted, theirs))
         if not set(UNIT) <= own.keys() & its.keys() or all(own[k] == its[k] for k in UNIT):
             continue
-        top = f"top/{part}/" if part else "top/"
-        # Of a rating; of a recommendation, whose items have a bias each besides.
-        for path in [p for p in flat if re.match(rf"{top}((classifier|score)/|wide_\d)", p)]:
-            shift = its["mean"] - own["mean"] if path.endswith("/bias") else 0.0
-            flat[path] = (flat[path] * its["scale"] + shift) / own["scale"]
+        prefix = f"top/{part}/" if part else "top/"
+        scales = [Scale(f["mean"], f["scale"]) for f in (its, own)]
+        for path in [p for p in flat if p.startswith(prefix)]:
+            flat[path] = rescaled(f"top/{path.removeprefix(prefix)}", flat[path], *scales)
     return hf.unflatten(flat)
 
 

@@ -7,7 +7,6 @@ and eval take like any other; WORKDIR has the record of all of them.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +32,7 @@ from bert_ft.train.gather import (
 from bert_ft.train.group import Group, Prune, make_group, programs_of_trials
 from bert_ft.train.held import Held
 from bert_ft.train.loop import open_writer
+from bert_ft.train.processes import tell
 from bert_ft.train.record import write_json
 from bert_ft.train.refuse import check_meta
 from bert_ft.train.start import checkpoints, scored
@@ -56,8 +56,7 @@ def run_trials(
 
     def say(line: str) -> None:
         lines.append(line)
-        if jax.process_index() == 0:
-            print(line, file=sys.stderr, flush=True)
+        tell(line)
 
     _require_same(settings, workdir, config)
     several, lost = len(numbers_of) > 1, None
@@ -103,7 +102,7 @@ def run_trials(
             ]
             merged_metrics(parts, workdir / "metrics.jsonl")
         for line in gather(config, workdir, settings):
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
     return EXIT_DONE
 
 
@@ -138,7 +137,7 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
         if jax.process_index() == 0:
             write_json(path, {**together, "mean_prediction": members.mean_prediction()})
     for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
-        print(line, file=sys.stderr, flush=True)
+        tell(line)
 
 
 def _is_over(workdir: Path, tag: str, numbers: list[int], config: ConfigDict) -> bool:

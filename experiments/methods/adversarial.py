@@ -8,7 +8,7 @@ time, attacks it, prints the table and draws adversarial.svg. A run stays under 
 has been attacked; one that fails is noted, and the others go on. A method may be given other knobs:
 --methods plain pgd:epsilon=3,step=1.5
 `misspelt` is no method of the loss: of half of the texts each word is misspelt by chance, with the
-probability MISSPELT (bert_ft/data/noise.py, `typos`), which is not drawn as the attack searches.
+probability 0.3 (bert_ft/data/noise.py, `typos`), which is not drawn as the attack searches.
 """
 
 from __future__ import annotations
@@ -34,30 +34,28 @@ from experiments.methods.reading import attacked_texts, scorer, train
 
 HERE = Path(__file__).parent
 METHODS = ("plain", "fgm", "pgd", "freelb", "smart", "rdrop", "misspelt")
-MISSPELT = 0.3
+# What is no method of the loss, by its flags.
+OF_DATA = {"plain": (), "misspelt": ("--config.data.augment=typos:0.3",)}
 
 
 def used(case: str) -> str:
     """config.methods.use of a case."""
-    return case.partition(":")[0].replace("plain", "").replace("misspelt", "")
+    return "" if case in OF_DATA else case.partition(":")[0]
 
 
 def flags_of(case: str) -> list[str]:
     """'plain', 'misspelt', 'NAME' or 'NAME:KNOB=VALUE,...' -> flags of the main program."""
-    if case == "misspelt":
-        return [f"--config.data.augment=typos:{MISSPELT}"]
     name, knobs = used(case), case.partition(":")[2]
     own = [f"--config.methods.{name}.{knob}" for knob in knobs.split(",") if knob]
-    return [f"--config.methods.use={name}", *own]
+    return [f"--config.methods.use={name}", *own, *OF_DATA.get(case, ())]
 
 
 def trained(case: str, seed: int, flags: Sequence[str]) -> dict[str, Any]:
     """The part of a line that says what was trained."""
     about = {"method": case, "seed": seed, "flags": list(flags)}
+    about["own"] = flags_of(case)
     c = get_config()
     c.methods.use = used(case)
-    if case == "misspelt":
-        about["misspelt"] = MISSPELT
     return {**about, "config": told(flat(c)), "versions": versions()}
 
 
