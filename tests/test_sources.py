@@ -141,6 +141,14 @@ def test_split_by_another_column_and_by_tokens(table, tmp_path):
     part = rows_of(f"files:{path}?split=dev&split_by=tokens", tmp_path)
     assert {split_of(" ".join(tokens)) for tokens in part.columns["tokens"]} == {"dev"}
     assert "add split_by= and one of: tokens, tags" in refusal(f"files:{path}?split=dev", tmp_path)
+    # The column of the text divides only where the URI names none.
+    named, plain = (f"files:{path}?split=dev{by}" for by in ("&split_by=tokens", ""))
+    prints = [
+        open_source(uri, cache_dir=tmp_path, split_by=column).fingerprint()
+        for uri in (named, plain)
+        for column in ("text", "tags")
+    ]
+    assert prints[0] == prints[1] and prints[2] != prints[3]
     c = default()
     c.data.text, c.data.cache_dir = "tokens", str(tmp_path)
     source = source_of(c, f"files:{path}?split=dev")

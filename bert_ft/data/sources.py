@@ -80,10 +80,8 @@ class Source:
         options = sorted((key, value) for key, value in self.options if key != "join")
         what = [ROWS_VERSION, self.origin.digest(), self.bad_rows, options]
         what += [join.digest() for join in self.joins]
-        if "split" in (given := dict(self.options)) and self.split_by not in (
-            "text",
-            given.get("split_by"),
-        ):
+        given = dict(self.options)
+        if "split" in given and "split_by" not in given and self.split_by != "text":
             what.append(f"split by {self.split_by}")
         return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
