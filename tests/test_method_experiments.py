@@ -90,8 +90,8 @@ def test_every_curve_has_a_colour_of_its_own():
 
 def test_a_table_of_what_is_trained():
     params = {"total": 1000, "trainable": 110, "encoder": 900, "trained_in_encoder": 9}
-    rest = {"n": 7, "checkpoint_bytes": 2e6, "reported_bytes": 1e6, "params": params}
+    rest = {"n": 7, "rate": 1e-4, "checkpoint_bytes": 2e6, "reported_bytes": 1e6, "params": params}
     lines = [{**rest, "score": 0.5, "seed": k, "step_ms_p50": ms} for k, ms in ((0, 40), (1, None))]
     said = tuning.table("reviews", {"all": lines, "LoRA, r = 8": [{**lines[0], "step_ms_p50": 30}]})
-    assert "| all | 50.00 ± 0.00 | 1.00 | 11.00 | 40 | 1.00 | 2.0 | 1.0 |" in said
+    assert "| all | 0.0001 | 50.00 ± 0.00 | 1.00 | 11.00 | 40 | 1.00 | 2.0 | 1.0 |" in said
     assert "| 1.00 | 11.00 | 30 | 0.75 |" in said

@@ -3,11 +3,11 @@
 python -m experiments.methods.tuning
 
 Full tuning, LoRA, AdaLoRA, adapters, a prefix and biases alone, each with three seeds, on the
-demo's reviews (one epoch), Banking77 (35 requests a class) and the NCBI diseases (2,000 sentences):
-as much as makes a method's table in two hours of two cores. --whole takes each config as it is.
-Runs what tuning.jsonl does not hold yet with the same settings and versions, one run at a time,
-then prints the tables and draws tuning.svg. A run that fails is noted, and the others go on.
-Learning rates are those below for all tasks; none was tuned on them.
+demo's reviews (one epoch), Banking77 (35 requests a class) and the NCBI diseases (2,000 sentences).
+--whole takes each config's rows and epochs as they are. The first seed runs with each learning rate
+of a method, the others with the one of the best score on dev. Runs what tuning.jsonl does not hold
+yet with the same settings and versions, one run at a time, then prints the tables and draws
+tuning.svg. A run that fails is noted, and the others go on.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft.config import flat
+from configs.customer_service import BANKING
 from configs.medical import DISEASES
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
@@ -34,42 +35,46 @@ from experiments.parity.tasks import Task
 
 HERE = Path(__file__).parent
 TASKS = {
-    "reviews": Task("configs/sentiment.py", "test/accuracy", (("train.epochs", 1.0),)),
+    "reviews": Task("configs/sentiment.py", "test/accuracy"),
     "Banking77": Task(
-        "configs/customer_service.py:banking77", "test/accuracy", (("data.shots", 35),)
+        "configs/customer_service.py:banking77",
+        "test/accuracy",
+        tuple((f"data.{s}", f"{BANKING.format('train')}?split={s}") for s in ("train", "dev")),
     ),
-    "NCBI diseases": Task(
-        "configs/medical.py",
-        "test/f1",
-        (("data.train", f"{DISEASES.format('train')}&limit=2000"),),
-    ),
+    "NCBI diseases": Task("configs/medical.py", "test/f1"),
+}
+LESS: dict[str, tuple[tuple[str, Any], ...]] = {  # without --whole
+    "reviews": (("train.epochs", 1.0),),
+    "Banking77": (("data.shots", 35),),
+    "NCBI diseases": (("data.train", f"{DISEASES.format('train')}&limit=2000"),),
 }
 SHORTEST = 150  # of the 188 steps of the shortest, those in which AdaLoRA drops triplets
 
-# What is new begins from nothing, or from zeros, and needs a larger rate than what is pretrained.
+EVERY = "^encoder/"  # all dense layers of the encoder, not queries and values alone
 METHODS: dict[str, tuple[tuple[str, Any], ...]] = {
     "all": (),
-    "LoRA, r = 8": (("methods.use", "lora"), ("train.learning_rate", 1e-3)),
-    "AdaLoRA, r = 12 to 8": (("methods.use", "adalora"), ("train.learning_rate", 1e-3)),
-    "Houlsby, width 24": (
-        *(("methods.use", "houlsby"), ("methods.houlsby.width", 24)),
-        ("train.learning_rate", 1e-3),
-    ),
-    "Pfeiffer, width 24": (("methods.use", "pfeiffer"), ("train.learning_rate", 1e-3)),
-    "prefix of 16": (("methods.use", "prefix"), ("train.learning_rate", 5e-3)),
-    "BitFit": (("methods.use", "bitfit"), ("train.learning_rate", 1e-3)),
+    "LoRA, r = 8": (("methods.use", "lora"), ("methods.lora.targets", EVERY)),
+    "AdaLoRA, r = 12 to 8": (("methods.use", "adalora"), ("methods.adalora.targets", EVERY)),
+    "Houlsby, width 24": (("methods.use", "houlsby"), ("methods.houlsby.width", 24)),
+    "Pfeiffer, width 24": (("methods.use", "pfeiffer"),),
+    "prefix of 16": (("methods.use", "prefix"),),
+    "BitFit": (("methods.use", "bitfit"),),
 }
+# What is new begins from nothing, or from zeros, and needs a larger rate than what is pretrained.
+RATES = {"all": (5e-5, 1.5e-4, 5e-4), "prefix of 16": (5e-3, 1.5e-2)}
+RATES_OF_FEW = (1e-3, 3e-3)
 
 
-def case(task: str, method: str, whole: bool) -> Task:
+def case(task: str, method: str, rate: float, whole: bool) -> Task:
     of = TASKS[task]
-    less = () if whole else (*of.overrides, ("methods.adalora.end", SHORTEST))
-    return Task(of.config, of.score, (*METHODS[method], *less, ("eval.report", False)))
+    less = () if whole else (*LESS[task], ("methods.adalora.end", SHORTEST))
+    own = (*METHODS[method], ("train.learning_rate", rate), ("eval.report", False))
+    return Task(of.config, of.score, (*of.overrides, *less, *own))
 
 
-def expected(task: str, method: str, seed: int, whole: bool) -> dict[str, Any]:
+def expected(task: str, method: str, rate: float, seed: int, whole: bool) -> dict[str, Any]:
     """The part of a result's line that says what was run; equal parts need not run again."""
-    config = case(task, method, whole).read_config()
+    config = case(task, method, rate, whole).read_config()
     config.train.seed = seed
     return {
         **{"task": task, "method": method, "seed": seed},
@@ -81,14 +86,14 @@ def bytes_below(path: Path) -> int:
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
 
 
-def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def one(task: str, method: str, args: argparse.Namespace, rate: float, seed: int) -> dict[str, Any]:
     """The line of a run, from the results or made and added to them."""
-    what = expected(task, method, seed, args.whole)
+    what = expected(task, method, rate, seed, args.whole)
     line = found(read(args.results), what)
     if line is not None:
         return line
-    wanted = case(task, method, args.whole)
-    short = "".join(c if c.isalnum() else "_" for c in f"{task}-{method}")
+    wanted = case(task, method, rate, args.whole)
+    short = "".join(c if c.isalnum() else "_" for c in f"{task}-{method}-{rate:g}")
     workdir = args.workdirs / short / f"{seed}{'-whole' * args.whole}"
     if not (workdir / "result.json").exists():
         command = [sys.executable, "-m", "bert_ft.main", *wanted.command]
@@ -102,6 +107,8 @@ def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str
     trained, encoder = encoder_sizes(workdir)
     line = {
         **what,
+        "rate": rate,
+        "dev": result["eval"][wanted.score.replace("test/", "dev/")]["mean"],
         "score": score["mean"],
         "n": score["n_examples"],
         "steps": result["steps"],
@@ -118,8 +125,32 @@ def one(task: str, method: str, seed: int, args: argparse.Namespace) -> dict[str
     return line
 
 
+def runs_of(
+    task: str, method: str, args: argparse.Namespace, attempts: Attempts
+) -> list[dict[str, Any]]:
+    """A line a seed, all with the rate that is best on dev for the first."""
+
+    def tried(rate: float, seed: int) -> dict[str, Any] | None:
+        make = functools.partial(one, task, method, args, rate, seed)
+        return attempts.of(f"{task}, {method}, {rate:g}, seed {seed}", make)
+
+    first, *others = args.seeds
+    firsts = [line for r in RATES.get(method, RATES_OF_FEW) if (line := tried(r, first))]
+    if not firsts:
+        return []
+    best = max(firsts, key=lambda line: line["dev"])
+    return [best, *(line for seed in others if (line := tried(best["rate"], seed)))]
+
+
 TITLES = (
-    *("what is trained", "score, %", "of the encoder, %", "of all parameters, %", "step, ms"),
+    *(
+        "what is trained",
+        "learning rate",
+        "score, %",
+        "of the encoder, %",
+        "of all parameters, %",
+        "step, ms",
+    ),
     *("step, of full tuning's", "checkpoint, MB", "reported parameters, MB"),
 )
 
@@ -136,7 +167,12 @@ def table(task: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             sizes["trained_in_encoder"] / sizes["encoder"],
             sizes["trainable"] / sizes["total"],
         )
-        cells = [method, spread([r["score"] for r in rows]), *(f"{100 * s:.2f}" for s in shares)]
+        cells = [
+            method,
+            f"{rows[0]['rate']:g}",
+            spread([r["score"] for r in rows]),
+            *(f"{100 * s:.2f}" for s in shares),
+        ]
         cells.append(shown(step))
         cells.append(f"{step / full:.2f}" if step and full else "-")
         cells += [f"{rows[0][k] / 1e6:.1f}" for k in ("checkpoint_bytes", "reported_bytes")]
@@ -157,13 +193,8 @@ def main() -> None:
     args = p.parse_args()
     cases, attempts = {}, Attempts()
     for task in args.tasks:
-        runs: dict[str, list[dict[str, Any]]] = {}
-        for method in args.methods:
-            for seed in args.seeds:
-                make = functools.partial(one, task, method, seed, args)
-                line = attempts.of(f"{task}, {method}, seed {seed}", make)
-                if line is not None:
-                    runs.setdefault(method, []).append(line)
+        found = {method: runs_of(task, method, args, attempts) for method in args.methods}
+        runs = {method: lines for method, lines in found.items() if lines}
         if runs:
             print(f"\n{table(task, runs)}")
         cases |= {f"{task}, {m}": [100 * r["score"] for r in rows] for m, rows in runs.items()}
