@@ -13,9 +13,7 @@ BUILT_IN = (
     "layer_decay",
 )
 BERT_ONLY = (*SHIFTING, *BUILT_IN, "hints")  # they know its modules
-# Of a task that weighs its parts' losses as well; ONE_LOSS are not.
-OF_ALL_PARTS = (*SHIFTING, "rdrop")
-ONE_LOSS = (*(name for name in LOSSES if name not in OF_ALL_PARTS), "adalora", "noise_scale")
+ONE_LOSS = ("mixup", "pseudo", "uda", "noise_scale")  # not of a task that weighs several
 # At most one of each.
 RIVALS = (
     ASCENTS,
@@ -55,13 +53,13 @@ _SURE = ("classification", "multilabel", "ordinal")
 TASKS_OF = {  # those that have what a method asks of a task
     "smart": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "rdrop": (*_BY_EXAMPLE, "tagging", "span", "multi"),
-    "focal": ("classification", "multilabel"),
-    "contrastive": ("classification",),
+    "focal": ("classification", "multilabel", "multi"),
+    "contrastive": ("classification", "multi"),
     "mixup": _BY_EXAMPLE,
     "pseudo": _SURE,
     "uda": _SURE,
-    "distil": (*_BY_EXAMPLE, "tagging", "span"),
-    "hints": (*_BY_EXAMPLE, "tagging", "span"),
+    "distil": (*_BY_EXAMPLE, "tagging", "span", "multi"),
+    "hints": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label
 }
 LEAST = {

@@ -17,7 +17,7 @@ from bert_ft.main import CONFIG, WORKDIR
 POOL = flags.DEFINE_string("pool", None, "a data URI of rows with or without labels")
 COUNT = flags.DEFINE_integer("n", None, "how many rows to choose")
 BY = flags.DEFINE_string("by", "margin", "margin, entropy, badge, k_centre or random")
-OVER = flags.DEFINE_string("over", "mean", "of tagging: the mean or the max over a row's words")
+OVER = flags.DEFINE_string("over", "mean", "of several words or labels a row: their mean or max")
 OUT = flags.DEFINE_string("out", "", "the file; '' is WORKDIR/selected.jsonl")
 SEED = flags.DEFINE_integer("seed", 0, "of what badge, k_centre and random draw")
 

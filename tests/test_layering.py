@@ -53,7 +53,8 @@ evals.report
 compare
 tasks.schemes tasks.sequence tasks.divergence tasks.candidates tasks.ranking
 tasks.tagged tasks.classification tasks.regression tasks.features
-tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.weighting
+tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.parted
+tasks.weighting
 tasks.matching tasks.cross_encoder tasks.recommend
 tasks.multi
 tasks.registry

@@ -18,7 +18,7 @@ from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
-from bert_ft.tasks.multi import _both, _merged, _single
+from bert_ft.tasks.parted import both, merged, single
 from bert_ft.tasks.registry import make_task
 from bert_ft.tasks.weighting import chance_loss
 from bert_ft.train.step import loss_and_gradient
@@ -208,8 +208,10 @@ def test_fgm_shifts_words_along_the_gradient_of_the_weighted_sum(files):
 
     def loss(params, shift):
         outputs = model.apply({"params": params}, {**batch, "word_shift": shift})
-        totals, counts, _ = task.sums(outputs, batch)
-        return sum(w * totals[k] / counts[k] for w, k in zip((0.5, 2, 1), task.parts, strict=True))
+        found = task.sums(outputs, batch)
+        return sum(
+            w * own.total / own.count for w, own in zip((0.5, 2, 1), found.values(), strict=True)
+        )
 
     none = jnp.zeros((*batch["tokens"].shape, model.config.hidden_size))
     clean, uphill = jax.grad(loss, (0, 1))(params, none)
@@ -299,8 +301,8 @@ def test_gradient_norms_are_those_at_the_encoders_output(files):
 
     def loss(hidden):
         outputs = model.apply({"params": params}, hidden, method=lambda m, h: m.top(h, batch, None))
-        totals, counts, _ = task.sums(outputs, batch)
-        return totals["slots"] / counts["slots"]
+        own = task.sums(outputs, batch)["slots"]
+        return own.total / own.count
 
     norm = 3 * jnp.linalg.norm(jax.grad(loss)(hidden))
     np.testing.assert_allclose(metrics["slots/gradient_norm"], norm, rtol=1e-4)
@@ -527,16 +529,16 @@ def test_two_parts_that_tag_keep_their_own_words_and_tags():
     answers = {part: tagged(part) for part in ("slots", "topics")}
     asked = {"q": "?", "prediction": {"text": "a"}, "n_best": [{"text": "a"}], "truncated": True}
     for told in (
-        _both(_merged(answers), _merged({"reply": asked})),
-        _both(
-            _merged({"slots": answers["slots"], "reply": asked}),
-            _merged({"topics": answers["topics"]}),
+        both(merged(answers), merged({"reply": asked})),
+        both(
+            merged({"slots": answers["slots"], "reply": asked}),
+            merged({"topics": answers["topics"]}),
         ),
     ):
         assert told["tags"] == {"slots": ["slots"], "topics": ["topics"]}
         assert told["text"] == "a b" and told["q"] == "?" and told["truncated"] is True
         for part, own in {**answers, "reply": asked}.items():
-            alone = _single(told, part)
+            alone = single(told, part)
             assert {k: alone[k] for k in own if k != "truncated"} == {
                 k: v for k, v in own.items() if k != "truncated"
             }

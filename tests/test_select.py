@@ -61,6 +61,16 @@ def test_badge_is_that_of_whole_gradient_embeddings(seed):
     np.testing.assert_allclose(lengths, longest, rtol=1e-6)
 
 
+def test_badge_of_labels_that_are_there_or_not():
+    """Whole gradients of the binary cross entropies by the last layer's weights."""
+    rng = np.random.default_rng(2)
+    p, h = rng.random((30, 5)), believed(30, seed=2)[1]
+    chosen, lengths = acquisition.badge(np.stack([1 - p, p], axis=-1), h, 8, 2)
+    g = np.einsum("nl,nh->nlh", p - (p > 0.5), h).reshape(30, -1)
+    np.testing.assert_allclose(lengths, np.linalg.norm(g, axis=1)[chosen], rtol=1e-6)
+    assert chosen[0] == np.linalg.norm(g, axis=1).argmax() and len({*chosen.tolist()}) == 8
+
+
 def test_badge_takes_none_twice_where_all_are_alike():
     p, h = np.tile([[0.7, 0.3]], (5, 1)), np.ones((5, 3))
     assert sorted(acquisition.badge(p, h, 5, 0)[0]) == [0, 1, 2, 3, 4]
@@ -178,12 +188,53 @@ def test_rows_of_a_pool_are_chosen_and_written_whole(world, run_here, ask, tmp_p
     assert "--pool and --n" in refused()
     assert "accepted: 1 or more" in refused("--n=0")
     assert "config.nope is no key" in refused("--n=1", "--config.nope=1")
-    assert "task.name is 'regression'" in refused("--n=1", "--config.task.name=regression",
+    assert "accepted: k_centre, random" in refused("--n=1", "--config.task.name=regression",
                                                   "--config.task.label_names=")  # fmt: skip
     write_jsonl(tmp_path / "pool.jsonl", [{"text": "a", "rank": 3}])
     assert "a column 'rank'" in refused("--n=1")
     code, out, err = ask(tmp_path / "nowhere", *flags, "--n=1")
     assert code == 2 and json.dumps("rank") not in err
+
+
+LABELS = {"multilabel": lambda i: ["a", "b", "c"][: i % 4], "ordinal": lambda i: i % 3,
+          "regression": lambda i: i / 7}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "ways"),
+    [
+        ("multilabel", ("margin", "entropy", "badge", "k_centre")),
+        ("ordinal", ("margin", "entropy", "k_centre")),
+        ("regression", ("k_centre",)),
+    ],
+)
+def test_rows_with_labels_of_other_kinds(task, ways, world, run_here, ask, tmp_path):
+    rows = [{"text": r["text"], "label": LABELS[task](i)} for i, r in enumerate(reviews(60, 1))]
+    texts = {r["text"] for r in rows}
+    pool = [{"text": t} for t in {r["text"] + " again" for r in reviews(40, 7)} - texts]
+    files = {n: write_jsonl(tmp_path / f"{n}.jsonl", v) for n, v in (("own", rows), ("pool", pool))}
+    run, n = tmp_path / "run", len(pool)
+    words = [f"--config.data.{name}=files:{files['own']}" for name in ("train", "dev", "test")]
+    words += [f"--config.task.name={task}", "--config.task.label_names="]
+    run_here(run, *words, "--config.train.steps=4").ok()
+    asking = (*words, "--config.train.steps=4", f"--pool=files:{files['pool']}")
+    found = {}
+    for by in ways:
+        code, _, err = ask(run, *asking, f"--n={n}", f"--by={by}", f"--out={tmp_path / by}")
+        assert code == 0, err
+        found[by] = {r["text"]: r["score"] for r in read_jsonl(tmp_path / by)}
+        assert found[by].keys() == {r["text"] for r in pool}
+    for by in {"margin", "entropy", "badge", "k_centre"} - {*ways}:
+        code, _, err = ask(run, *asking, "--n=1", f"--by={by}")
+        assert code == 2 and f"accepted: {', '.join(ways)}, random" in err
+    if "margin" not in ways:
+        return
+    predict = f"--config.predict.input={files['pool']}"
+    run_here(run, *words, "--config.train.steps=4", "--mode=predict", predict).ok()
+    for row in read_jsonl(run / "predictions" / "pool.jsonl"):
+        p = np.asarray([*row["probabilities"].values()])
+        doubt = 1 - np.abs(2 * p - 1) if task == "multilabel" else 1 - np.ptp(np.sort(p)[-2:])
+        assert found["margin"][row["text"]] == pytest.approx(np.mean(doubt), abs=5e-6)
 
 
 def test_one_process_of_several_writes_and_speaks(world, ask, tmp_path, monkeypatch):

@@ -67,18 +67,23 @@ def k_centre(
     return np.asarray(found, np.int64), np.asarray(distances)
 
 
-def badge(p_NxC: np.ndarray, h_NxH: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def badge(p: np.ndarray, h_NxH: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(int (n,), float64 (n,)): rows chosen by BADGE (Ash et al. 2020, algorithm 1), and the length
-    of each one's gradient embedding.
+    of each one's gradient embedding. p: (N, C), or (N, decisions, 2) of labels that are not there
+    or there.
 
     That is the gradient of the loss by the last layer's weights, were the likeliest label the right
-    one: (p - onehot(argmax p)) outer h (section 3). It is never formed: products of two are
-    products of their factors. k-means++ seeding (Arthur & Vassilvitskii 2007): the first is the
+    one: (p - onehot(argmax p)) outer h (section 3); of a label that is there or not, with one
+    output, (p - 1[p > 1/2]) outer h. It is never formed: products of two are products of their
+    factors. k-means++ seeding (Arthur & Vassilvitskii 2007): the first is the
     longest, as in the authors' code, each further one is drawn by its squared distance to the
     nearest of those before.
     """
-    a, h = np.asarray(p_NxC, np.float64).copy(), np.asarray(h_NxH, np.float64)
-    a[np.arange(len(a)), a.argmax(axis=1)] -= 1
+    a, h = np.array(p, np.float64), np.asarray(h_NxH, np.float64)
+    likeliest = a.argmax(axis=-1, keepdims=True)
+    np.put_along_axis(a, likeliest, np.take_along_axis(a, likeliest, -1) - 1, -1)
+    if a.ndim == 3:
+        a = a[:, :, 1]
     squared = np.sum(a * a, axis=1) * np.sum(h * h, axis=1)
     draws, nearest = np.random.default_rng(seed), np.full(len(a), np.inf)
     found = [int(squared.argmax())]

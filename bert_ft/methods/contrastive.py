@@ -20,6 +20,7 @@ from bert_ft.models.bert import Batch
 
 class Contrastive(Method):
     name = "contrastive"
+    of_part = True
 
     def objective(self, run: Run, task: Any, model: Any) -> Run:
         k = self.knobs

@@ -17,10 +17,18 @@ from bert_ft.models.bert import Batch
 TEACHER = "teacher/"  # of a batch: float32 (B, …), under this and the name that the task gives it
 
 
+def field_of(told: str) -> str:
+    """Where an example has what a task tells as `told`: teacher/NAME; of a part PART/teacher/NAME,
+    which is teacher/NAME in the batch as the part sees it."""
+    part, slash, name = told.rpartition("/")
+    return f"{part}{slash}{TEACHER}{name}"
+
+
 class Distil(Method):
     """The divergence is the task's, which multiplies by T^2 where T means something."""
 
     name = "distil"
+    of_part = True
 
     def objective(self, run: Run, task: Any, model: Any) -> Run:
         k = self.knobs

@@ -17,6 +17,7 @@ class Focal(Method):
     """What the task's loss lacks is added to it, so that terms of other methods stay."""
 
     name = "focal"
+    of_part = True
 
     def objective(self, run: Run, task: Any, model: Any) -> Run:
         gamma = self.knobs.gamma

@@ -63,13 +63,13 @@ class Hints(Method):
                     places.hidden(own["hidden"][i], params["hints"][f"layer_{i}"]["kernel"], i)
                     for i in range(count)
                 ]
-                extra["hints_hidden"] = jnp.sum(jnp.stack(far)) / count
+                extra["hints_hidden"] = jnp.sum(jnp.stack(far)) / count * made.each
                 total += k.hidden * extra["hints_hidden"]
             if k.attention:
                 far = [
                     places.scores(own["query"][i], own["key"][i], i, heads) for i in range(count)
                 ]
-                extra["hints_attention"] = jnp.sum(jnp.stack(far)) / count
+                extra["hints_attention"] = jnp.sum(jnp.stack(far)) / count * made.each
                 total += k.attention * extra["hints_attention"]
             return dataclasses.replace(made, total=total, extra=extra)
 

@@ -48,12 +48,15 @@ STEP = "step"  # of a batch, where a method is `timed`: int32 (), the steps done
 @dataclasses.dataclass(frozen=True)
 class Sums:
     """Of the examples, or tokens, of a (micro-)batch: the sum of their losses, their number, sums
-    of further metrics; and the model's outputs."""
+    of further metrics; and the model's outputs. `each`: what a term of an example's own counts in
+    these sums. Of several tasks the total is of means already: the number is then the share that
+    the micro-batch is of the batch, and `each` one by the number of the batch's examples."""
 
     total: jax.Array
     count: jax.Array
     extra: dict[str, Any]
     outputs: Any
+    each: jax.Array | float = 1.0
 
 
 @jax.tree_util.register_dataclass
@@ -134,6 +137,7 @@ class Method:
     draws = False  # it needs randomness of the model, or its own, though there be no dropout
     timed = False  # its loss depends on the step
     taps = False  # its loss reads what the layers compute (models/taps.py)
+    of_part = False  # of several tasks it changes the loss of each, before they are weighed
     wraps_update = False  # whether `update` adds a Wrapped to the optimizer's state
 
     def __init__(self, config: Any):

@@ -6,6 +6,7 @@ rate as it was. D is the task's `divergence`."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ class RDrop(Method):
             far = (far + task.divergence(q.outputs, p.outputs, batch)) / 2
             extra = jax.tree.map(lambda a, b: (a + b) / 2, p.extra, q.extra)
             total = (p.total + q.total) / 2 + alpha * far
-            return Sums(total, p.count, {**extra, "rdrop_divergence": far}, p.outputs)
+            extra = {**extra, "rdrop_divergence": far}
+            return dataclasses.replace(p, total=total, extra=extra)
 
         return twice

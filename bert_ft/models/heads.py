@@ -97,7 +97,7 @@ class Coral(nn.Module):
 class CoralHead(nn.Module):
     """Logits of P(rank > k), k = 0 … ranks - 2 (CORAL: Cao, Mirjalili & Raschka 2020, section 3.3),
     from each example's first token: pooler, dropout, `Coral`. Reads (R, E, H) and gives {'logits':
-    float32 (B, ranks - 1)}, falling in k."""
+    float32 (B, ranks - 1)}, falling in k, and 'pooled' float32 (B, H), which they are of."""
 
     initial: tuple[float, ...]
     config: Any
@@ -107,9 +107,8 @@ class CoralHead(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, noise: Noise | None) -> Outputs:
         pooled = pooled_first(hidden, batch, noise, self.config, self.dtype)
-        return {
-            "logits": Coral(self.initial, self.config.initializer_range, name="classifier")(pooled)
-        }
+        coral = Coral(self.initial, self.config.initializer_range, name="classifier")
+        return {"logits": coral(pooled), "pooled": pooled}
 
 
 class TokenHead(nn.Module):

@@ -24,6 +24,14 @@ def _wanted(module: nn.Module, method: str) -> bool:
     return in_layer and path[0] == "encoder" and path[2:] in ((), QUERY, KEY)
 
 
+def applied(taps: bool, model: Any, *args: Any) -> Any:
+    """What `model.apply` gives; with what the layers computed beside it, under TAPS, if `taps`."""
+    if not taps:
+        return model.apply(*args)
+    outputs, seen = tapped(model, *args)
+    return {**outputs, TAPS: seen}
+
+
 def tapped(model: Any, variables: Any, *args: Any, **more: Any) -> tuple[Any, Taps]:
     """(what `model.apply` gives, what it computed). Of a last layer that computes first tokens only
     'hidden' and 'query' are theirs, (R, E, H)."""

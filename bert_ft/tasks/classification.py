@@ -112,6 +112,7 @@ class Classification(SequenceTask):
     name = "classification"
     metric = "accuracy"  # the one that 'best' means
     problem_type = "single_label_classification"  # to transformers
+    chosen_by = ("margin", "entropy", "badge", "k_centre")
     knobs: ClassVar = {"task.label_smoothing": "smoothing"}  # that trials may differ in
 
     def __init__(self, config: ConfigDict):
@@ -246,8 +247,8 @@ class Classification(SequenceTask):
         return {"probabilities": jax.nn.softmax(outputs["logits"])}
 
     def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """What rows to label are chosen by: 'probabilities' (B, C), and the vectors that the last
-        layer reads, 'pooled' (B, H)."""
+        """What rows to label are chosen by, in one of the ways `chosen_by`: 'probabilities' (B, C),
+        or (B, decisions, C), and the vectors that the last layer reads, 'pooled' (B, H)."""
         return {**self.predict(outputs, batch), "pooled": outputs["pooled"]}
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:

@@ -22,10 +22,12 @@ from bert_ft.data.epochs import Order
 from bert_ft.data.mixing import Mixture
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
+from bert_ft.methods.method import Method, Run, Sums
 from bert_ft.models.bert import Batch
 from bert_ft.models.multi import MultiHead
 from bert_ft.tasks import weighting
 from bert_ft.tasks.joint import Joint
+from bert_ft.tasks.parted import both, merged, single
 
 SETS = ("train", "dev", "test")
 
@@ -134,14 +136,32 @@ class MultiTask:
         return partial(MultiHead, heads, weighting.LEARNT[self.weighting], self.weight_rate)
 
     def sums(
-        self, outputs: Mapping[str, Any], batch: Batch
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
-        """({part: sum of its loss}, {part: their number}, {part: sums of further metrics})."""
-        found = {
-            part: task.loss(outputs[part], _own(batch, part)) for part, task in self.parts.items()
+        self,
+        outputs: Mapping[str, Any],
+        batch: Batch,
+        methods: Sequence[Method] = (),
+        model: Any = None,
+    ) -> dict[str, Sums]:
+        """{part: the sums of its loss}, changed by those of the methods that are of a part."""
+        found = {}
+        for part, task in self.parts.items():
+            run: Run = partial(_told, task, outputs[part])
+            for method in (m for m in methods if m.of_part):
+                run = method.objective(run, task, model)
+            found[part] = run(None, _own(batch, part), None)
+        return found
+
+    @property
+    def told_names(self) -> list[str]:
+        return [f"{part}/{name}" for part, task in self.parts.items() for name in task.told_names]
+
+    def told(self, outputs: Mapping[str, Any], batch: Batch) -> dict[str, jax.Array]:
+        """{PART/NAME: what a part's students learn from}."""
+        return {
+            f"{part}/{name}": value
+            for part, task in self.parts.items()
+            for name, value in task.told(outputs[part], _own(batch, part)).items()
         }
-        total, count, extra = ({p: f[i] for p, f in found.items()} for i in range(3))
-        return total, count, extra
 
     def loss_and_gradient(self, *given: Any) -> tuple[dict[str, jax.Array], Any]:
         """See weighting.py; stands in for step.loss_and_gradient."""
@@ -230,11 +250,11 @@ class MultiTask:
             if not by_part:
                 continue
             answers = [
-                _merged({part: said[i] for part, said in by_part.items()})
+                merged({part: said[i] for part, said in by_part.items()})
                 for i in range(len(next(iter(by_part.values()))))
             ]
             if isinstance(rows, Rows) and out:
-                out = [_both(a, b) for a, b in zip(out, answers, strict=True)]
+                out = [both(a, b) for a, b in zip(out, answers, strict=True)]
             else:
                 out += answers
         return out
@@ -242,7 +262,13 @@ class MultiTask:
     def sentence(self, answer: Mapping[str, Any]) -> str:
         """An answer in a line, for the terminal."""
         there = [part for part in self.parts if part in answer["prediction"]]
-        return "; ".join(f"{p}: {self.parts[p].sentence(_single(answer, p))}" for p in there)
+        return "; ".join(f"{p}: {self.parts[p].sentence(single(answer, p))}" for p in there)
+
+
+def _told(task: Any, outputs: Any, _params: Any, batch: Batch, _rng: Any) -> Sums:
+    """A part's `Run`, the model having run already for all."""
+    total, count, extra = task.loss(outputs, batch)
+    return Sums(total, count, extra, outputs)
 
 
 def _joined(
@@ -275,36 +301,3 @@ def _own(fields: Mapping[str, Any], part: str, weight: str = "weight") -> dict[s
 
 def _of(predicted: Mapping[str, np.ndarray], part: str, there: np.ndarray) -> dict[str, np.ndarray]:
     return {k: np.asarray(v)[there] for k, v in _own(predicted, part, "").items()}
-
-
-# What of an answer is a part's own; the rest, such as its texts, is the row's.
-PARTED = ("label", "prediction", "probabilities", "words", "tags", "n_best")
-
-
-def _merged(answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The answers of several parts about one row."""
-    out: dict[str, Any] = {}
-    for part, answer in answers.items():
-        for key, value in answer.items():
-            if key in PARTED:
-                out.setdefault(key, {})[part] = value
-            elif key == "truncated":
-                out[key] = out.get(key, False) or value
-            else:
-                out.setdefault(key, value)
-    return out
-
-
-def _both(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Two groups' answers about the same row."""
-    out = {**b, **a, "truncated": a["truncated"] or b["truncated"]}
-    for key in PARTED:
-        if key in a or key in b:
-            out[key] = {**a.get(key, {}), **b.get(key, {})}
-    return out
-
-
-def _single(answer: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """A part's own answer again."""
-    own = {k: v for k, v in answer.items() if k not in PARTED}
-    return own | {k: answer[k][part] for k in PARTED if part in answer.get(k, {})}

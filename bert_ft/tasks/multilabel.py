@@ -38,6 +38,7 @@ class MultiLabel(SequenceTask):
     name = "multilabel"
     metric = "f1_micro"
     problem_type = "multi_label_classification"  # to transformers
+    chosen_by = ("margin", "entropy", "badge", "k_centre")
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -144,6 +145,12 @@ class MultiLabel(SequenceTask):
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         return {"probabilities": jax.nn.sigmoid(outputs["logits"])}
+
+    def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """As classification's: each label is a decision, not there or there."""
+        there = self.predict(outputs, batch)["probabilities"]
+        probabilities = jnp.stack([1 - there, there], axis=-1)
+        return {"probabilities": probabilities, "pooled": outputs["pooled"]}
 
     def tune(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, Any]:
         """{'thresholds': one a label}: the ones of the best F1 on these data."""

@@ -29,6 +29,7 @@ class Ordinal(SequenceTask):
 
     name = "ordinal"
     metric = "accuracy"
+    chosen_by = ("margin", "entropy", "k_centre")
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -104,6 +105,13 @@ class Ordinal(SequenceTask):
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """above float32 (B, ranks - 1): P(rank > k), falling in k."""
         return {"above": jax.nn.sigmoid(outputs["logits"])}
+
+    def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """As classification's, of the ranks. The ranks share the last layer's weights, so there is
+        no gradient of a rank's own, which BADGE asks for."""
+        above = jax.nn.sigmoid(outputs["logits"])
+        ends = jnp.pad(jnp.pad(above, ((0, 0), (1, 0)), constant_values=1.0), ((0, 0), (0, 1)))
+        return {"probabilities": ends[:, :-1] - ends[:, 1:], "pooled": outputs["pooled"]}
 
     def guesses(self, predicted: Mapping[str, np.ndarray]) -> np.ndarray:
         """int64 (N,): the rank's place, how many of P(rank > k) are above one half (eq. 1)."""

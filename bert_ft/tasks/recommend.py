@@ -46,6 +46,7 @@ class Recommend(Regression):
     """
 
     name = "recommend"
+    chosen_by = ()  # by the texts alone rows would be chosen as if users were alike
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)

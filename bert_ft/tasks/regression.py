@@ -34,6 +34,7 @@ class Regression(SequenceTask):
     name = "regression"
     metric = "pearson"
     problem_type = "regression"  # to transformers
+    chosen_by: tuple[str, ...] = ("k_centre",)
 
     def __init__(self, config: ConfigDict):
         super().__init__(config)
@@ -87,6 +88,10 @@ class Regression(SequenceTask):
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
         """value float32 (B,), in the model's unit."""
         return {"value": outputs["logits"][:, 0]}
+
+    def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """As classification's, but a number is no probability."""
+        return {"pooled": outputs["pooled"]}
 
     def values(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> np.ndarray:
         """float64 (N,): predictions in the label's unit."""

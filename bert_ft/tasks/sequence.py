@@ -22,6 +22,7 @@ class SequenceTask:
 
     name: str
     told_names: tuple[str, ...] = ("logits",)  # what `told` gives
+    chosen_by: tuple[str, ...] = ()  # the ways of active learning that have its `beliefs`
     predictions_have_a_mean = True  # probabilities or values: an ensemble's are the mean
 
     def __init__(self, config: ConfigDict):

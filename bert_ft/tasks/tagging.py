@@ -44,6 +44,7 @@ class Tagging:
 
     name = "tagging"
     metric = "f1"
+    chosen_by = ("margin", "entropy")
     told_names = (WORDS,)
 
     def __init__(self, config: ConfigDict):

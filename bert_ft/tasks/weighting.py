@@ -25,8 +25,10 @@ from ml_collections import ConfigDict
 from bert_ft.errors import InputError
 from bert_ft.methods.method import Method, Pass, Run, Slope, Sums, sloped, summed
 from bert_ft.models.bert import Batch
+from bert_ft.models.taps import applied
 
 Terms = dict[str, jax.Array]
+PERTURBED = "perturbations"  # flax's name of them
 LEARNT = {"fixed": "", "uncertainty": "log_variance", "gradnorm": "task_weight"}  # parameters
 
 
@@ -104,15 +106,23 @@ def loss_and_gradient(
     examples, or words, of the global batch divided once by their number; a part with none has the
     loss 0. Of the `methods` those bear on it that wrap the loss as a whole or the gradient."""
     names = list(task.parts)
+    tapping = any(m.taps for m in methods)
 
     def read(both: Any, batch: Batch, rng: Any) -> tuple[Any, Terms, Terms, dict]:
-        """`both`: parameters, and what is added at the encoder's output of each part."""
-        params, taps = both
-        outputs = model.apply({"params": params, "perturbations": taps}, batch, rng, rate)
-        return (outputs, *task.sums(outputs, batch))
+        """`both`: parameters, and under PERTURBED what is added at the encoder's output of each
+        part. Of numbers '' is that of examples."""
+        params = {k: v for k, v in both.items() if k != PERTURBED}
+        variables = {"params": params, PERTURBED: both[PERTURBED]}
+        outputs = applied(tapping, model, variables, batch, rng, rate)
+        found = task.sums(outputs, batch, methods, model)
+        total, count, extra = (
+            {k: getattr(sums, what) for k, sums in found.items()}
+            for what in ("total", "count", "extra")
+        )
+        return outputs, total, {**count, "": jnp.sum(batch["weight"])}, extra
 
     def no_taps(batch: Batch) -> Any:
-        shapes = jax.eval_shape(model.init, jax.random.key(0), batch)["perturbations"]
+        shapes = jax.eval_shape(model.init, jax.random.key(0), batch)[PERTURBED]
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def slope_of(counts: Terms | None) -> Pass:
@@ -133,16 +143,17 @@ def loss_and_gradient(
             parts: dict[str, Any] = {"means": means}
             parts["parts"] = {k: {m: v * share[k] for m, v in extra[k].items()} for k in names}
             parts |= {"counts": own} if counts is None else {}
-            return Sums(loss, jnp.ones(()), parts, outputs)
+            return Sums(loss, jnp.float32(1 / accumulate), parts, outputs, share[""])
 
         run: Run = weighed
-        for method in methods:
+        for method in (m for m in methods if not m.of_part):
             run = method.objective(run, task, model)
         of_both = sloped(run, divided=False)
 
         def slope(params: Any, batch: Batch, rng: Any) -> Slope:
-            made = of_both((params, no_taps(batch)), batch, rng)
-            gradient, by_taps = made.gradient
+            made = of_both({**params, PERTURBED: no_taps(batch)}, batch, rng)
+            gradient = dict(made.gradient)
+            by_taps = gradient.pop(PERTURBED)
             squares = {k: jnp.sum(jnp.square(by_taps["top"][f"tap_{k}"])) for k in names}
             return dataclasses.replace(
                 made, gradient=gradient, extra={**made.extra, "squares": squares}
@@ -158,7 +169,7 @@ def loss_and_gradient(
         done = slope_of(None)(params, batch, rng)
         counts = done.extra["counts"]
     else:
-        each = jax.lax.map(lambda b: read((params, no_taps(b)), b, rng)[2], batch)
+        each = jax.lax.map(lambda b: read({**params, PERTURBED: no_taps(b)}, b, rng)[2], batch)
         counts = jax.tree.map(jnp.sum, each)
         done = summed(slope_of(counts), params, batch, rng)
     found: dict[str, Any] = done.extra

@@ -32,14 +32,13 @@ from bert_ft.train.system import System, assemble, load_fitted, texts_of, uris
 from bert_ft.train.training_set import few
 
 WAYS = ("margin", "entropy", "badge", "k_centre", "random")
-BY_VECTOR = ("badge", "k_centre")
 ADDED = ("score", "rank")  # columns
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What select.py is asked for: `n` rows of the URI `pool`, `by` one of WAYS; of tagging, the
-    'mean' or 'max' `over` a row's words."""
+    """What select.py is asked for: `n` rows of the URI `pool`, `by` one of WAYS; the 'mean' or
+    'max' `over` a row's words, of tagging, or labels, where it may have several."""
 
     pool: str
     n: int
@@ -103,15 +102,10 @@ def _possible(task: Any, asked: Asked) -> None:
             "config.task.parts has parts with training sets of their own, and a pool is labelled "
             "for one of them; accepted: parts on the same rows, or a run of one task"
         )
-    if asked.by != "random" and not hasattr(task, "beliefs"):
+    ways = (*getattr(task, "chosen_by", ()), "random")
+    if asked.by not in ways:
         raise InputError(
-            f"--by={asked.by} where config.task.name is {task.name!r}; accepted: 'random', or the "
-            "tasks classification and tagging"
-        )
-    if asked.by in BY_VECTOR and task.name != "classification":
-        raise InputError(
-            f"--by={asked.by} where config.task.name is {task.name!r}; accepted: margin, entropy, "
-            "random (it needs one vector a row, as classification has)"
+            f"--by={asked.by} where config.task.name is {task.name!r}; accepted: {', '.join(ways)}"
         )
 
 
@@ -164,8 +158,10 @@ def _chosen(
         centres = believe(labelled)[1]["pooled"]
         return acquisition.k_centre(believed["pooled"], centres, asked.n, asked.seed)
     scores = getattr(acquisition, asked.by)(believed["probabilities"])
-    if scores.ndim == 2:  # of words
+    if "owned" in data.fields:  # words
         scores = acquisition.by_row(scores, data.fields["owned"], data.row, len(pool), asked.over)
+    elif scores.ndim == 2:  # of labels
+        scores = getattr(np, asked.over)(scores, axis=1)
     places = acquisition.highest(scores, asked.n)
     return places, scores[places]
 

@@ -15,7 +15,7 @@ from bert_ft.methods.method import STEP, Method, Params, Run, Sums, Whole, slope
 from bert_ft.methods.weights import ALL, FormedModel, Weights
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Model
-from bert_ft.models.taps import TAPS, tapped
+from bert_ft.models.taps import applied
 
 
 @flax.struct.dataclass
@@ -45,12 +45,10 @@ def loss_and_gradient(
     if hasattr(task, "loss_and_gradient"):
         return task.loss_and_gradient(model, params, batch, rng, rate, accumulate, methods)
 
+    tapping = any(m.taps for m in methods)
+
     def sums(params: Params, batch: Batch, rng: jax.Array | None) -> Sums:
-        if any(m.taps for m in methods):
-            outputs, on_the_way = tapped(model, {"params": params}, batch, rng, rate)
-            outputs = {**outputs, TAPS: on_the_way}
-        else:
-            outputs = model.apply({"params": params}, batch, rng, rate)
+        outputs = applied(tapping, model, {"params": params}, batch, rng, rate)
         total, count, extra = task.loss(outputs, batch)
         return Sums(total, count, extra, outputs)
 

@@ -24,10 +24,11 @@ from bert_ft.data.encode import tokenizer_hash
 from bert_ft.data.unlabelled import LABELLED
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names, prompt_length
-from bert_ft.methods.distil import TEACHER
+from bert_ft.methods.distil import field_of
 from bert_ft.methods.hints import TOLD
 from bert_ft.models.bert import Batch, EncoderConfig
 from bert_ft.models.taps import tapped
+from bert_ft.tasks.registry import make_task
 from bert_ft.train import optim
 from bert_ft.train.barriers import agree
 from bert_ft.train.checksum import params_sha256
@@ -62,10 +63,14 @@ def taught(system: System, say: Callable[[str], None]) -> System:
     about: list[Any] = [params_sha256(params), data.fingerprint]
     cache = cache_dir(system.config) / "taught"
     if "distil" in used:
-        said = [TEACHER + name for name in system.task.told_names]
+        said = {name: field_of(name) for name in system.task.told_names}
         length = system.row_length  # to which what is told of tokens is padded
-        at = {name: cache / f"{_digest([*about, name, length])[:32]}.npy" for name in said}
-        fields |= _kept(at, functools.partial(_write_told, teacher, params))
+        at = {
+            name: cache / f"{_digest([*about, field, length])[:32]}.npy"
+            for name, field in said.items()
+        }
+        told = _kept(at, functools.partial(_write_told, teacher, params))
+        fields |= {said[name]: values for name, values in told.items()}
     if "hints" in used:
         about.append(layers)
         at = {
@@ -128,12 +133,16 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
     said = f"config.methods.distil.teacher is {str(workdir)!r}: "
     fitted = load_fitted(workdir)
     config = _config(workdir, system.config)
+    tasks = _parts(make_task(config))
     if config.task.name != system.task.name:
         raise InputError(
             f"{said}its task is {config.task.name!r}; accepted: a run of {system.task.name!r}"
         )
-    distils = "distil" in names(system.config)
-    if distils and config.task.name == "tagging" and config.task.decode == "crf":
+    own, its = ({p: t.name for p, t in parts.items()} for parts in (_parts(system.task), tasks))
+    if own != its:
+        raise InputError(f"{said}its parts are {its}; accepted: a run of the student's, {own}")
+    chains = [part for part, task in tasks.items() if getattr(task, "decode", "") == "crf"]
+    if chains and "distil" in names(system.config):
         raise InputError(
             f"{said}its task.decode is 'crf', whose chain its words' logits leave out; accepted: "
             "with distil 'viterbi' or 'argmax'"
@@ -144,10 +153,10 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
         raise InputError(
             f"{said}its {what} are {short(theirs)}; accepted: the student's, {short(ours)}"
         )
-    soft, its = prompt_length(system.config), prompt_length(config)
-    if soft != its:
+    soft, has = prompt_length(system.config), prompt_length(config)
+    if soft != has:
         raise InputError(
-            f"{said}its prompt has {its} soft tokens; accepted: a run with as many as the student, "
+            f"{said}its prompt has {has} soft tokens; accepted: a run with as many as the student, "
             f"{soft} (config.methods.use, config.methods.prompt.length)"
         )
     devices = tuple(system.mesh.devices.flat)
@@ -169,6 +178,11 @@ def _teacher(system: System, workdir: Path, say: Callable[[str], None]) -> Syste
     every = {name: of for name, of in data.fields.items() if name != LABELLED}
     data = dataclasses.replace(data, fields=every)
     return dataclasses.replace(made, sets={"train": data}, row_length=system.row_length)
+
+
+def _parts(task: Any) -> Mapping[str, Any]:
+    """{part: its task}, or the task itself under ''."""
+    return getattr(task, "parts", {"": task})
 
 
 def _config(workdir: Path, student: ConfigDict) -> ConfigDict:
@@ -199,7 +213,7 @@ def _write_told(teacher: System, params: Any, to: Mapping[str, Path]) -> None:
     plan = eval_plan(teacher, teacher.sets["train"])
     found = predictions(programs, params, plan, teacher.mesh, teacher.config.data.prefetch)
     for name, path in to.items():
-        np.save(path, found[name.removeprefix(TEACHER)])
+        np.save(path, found[name])
 
 
 def _write_tokens(

@@ -11,7 +11,6 @@ by turns. Vectors must be equal to 1e-4. To try it: --texts=64 --sample=16 --rou
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,7 @@ import numpy as np
 
 from bert_ft import command_line
 from configs.sentiment import get_config
-from experiments.dot_chart import dot_chart
-from experiments.speed.turns import CLOCKS, about, best_batches, by_turns, compared, sampled, write
+from experiments.speed.turns import race, race_parser
 
 HERE = Path(__file__).parent
 BATCHES = (8, 16, 32, 64, 128)  # 128 is our default, 32 theirs
@@ -44,14 +42,16 @@ def sentence_transformer(directory: Path) -> Callable[[list[str], int], np.ndarr
     return run
 
 
+def require_equal(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference of two features."""
+    worst = float(np.abs(ours - theirs).max())
+    assert worst < TOLERANCE, f"vectors differ by {worst:.1e}"
+    return worst
+
+
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--texts", type=int, default=10_000)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--sample", type=int, default=SAMPLE, help="texts that choose batch sizes")
+    p = race_parser(__doc__.split("\n\n")[0], SAMPLE, HERE / "encode.jsonl")
     p.add_argument("--source", choices=("rotten_tomatoes", "imdb"), default="rotten_tomatoes")
-    p.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    p.add_argument("--out", type=Path, default=HERE / "encode.jsonl", help="written anew")
     args = p.parse_args()
     config = get_config()
     config.task.name, config.data.max_length = "matching", LONGEST
@@ -73,34 +73,8 @@ def main() -> None:
             data = Encoded(tokens, types, offsets, row, cut, {}, {}, 1, {}, len(texts))
             return made.predict(data, batch)["embedding"]
 
-        sample = texts[: args.sample]
-        sides = {
-            "bert_ft": (lambda batch: ours(sample, batch), BATCHES),
-            "sentence-transformers": (lambda batch: theirs(sample, batch), BATCHES),
-        }
-        best, tried = best_batches(sides, args.clock)
-        mine, other = (f"{name}, batches of {batch}" for name, batch in best.items())
-        cases = {
-            mine: lambda: ours(texts, best["bert_ft"]),
-            other: lambda: theirs(texts, best["sentence-transformers"]),
-        }
-        worst = float(np.abs(cases[mine]() - cases[other]()).max())
-        assert worst < TOLERANCE, f"vectors differ by {worst:.1e}"
-        seconds = by_turns(cases, args.rounds, args.clock, warm=False)
-    found = {
-        "texts": len(texts),
-        "source": args.source,
-        "clock": args.clock,
-        "seconds": seconds,
-        "batch": best,
-        "sample_s": tried,
-        "largest_difference": worst,
-        **about(),
-    }
-    write(args.out, [found])
-    rates = compared(seconds, mine, other, len(texts), WANTED)
-    sampled(tried, len(sample))
-    args.out.with_suffix(".svg").write_text(dot_chart("Sentence embeddings, texts/s", rates))
+        sides = {"bert_ft": (ours, BATCHES), "sentence-transformers": (theirs, BATCHES)}
+        race(args, texts, sides, require_equal, WANTED, "Sentence embeddings")
 
 
 if __name__ == "__main__":

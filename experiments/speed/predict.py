@@ -12,7 +12,6 @@ once before they are timed, then by turns. Labels must be equal, probabilities t
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +19,7 @@ from typing import Any
 
 from bert_ft import command_line
 from configs.sentiment import get_config
-from experiments.dot_chart import dot_chart
-from experiments.speed.turns import CLOCKS, about, best_batches, by_turns, compared, sampled, write
+from experiments.speed.turns import race, race_parser
 
 HERE = Path(__file__).parent
 OURS, THEIRS = (8, 16, 32, 64, 128), (1, 2, 4, 8, 16, 32)  # batch sizes; 128 is our default
@@ -56,13 +54,7 @@ def require_equal(ours: list[dict[str, Any]], theirs: list[Any]) -> float:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--texts", type=int, default=10_000)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--sample", type=int, default=SAMPLE, help="texts that choose batch sizes")
-    p.add_argument("--out", type=Path, default=HERE / "predict.jsonl", help="written anew")
-    p.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    args = p.parse_args()
+    args = race_parser(__doc__.split("\n\n")[0], SAMPLE, HERE / "predict.jsonl").parse_args()
     config = get_config()
     command_line.prepare_host(config)
     from experiments.speed import minilm
@@ -72,32 +64,8 @@ def main() -> None:
         directory = minilm.checkpoint(Path(scratch), "sequence")
         fitted = {"labels": ["0", "1"], "names": minilm.LABELS}
         ours, theirs = minilm.Ours(config, directory, fitted, "sequence"), pipeline(directory)
-        sample = texts[: args.sample]
-        sides = {
-            "bert_ft": (lambda batch: ours.answers(sample, batch), OURS),
-            "pipeline": (lambda batch: theirs(sample, batch), THEIRS),
-        }
-        best, tried = best_batches(sides, args.clock)
-        mine, other = (f"{name}, batches of {batch}" for name, batch in best.items())
-        cases = {
-            mine: lambda: ours.answers(texts, best["bert_ft"]),
-            other: lambda: theirs(texts, best["pipeline"]),
-        }
-        worst = require_equal(cases[mine](), cases[other]())
-        seconds = by_turns(cases, args.rounds, args.clock, warm=False)
-    found = {
-        "texts": len(texts),
-        "clock": args.clock,
-        "seconds": seconds,
-        "batch": best,
-        "sample_s": tried,
-        "largest_difference": worst,
-        **about(),
-    }
-    write(args.out, [found])
-    rates = compared(seconds, mine, other, len(texts), WANTED)
-    sampled(tried, len(sample))
-    args.out.with_suffix(".svg").write_text(dot_chart("Labels for short texts, texts/s", rates))
+        sides = {"bert_ft": (ours.answers, OURS), "pipeline": (theirs, THEIRS)}
+        race(args, texts, sides, require_equal, WANTED, "Labels for short texts")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib.metadata
 import json
@@ -13,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from experiments.dot_chart import dot_chart
 
 PACKAGES = (
     *("jax", "jaxlib", "libtpu", "numpy", "tokenizers", "torch", "transformers"),
@@ -118,12 +121,6 @@ def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
 
-def sampled(spent: Mapping[str, Sequence[float]], texts: int) -> None:
-    """Prints what `best_batches` measured on so many texts."""
-    for name, values in spent.items():
-        print(f"{name}: {texts / statistics.median(values):.0f} texts/s")
-
-
 def compared(
     seconds: Mapping[str, Sequence[float]], ours: str, theirs: str, texts: int, wanted: float
 ) -> dict[str, list[float]]:
@@ -134,3 +131,43 @@ def compared(
     print(f"| {ours} | {spread(rates[ours], 0)} | | |")
     print(f"| {theirs} | {spread(rates[theirs], 0)} | {faster} | {wanted} |")
     return rates
+
+
+def race_parser(description: str, sample: int, out: Path) -> argparse.ArgumentParser:
+    """The flags that `race` reads."""
+    p = argparse.ArgumentParser(description=description)
+    p.add_argument("--texts", type=int, default=10_000)
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--sample", type=int, default=sample, help="texts that choose batch sizes")
+    p.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    p.add_argument("--out", type=Path, default=out, help="written anew")
+    return p
+
+
+def race(
+    args: argparse.Namespace,
+    texts: list[str],
+    sides: Mapping[str, tuple[Callable[[list[str], int], Any], Sequence[int]]],
+    apart: Callable[[Any, Any], float],
+    wanted: float,
+    title: str,
+) -> None:
+    """Two sides, ours first, that answer the texts: a call with texts and a batch size, and the
+    sizes to try. `apart` gives the largest difference of what they answer, or fails. Prints and
+    draws their rates, each at its best batch size, and writes args.out."""
+    sample = texts[: args.sample]
+    tries = {n: (functools.partial(call, sample), sizes) for n, (call, sizes) in sides.items()}
+    best, tried = best_batches(tries, args.clock)
+    ours, theirs = names = [f"{name}, batches of {size}" for name, size in best.items()]
+    calls = [functools.partial(sides[name][0], texts, size) for name, size in best.items()]
+    worst = apart(*(call() for call in calls))
+    seconds = by_turns(dict(zip(names, calls, strict=True)), args.rounds, args.clock, warm=False)
+    found = {
+        **{"texts": len(texts), "clock": args.clock, "seconds": seconds, "batch": best},
+        **{"sample_s": tried, "largest_difference": worst, **about()},
+    }
+    write(args.out, [found])
+    rates = compared(seconds, ours, theirs, len(texts), wanted)
+    for name, values in tried.items():
+        print(f"{name}: {len(sample) / statistics.median(values):.0f} texts/s")
+    args.out.with_suffix(".svg").write_text(dot_chart(f"{title}, texts/s", rates))
