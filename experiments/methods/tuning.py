@@ -3,7 +3,7 @@
 python -m experiments.methods.tuning
 
 Full tuning, LoRA, AdaLoRA, adapters, a prefix and biases alone, each with three seeds, on the
-demo's reviews (one epoch), Banking77 (35 requests a class) and the NCBI diseases (2,000 sentences).
+demo's reviews (one epoch), Banking77 (30 requests a class) and the NCBI diseases (2,000 sentences).
 --whole takes each config's rows and epochs as they are. The first seed runs with each learning rate
 of a method, the others with the one of the best score on dev. Runs what tuning.jsonl does not hold
 yet with the same settings and versions, one run at a time, then prints the tables and draws
@@ -45,7 +45,7 @@ TASKS = {
 }
 LESS: dict[str, tuple[tuple[str, Any], ...]] = {  # without --whole
     "reviews": (("train.epochs", 1.0),),
-    "Banking77": (("data.shots", 35),),
+    "Banking77": (("data.shots", 30),),
     "NCBI diseases": (("data.train", f"{DISEASES.format('train')}&limit=2000"),),
 }
 SHORTEST = 150  # of the 188 steps of the shortest, those in which AdaLoRA drops triplets
