@@ -6,7 +6,6 @@ from __future__ import annotations
 # By what a method wraps, as in README's table.
 ASCENTS = ("fgm", "pgd", "freelb")  # each looks for the shift that raises the loss
 SHIFTING = (*ASCENTS, "smart")  # they shift word vectors
-LOSSES = (*SHIFTING, "rdrop", "focal", "contrastive", "mixup", "distil", "hints", "pseudo", "uda")
 UNLABELLED = ("pseudo", "uda")  # they learn from data.unlabelled
 BUILT_IN = (
     *("lora", "adalora", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt"),
