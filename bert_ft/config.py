@@ -112,6 +112,7 @@ def default() -> ConfigDict:
     c.task.max_answer = 30  # tokens of an answer, at most
     c.task.n_best = 20  # answers kept of each window, and listed for each question
     c.task.null_threshold = 0.0  # 'no answer' where its score exceeds the best answer's by more
+    c.task.choose_null = True  # by the best F1 on dev instead, where there is one (their 4.3)
 
     # Of 'tagging'.
     c.task.scheme = "auto"  # IOB2, IOB1, BIOES, BMES, BILOU or plain; 'auto' finds it in the tags

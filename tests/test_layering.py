@@ -51,7 +51,7 @@ evals.judge
 evals.answers
 evals.report
 compare
-tasks.schemes tasks.sequence tasks.divergence tasks.candidates tasks.ranking
+tasks.schemes tasks.sequence tasks.divergence tasks.candidates tasks.span_candidates tasks.ranking
 tasks.tagged tasks.classification tasks.regression tasks.features
 tasks.tagging tasks.masked tasks.span tasks.multilabel tasks.ordinal tasks.joint tasks.parted
 tasks.weighting

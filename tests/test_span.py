@@ -22,7 +22,8 @@ from bert_ft.data.sources import Rows, open_source
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.heads import MASKED, Model, SpanHead
-from bert_ft.tasks.span import SpanAnswers, gold_answers
+from bert_ft.tasks.span import SpanAnswers
+from bert_ft.tasks.span_candidates import best_null_threshold, gold_answers
 from bert_ft.train.system import example_batch
 
 SETTINGS = {
@@ -338,6 +339,39 @@ def test_the_null_threshold(data):
     assert scores["exact_match"] == pytest.approx(1 / 3) and scores["no_answer_f1"] == 1.0
     answered = dataclasses.replace(data, fitted={"unanswerable": False})
     assert all(n[0].text for _, n in task().candidates(predicted, answered))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_null_threshold_of_the_best_f1(seed):
+    """Against all that a threshold can do, as the script of SQuAD 2.0 looks for it."""
+    rng = np.random.default_rng(seed)
+    apart = rng.integers(-3, 4, 12) + (0.25 if seed % 2 else 0.0)  # with equal ones
+    said, silent = rng.random(12), rng.integers(0, 2, 12).astype(float)
+
+    def mean(threshold):
+        return np.where(apart > threshold, silent, said).mean()
+
+    found = best_null_threshold(apart, said, silent)
+    wanted = max(mean(t) for t in [*apart, apart.min() - 1])
+    assert mean(found) == pytest.approx(wanted)
+    assert best_null_threshold(apart, said, said) == 0.0, "nothing to choose"
+
+
+def test_the_null_threshold_is_chosen_on_dev(data):
+    dull = CONTEXTS[0].index("dull")
+    predicted = scored_windows(data, [(24, 34, 5.0), (dull, dull + 4, 4.0), (0, 1, 3.0)])
+    predicted["null"][data.row < 2] = 6.0  # all three are above the best answer's score
+    predicted["null"][data.row == 2] = 8.0
+    chosen = task().tune(predicted, data)
+    scores = [
+        task(task__null_threshold=t).score(predicted, data)["f1"] for t in np.arange(-9, 9, 0.05)
+    ]
+    tuned = dataclasses.replace(data, fitted={**data.fitted, **chosen})
+    assert task().score(predicted, tuned)["f1"] == pytest.approx(max(scores))
+    assert max(scores) > task().score(predicted, data)["f1"]
+    assert task(task__choose_null=False).tune(predicted, data) == {}
+    answered = dataclasses.replace(data, fitted={"unanswerable": False})
+    assert task().tune(predicted, answered) == {}
 
 
 def test_scores_are_those_of_the_written_answers(data):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -21,42 +20,13 @@ from bert_ft.evals import squad
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import MASKED, Outputs, SpanHead
 from bert_ft.tasks import divergence
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """An answer: characters [start, end) of its context, or text '' with None for no answer. score
-    is the sum of its two logits, probability its softmax over a question's candidates."""
-
-    text: str
-    start: int | None
-    end: int | None
-    score: float
-    probability: float = 0.0
-
-
-def gold_answers(value: Any) -> list[tuple[str, int]]:
-    """[(text, first character)] of a row's answers: a list of {"text", "start"} or "answer_start",
-    Hugging Face's {"text": [...], "answer_start": [...]}, or that of a single answer without lists.
-    Raises ValueError on anything else."""
-    if isinstance(value, Mapping):
-        text: Any = value.get("text")
-        start: Any = value.get("answer_start", value.get("start"))
-        if isinstance(text, str):
-            text, start = [text], [start]
-        try:
-            value = [{"text": t, "start": s} for t, s in zip(text, start, strict=True)]
-        except (TypeError, ValueError):
-            raise ValueError('a dict needs "text" and "answer_start", or lists of them') from None
-    if not isinstance(value, list) or not all(isinstance(a, Mapping) for a in value):
-        raise ValueError('not a list of {"text", "start"}')
-    found = []
-    for answer in value:
-        text, start = answer.get("text"), answer.get("start", answer.get("answer_start"))
-        if not isinstance(text, str) or isinstance(start, bool) or not isinstance(start, int):
-            raise ValueError(f'{dict(answer)} has no "text" with a whole number as "start"')
-        found.append((text, start))
-    return found
+from bert_ft.tasks.span_candidates import (
+    Candidate,
+    best_null_threshold,
+    gold_answers,
+    rounded,
+    with_probabilities,
+)
 
 
 class SpanAnswers:
@@ -80,7 +50,7 @@ class SpanAnswers:
         self.question, self.context, self.label = d.text, d.text_pair, d.label
         self.stride, self.max_question = t.stride, t.max_question
         self.max_answer, self.n_best = t.max_answer, t.n_best
-        self.null_threshold = t.null_threshold
+        self.null_threshold, self.choose_null = t.null_threshold, t.choose_null
 
     def signature(self) -> dict[str, Any]:
         windows = {"stride": self.stride, "max_question": self.max_question}
@@ -223,11 +193,46 @@ class SpanAnswers:
     def candidates(
         self, predicted: Mapping[str, np.ndarray], data: Encoded
     ) -> Iterator[tuple[str, list[Candidate]]]:
-        """(context, its candidates, the answer first) of each source row. Of candidates that read
-        the same, in one window or in several, the best stays; blanks are none. Where the training
-        set had questions without an answer, '' is a candidate with the lowest of the windows' null
-        scores, and comes first where that exceeds the best other one's by more than
-        `task.null_threshold` (4.3)."""
+        """(context, its candidates, the answer first) of each source row. Where the training set
+        had questions without an answer, '' is one of them, and comes first where its score exceeds
+        the best other one's by more than `task.null_threshold` (4.3), or what `tune` chose."""
+        threshold = data.fitted.get("null_threshold", self.null_threshold)
+        for context, listed, null in self._found(predicted, data):
+            if not listed:
+                listed = [null]
+            elif data.fitted["unanswerable"]:
+                first = null.score - listed[0].score > threshold
+                listed = [null, *listed] if first else [listed[0], null, *listed[1:]]
+            yield context, with_probabilities(listed)
+
+    def tune(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, Any]:
+        """{'null_threshold': the one of the best F1 on these data}, where there are questions
+        without an answer and `task.choose_null`."""
+        if not (self.choose_null and data.fitted["unanswerable"] and "gold_of" in data.aside):
+            return {}
+        apart: list[float] = []
+        said: list[float] = []
+        silent: list[float] = []
+        for (_, listed, null), golds in zip(
+            self._found(predicted, data), _gold_texts(data), strict=True
+        ):
+            if listed:  # else nothing is answered whatever the threshold
+                apart.append(null.score - listed[0].score)
+                texts = (listed[0].text, "")
+                both = (squad.best_over_golds(t, golds, unanswerable=True)[1] for t in texts)
+                for values, f1 in zip((said, silent), both, strict=True):
+                    values.append(f1)
+        if not apart:
+            return {}
+        found = (np.asarray(values) for values in (apart, said, silent))
+        return {"null_threshold": best_null_threshold(*found)}
+
+    def _found(
+        self, predicted: Mapping[str, np.ndarray], data: Encoded
+    ) -> Iterator[tuple[str, list[Candidate], Candidate]]:
+        """(context, its spans, the best first, and '' with the lowest of the windows' null scores)
+        of each source row. Of spans that read the same, in one window or in several, the best
+        stays; blanks are none."""
         assert len(np.unique(data.row)) == data.source_rows, "a question without a window"
         aside, begin = data.aside, np.asarray(data.offsets[:-1])[:, None]
         # What a window with fewer spans is filled up with may lie outside it.
@@ -249,26 +254,17 @@ class SpanAnswers:
                 if text := said.strip():  # a token of other families than BERT's can hold blanks
                     a = int(starts[i]) + said.index(text)
                     best.setdefault(text, Candidate(text, a, a + len(text), float(scores[i])))
-            listed = list(best.values())
+            listed = [*best.values()]
             null = Candidate("", None, None, float(predicted["null"][mine].min()))
-            if not listed:
-                listed = [null]
-            elif data.fitted["unanswerable"]:
-                first = null.score - listed[0].score > self.null_threshold
-                listed = [null, *listed] if first else [listed[0], null, *listed[1:]]
-            yield context, _with_probabilities(listed)
+            yield context, listed, null
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
         """{metric: value} over all questions, by the official definitions (evals/squad.py); `loss`
         is the mean over windows. Raises InputError where the set has no answers."""
-        aside = data.aside
-        if "gold_of" not in aside:
+        if "gold_of" not in data.aside:
             raise InputError(f"a set to score has no column {self.label!r} (config.data.label)")
         said = [listed[0].text for _, listed in self.candidates(predicted, data)]
-        golds = [
-            [text_at(aside["gold"], aside["gold_offsets"], i) for i in range(a, b)]
-            for a, b in zip(aside["gold_of"][:-1], aside["gold_of"][1:], strict=True)
-        ]
+        golds = _gold_texts(data)
         unanswerable = bool(data.fitted["unanswerable"]) or not all(golds)
         return {**squad.score(said, golds, unanswerable), "loss": float(predicted["loss"].mean())}
 
@@ -287,7 +283,7 @@ class SpanAnswers:
             answer |= {self.question: rows.columns[self.question][i], self.context: context}
             if golds:
                 answer["label"] = [{"text": text, "start": start} for text, start in golds[i]]
-            n_best = [_rounded(candidate) for candidate in listed]
+            n_best = [rounded(candidate) for candidate in listed]
             answer |= {"prediction": n_best[0], "n_best": n_best, "truncated": bool(cut[i])}
             out.append(answer)
         return out
@@ -301,16 +297,10 @@ class SpanAnswers:
         return f"{said['text'] or '(no answer)'} ({sure}): {shown}"
 
 
-def _with_probabilities(listed: list[Candidate]) -> list[Candidate]:
-    scores = np.asarray([candidate.score for candidate in listed])
-    share = np.exp(scores - scores.max())
-    share /= share.sum()
+def _gold_texts(data: Encoded) -> list[list[str]]:
+    """The gold answers of each source row."""
+    aside = data.aside
     return [
-        dataclasses.replace(candidate, probability=float(p))
-        for candidate, p in zip(listed, share, strict=True)
+        [text_at(aside["gold"], aside["gold_offsets"], i) for i in range(a, b)]
+        for a, b in zip(aside["gold_of"][:-1], aside["gold_of"][1:], strict=True)
     ]
-
-
-def _rounded(candidate: Candidate) -> dict[str, Any]:
-    values = dataclasses.asdict(candidate)
-    return {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
