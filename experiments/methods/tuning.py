@@ -61,8 +61,8 @@ METHODS: dict[str, tuple[tuple[str, Any], ...]] = {
     "BitFit": (("methods.use", "bitfit"),),
 }
 # What is new begins from nothing, or from zeros, and needs a larger rate than what is pretrained.
-RATES = {"all": (5e-5, 1.5e-4, 5e-4), "prefix of 16": (5e-3, 1.5e-2)}
-RATES_OF_FEW = (1e-3, 3e-3)
+RATES = {"all": (5e-5, 1.5e-4, 5e-4, 1.5e-3), "prefix of 16": (5e-3, 1.5e-2, 5e-2)}
+RATES_OF_FEW = (1e-3, 3e-3, 1e-2)
 
 
 def case(task: str, method: str, rate: float, whole: bool) -> Task:
