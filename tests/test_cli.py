@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,3 +152,28 @@ def test_ctrl_c_leaves_with_130_and_a_line(world: World, cache: Path, tmp_path):
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("interrupted; the same command goes on")
+
+
+TOUCHED = """
+import re, resource, numpy
+from bert_ft.command_line import keep_freed_memory
+keep_freed_memory()
+def fill():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numpy.empty(2**26, numpy.int32).fill(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, again = fill(), max(fill(), fill())
+held = numpy.ones(2**24, numpy.int32)
+told = open("/proc/self/smaps_rollup").read()
+print(first, again, re.search(r"AnonHugePages:\\s+(\\d+)", told)[1])
+"""
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE.exists(), reason="Linux, with pages of 2 MiB, only")
+def test_freed_memory_is_kept_and_lies_in_large_pages():
+    done = subprocess.run([sys.executable, "-c", TOUCHED], capture_output=True, text=True)
+    first, again, huge_kb = map(int, done.stdout.split())
+    assert again < 100, "256 MiB were given back, and had to be asked for again"
+    if "[never]" not in HUGE.read_text():
+        assert first < 2**16 / 4 and huge_kb > 2**16, (first, huge_kb)

@@ -1,10 +1,12 @@
-"""What a train step pays for fresh memory, and what `command_line.keep_freed_memory` saves of it.
+"""What a run pays for fresh memory, and what `command_line.keep_freed_memory` saves of it.
 
-python -m experiments.speed.page_faults
+python -m experiments.speed.page_faults [--rounds=3] [--steps=100]
 
-The train step of configs/sentiment.py, with that setting and without, in processes that take
-turns. Each does the same steps on batches made beforehand, all of one shape. Linux with glibc; on
-a machine where libtpu is installed the setting is off, and both columns are then the same.
+The main program on configs/sentiment.py, without that setting, with its small pages alone, and with
+it, in processes that take turns. Page faults and processor time are those of the whole run: start,
+compilation from the cache, steps, the last checkpoint; the time of a step is that in metrics.jsonl,
+its first ones not counted. Linux with glibc; where a TPU is attached the setting is off, and all
+lines are the same.
 """
 
 from __future__ import annotations
@@ -16,104 +18,114 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_ft import command_line
 from experiments.dot_chart import dot_chart
+from experiments.speed.turns import about, write
 
 HERE = Path(__file__).parent
-CASES = {"without": "memory given back", "with": "memory kept"}
+CASES = {
+    "without": "memory given back",
+    "small": "memory kept",
+    "huge": "memory kept, pages of 2 MiB",
+}
 WARMUP = 3  # steps not counted
 
 
-def measure(case: str, steps: int) -> dict[str, float]:
-    """Medians a step: minor page faults, system and user time (ms, over all threads), wall (ms)."""
-    from bert_ft import command_line
-    from configs.sentiment import get_config
+def run_main(case: str, words: Sequence[str]) -> int:
+    """The main program in this process, by its own flags."""
+    keep = command_line.keep_freed_memory
+    kept = {"without": lambda: None, "small": lambda: keep(huge_pages=False), "huge": keep}
+    command_line.keep_freed_memory = kept[case]
+    from bert_ft import main as program
 
-    if case == "without":
-        command_line.keep_freed_memory = lambda: None
-    config = get_config()
-    command_line.prepare_host(config)
+    return program.main([sys.argv[0], *words])
 
-    import jax
 
-    from experiments.speed.demo_step import demo_step
-
-    programs, state, batches, shape = demo_step(config, WARMUP + steps)
-    seen: list[tuple[float, ...]] = []
-    for batch in batches:
-        before, since = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
-        state, metrics = programs(state, batch)
-        jax.block_until_ready((state, metrics))
-        wall, after = time.monotonic() - since, resource.getrusage(resource.RUSAGE_SELF)
-        seen.append(
-            (
-                after.ru_minflt - before.ru_minflt,
-                1e3 * (after.ru_stime - before.ru_stime),
-                1e3 * (after.ru_utime - before.ru_utime),
-                1e3 * wall,
-            )
+def measure(case: str, steps: int) -> dict[str, Any]:
+    """A run in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = ["--config=configs/sentiment.py", f"--workdir={scratch}/run"]
+        words += [
+            f"--config.train.steps={WARMUP + steps}",
+            "--config.data.dev=",
+            "--config.data.test=",
+        ]
+        words += ["--config.log.every_steps=1", "--config.log.progress=False"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, "-m", "experiments.speed.page_faults", f"--run={case}", *words],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
         )
-    names = ("faults", "system_ms", "user_ms", "wall_ms")
-    medians = map(statistics.median, zip(*seen[WARMUP:], strict=True))
-    return {"rows": shape.rows, **{n: round(m, 1) for n, m in zip(names, medians, strict=True)}}
-
-
-def in_a_process(case: str, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "experiments.speed.page_faults"]
-    command += [f"--measure={case}", f"--steps={steps}"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return {"case": case, "steps": steps, **json.loads(done.stdout.splitlines()[-1])}
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        metrics = map(
+            json.loads, (Path(scratch) / "run" / "metrics.jsonl").read_text().splitlines()
+        )
+        ended = {line["step"]: line["time"] for line in metrics if line["name"] == "train/loss"}
+    return {
+        "faults": after.ru_minflt - before.ru_minflt,
+        "system_s": after.ru_stime - before.ru_stime,
+        "user_s": after.ru_utime - before.ru_utime,
+        "step_ms": [
+            1e3 * (ended[step + 1] - ended[step]) for step in range(WARMUP, WARMUP + steps)
+        ],
+    }
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Medians over the rounds, in Markdown."""
     out = [
-        "| a step | minor page faults | system time, ms | user time, ms | wall time, ms |",
-        "|---|---|---|---|---|",
+        "| | minor page faults | system time, s | user time, s | a step, ms: mean | median |",
+        "|---|---|---|---|---|---|",
     ]
     for case, name in CASES.items():
         rows = [x for x in lines if x["case"] == case]
-        cells = [
-            f"{statistics.median(x[key] for x in rows):,.0f}"
-            for key in ("faults", "system_ms", "user_ms", "wall_ms")
+        whole = [
+            statistics.median(x[key] for x in rows) for key in ("faults", "system_s", "user_s")
         ]
-        out.append(f"| {name} | {' | '.join(cells)} |")
+        mean, median = (
+            statistics.median(of(x["step_ms"]) for x in rows)
+            for of in (statistics.fmean, statistics.median)
+        )
+        faults, system, user = whole
+        out.append(
+            f"| {name} | {faults:,.0f} | {system:.1f} | {user:.0f} | {mean:.0f} | {median:.0f} |"
+        )
     return "\n".join(out)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--steps", type=int, default=20, help="counted a round")
+    p.add_argument("--steps", type=int, default=100, help="counted a round")
     p.add_argument("--out", type=Path, default=HERE / "page_faults.jsonl", help="written anew")
     p.add_argument("--plot", type=Path, default=HERE / "page_faults.svg")
-    p.add_argument("--measure", choices=list(CASES), help="one measurement, here; prints JSON")
-    args = p.parse_args()
-    if args.measure:
-        print(json.dumps(measure(args.measure, args.steps)))
-        return
-    from experiments.speed.trainer import versions
-
-    about = {"cores": len(os.sched_getaffinity(0)), "versions": versions()}
-    lines = []
-    with args.out.open("w", encoding="utf-8") as file:
-        for number in range(args.rounds):
-            for case in CASES:
-                line = {"round": number, **in_a_process(case, args.steps)}
-                print(json.dumps(line), flush=True)
-                lines.append({**line, "load_average": os.getloadavg(), **about})
-                file.write(json.dumps(lines[-1]) + "\n")
-                file.flush()
+    p.add_argument("--run", choices=list(CASES), help="the main program, by flags that follow")
+    args, words = p.parse_known_args()
+    if args.run:
+        sys.exit(run_main(args.run, words))
+    lines: list[dict[str, Any]] = []
+    for number in range(args.rounds):
+        for case in CASES:
+            found = measure(case, args.steps)
+            lines.append({"round": number, "case": case, "steps": args.steps, **found, **about()})
+            write(args.out, lines)
+            mean = statistics.fmean(found["step_ms"])
+            print(f"round {number}, {CASES[case]}: {mean:.0f} ms a step", flush=True)
     print(table(lines))
     cases = {
-        name: [x["wall_ms"] for x in lines if x["case"] == case] for case, name in CASES.items()
+        name: [statistics.fmean(x["step_ms"]) for x in lines if x["case"] == case]
+        for case, name in CASES.items()
     }
-    args.plot.write_text(dot_chart("A train step, ms", cases))
+    args.plot.write_text(dot_chart("A train step, mean ms", cases))
 
 
 if __name__ == "__main__":
