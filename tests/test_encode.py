@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_bert
 from small import config
 from transformers import BertTokenizerFast
 
@@ -242,3 +245,30 @@ def test_a_saved_tokenizer_comes_back(tokenizer, tmp_path):
     assert isinstance(tokenizer, BertTokenizerFast)
     tokenizer.save_pretrained(tmp_path / "saved")
     assert tokenizer_hash(load_tokenizer(tmp_path / "saved")) == tokenizer_hash(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"do_lower_case": False}, {"strip_accents": True}, {"never_split": ["[X]"]}]
+)
+@pytest.mark.parametrize("name", ["BertTokenizer", "BertTokenizerFast", "DistilBertTokenizer"])
+def test_the_tokenizer_is_the_one_that_auto_chooses(name, said, tmp_path):
+    from transformers import AutoTokenizer
+
+    path = write_bert(tmp_path / "model")
+    own = path / "tokenizer_config.json"
+    own.write_text(json.dumps({**json.loads(own.read_text()), **said, "tokenizer_class": name}))
+    ours, autos = load_tokenizer(path), AutoTokenizer.from_pretrained(path)
+    assert type(ours) is type(autos) and tokenizer_hash(ours) == tokenizer_hash(autos)
+    text = "Déjà vu: The FILM, [X] its acting"
+    assert ours(text)["input_ids"] == autos(text)["input_ids"]
+
+
+def test_berts_tokenizer_comes_without_pytorch(tmp_path):
+    pytest.importorskip("torch")
+    path = write_bert(tmp_path / "model")
+    code = (
+        "import sys, pathlib; from bert_ft.models.hf import load_tokenizer; "
+        "load_tokenizer(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

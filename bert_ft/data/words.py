@@ -175,6 +175,20 @@ def casing(path: Path) -> dict[str, Any]:
     return {"do_lower_case": all(entry == entry.lower() for entry in plain)}
 
 
+def names_bert(path: Path) -> bool:
+    """Whether a directory's files name BERT's tokenizer, which transformers' AutoTokenizer would
+    then choose. To import that one takes PyTorch along where it is installed: 1.5 s of a start."""
+    try:
+        model, own = (
+            json.loads((path / name).read_text("utf-8"))
+            for name in ("config.json", "tokenizer_config.json")
+        )
+        named = str(own.get("tokenizer_class")).removesuffix("Fast") == "BertTokenizer"
+        return named and "auto_map" not in own and model.get("model_type") == "bert"
+    except (OSError, ValueError, AttributeError):
+        return False  # who reads them says what is wrong
+
+
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that stand before and after a text."""
     out = tokenizer("a", return_special_tokens_mask=True, truncation=False, padding=False)

@@ -103,7 +103,6 @@ def read_config(path: Path) -> EncoderConfig:
 
 def load_tokenizer(path: Path) -> Any:
     """The fast tokenizer of a model directory, or of a bare vocab.txt."""
-    from transformers import AutoTokenizer
     from transformers.models.bert.tokenization_bert import BertTokenizer
     from transformers.utils import logging
 
@@ -115,7 +114,11 @@ def load_tokenizer(path: Path) -> Any:
     try:
         if path.is_file():
             tokenizer: Any = BertTokenizer(vocab=str(path), **words.casing(path))
+        elif words.names_bert(path):
+            tokenizer = BertTokenizer.from_pretrained(path, **words.casing(path))
         else:
+            from transformers import AutoTokenizer
+
             tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **words.casing(path))
     except Exception as e:
         raise InputError(

@@ -1,0 +1,128 @@
+"""The scores in the configs' docstrings: the learning rate chosen on dev, then three seeds.
+
+python -m experiments.scores.measure [--configs …] [--rates 5e-5 1.5e-4 5e-4]
+
+A config of ours as it stands, but for its learning rate: the first seed runs with each of `--rates`
+and the others with the one whose score on dev, by the config's own metric, is the best. A config
+without a dev set gets a tenth of its training rows as one. Runs what scores.jsonl does not hold yet
+with the same settings and versions, one run at a time, then prints all scores of test. A run that
+fails is noted, and the others go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_ft.config import flat
+from bert_ft.evals.merit import merit
+from configs.customer_service import BANKING
+from configs.medical import COMPLAINTS
+from experiments.attempts import Attempts
+from experiments.lines import measured, spread, told, versions
+from experiments.parity.tasks import Task
+
+HERE = Path(__file__).parent
+RATES = (5e-5, 1.5e-4, 5e-4)
+
+
+def divided(uri: str) -> tuple[tuple[str, str], ...]:
+    """The training file's rows as train and dev."""
+    return tuple((f"data.{s}", f"{uri}?split={s}") for s in ("train", "dev"))
+
+
+CONFIGS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "configs/customer_service.py": (),
+    "configs/customer_service.py:banking77": divided(BANKING.format("train")),
+    "configs/customer_service.py:faq": (),
+    "configs/medical.py": (),
+    "configs/medical.py:complaints": divided(COMPLAINTS.format("train")),
+    "configs/opinion.py": (),
+    "configs/opinion.py:agree75": (),
+    "configs/opinion.py:agree66": (),
+    "configs/opinion.py:agree50": (),
+    "configs/lstm.py": (),
+}
+
+
+def one(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """The line of a run, from the results or made and added to them."""
+    task = Task(name, "", (*CONFIGS[name], ("train.learning_rate", rate), ("eval.report", False)))
+    config = task.read_config()
+    config.train.seed = seed
+    what = {"name": name, "seed": seed, "config": told(flat(config)), "versions": versions()}
+
+    def run() -> dict[str, Any]:
+        short = "".join(c if c.isalnum() else "_" for c in f"{name}-{rate:g}-{seed}")
+        workdir = args.workdirs / short
+        if not (workdir / "result.json").exists():
+            command = [sys.executable, "-m", "bert_ft.main", *task.command]
+            command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
+            subprocess.run(command, check=True)
+        if told(json.loads((workdir / "config.json").read_text())) != what["config"]:
+            raise RuntimeError(f"{workdir} holds another run; remove it")
+        result = json.loads((workdir / "result.json").read_text())
+        shutil.rmtree(workdir)  # checkpoints are large
+        kept = ("metric", "steps", "params_sha256", "git_commit", "devices", "goodput")
+        scores = {key: value["mean"] for key, value in result["eval"].items()}
+        counts = {key: value["n_examples"] for key, value in result["eval"].items()}
+        line = {"rate": rate, "scores": scores, "n": counts}
+        return line | {key: result[key] for key in kept if key in result}
+
+    return measured(args.results, what, run)
+
+
+def runs_of(name: str, args: argparse.Namespace, attempts: Attempts) -> list[dict[str, Any]]:
+    """A line a seed, all with the rate that is best on dev for the first."""
+
+    def tried(rate: float, seed: int) -> dict[str, Any] | None:
+        make = functools.partial(one, name, rate, seed, args)
+        return attempts.of(f"{name}, {rate:g}, seed {seed}", make)
+
+    first, *others = args.seeds
+    firsts = [line for rate in args.rates if (line := tried(rate, first))]
+    if not firsts:
+        return []
+    best = max(firsts, key=lambda x: merit(x["metric"], x["scores"][f"dev/{x['metric']}"]))
+    return [best, *(line for seed in others if (line := tried(best["rate"], seed)))]
+
+
+def table(runs: dict[str, Sequence[dict[str, Any]]]) -> str:
+    """All scores of test, in Markdown."""
+    out = ["| config | rate | steps | score | n | % |", "|---|---|---|---|---|---|"]
+    for name, lines in runs.items():
+        first = lines[0]
+        for key in (k for k in first["scores"] if k.startswith("test/")):
+            values = [line["scores"][key] for line in lines]
+            if None in values:
+                continue
+            cells = [name, f"{first['rate']:g}", first["steps"], key, first["n"][key]]
+            out.append(f"| {' | '.join(map(str, [*cells, spread(values)]))} |")
+    return "\n".join(out)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    p.add_argument("--configs", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
+    p.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--results", type=Path, default=HERE / "scores.jsonl")
+    p.add_argument("--workdirs", type=Path, default=Path("runs/scores"))
+    args = p.parse_args()
+    attempts = Attempts()
+    found = {name: runs_of(name, args, attempts) for name in args.configs}
+    seeds = ", ".join(map(str, args.seeds))
+    print(table({name: lines for name, lines in found.items() if lines}))
+    print(f"\nMean ± standard deviation over seeds {seeds}.")
+    attempts.end()
+
+
+if __name__ == "__main__":
+    main()
