@@ -11,6 +11,7 @@ from bert_ft.config import flat
 from experiments.attempts import Attempts
 from experiments.methods import adversarial, distilling, learning_curves, reading, tuning
 from experiments.methods.curve_chart import curve_chart
+from experiments.scores import measure
 
 
 def test_one_that_fails_does_not_end_the_others(capsys):
@@ -95,3 +96,21 @@ def test_a_table_of_what_is_trained():
     said = tuning.table("reviews", {"all": lines, "LoRA, r = 8": [{**lines[0], "step_ms_p50": 30}]})
     assert "| all | 0.0001 | 50.00 ± 0.00 | 1.00 | 11.00 | 40 | 1.00 | 2.0 | 1.0 |" in said
     assert "| 1.00 | 11.00 | 30 | 0.75 |" in said
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", 1e-4), ("rmse", 2e-4)])
+def test_scores_are_of_the_rate_that_is_best_on_dev(metric, best, monkeypatch):
+    """By the config's own metric, whichever way it is better; a rate without a score is last."""
+    dev = {1e-4: 0.7, 2e-4: 0.6, 3e-4: None}
+
+    def one(name, rate, seed, args):
+        scores = {f"dev/{metric}": dev[rate], "test/accuracy": rate, "test/nll": None}
+        line = {"rate": rate, "steps": 3, "metric": metric, "scores": scores, "seed": seed}
+        return {**line, "n": {"test/accuracy": 9}}
+
+    monkeypatch.setattr(measure, "one", one)
+    args = argparse.Namespace(seeds=[0, 1, 2], rates=[3e-4, 1e-4, 2e-4])
+    runs = measure.runs_of("x.py", args, Attempts())
+    assert [(r["rate"], r["seed"]) for r in runs] == [(best, 0), (best, 1), (best, 2)]
+    row = f"| x.py | {best:g} | 3 | test/accuracy | 9 | {100 * best:.2f} ± 0.00 |"
+    assert row in measure.table({"x.py": runs})
