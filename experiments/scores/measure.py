@@ -48,7 +48,6 @@ CONFIGS: dict[str, tuple[tuple[str, Any], ...]] = {
     "configs/opinion.py:agree75": (),
     "configs/opinion.py:agree66": (),
     "configs/opinion.py:agree50": (),
-    "configs/lstm.py": (),
 }
 
 

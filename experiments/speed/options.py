@@ -3,7 +3,7 @@
 python -m experiments.speed.options [--rounds=30]
 
 The step of MiniLM's sizes on 32 short texts, packed, float32, dropout and AdamW; compiled with
-XLA's defaults and with one option more.
+XLA's defaults and with other options.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from bert_ft import command_line, config
 from experiments.speed.turns import about, by_turns, ratios, spread, write
 
 HERE = Path(__file__).parent
+CONCURRENT = {"xla_cpu_enable_concurrency_optimized_scheduler": True}
+EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 OPTIONS: dict[str, dict[str, Any]] = {
     "XLA's defaults": {},
-    "xla_cpu_enable_concurrency_optimized_scheduler": {
-        "xla_cpu_enable_concurrency_optimized_scheduler": True
-    },
-    "xla_cpu_prefer_vector_width=512": {"xla_cpu_prefer_vector_width": 512},
-    "no YNNPACK": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    "concurrency-optimised scheduler": CONCURRENT,
+    "vectors of 512 bits": {"xla_cpu_prefer_vector_width": 512},
+    "products by Eigen, not YNNPACK": EIGEN,
+    "this scheduler and Eigen": {**CONCURRENT, **EIGEN},
 }
 
 
