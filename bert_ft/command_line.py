@@ -214,8 +214,8 @@ def _tpu_attached() -> bool:
 def keep_freed_memory(huge_pages: bool = True) -> None:
     """Tells glibc to keep freed memory instead of giving it back to the kernel, and asks the kernel
     for pages of 2 MiB in it. XLA's CPU backend allocates a step's temporaries afresh each step (325
-    MB for MiniLM at 1,024 tokens), and touching new pages was a fifth of the step's CPU time; what
-    large pages add is fewer misses of their table (experiments/speed/page_faults.py has both)."""
+    MB for MiniLM at 1,024 tokens), and touching new pages is a quarter of the demo's step, where
+    they are small and given back each time (experiments/speed/page_faults.py)."""
     if not sys.platform.startswith("linux") or _tpu_attached():
         return
     try:
@@ -234,8 +234,10 @@ def keep_freed_memory(huge_pages: bool = True) -> None:
 
 def _advise_huge_pages(libc: ctypes.CDLL) -> None:
     """Lets the heap grow once by half of the machine's memory, of which nothing is touched, and
-    hence nothing used, and advises large pages there: later growth is beyond the kernel's promise.
-    """
+    hence nothing used, and advises large pages there: later growth has small ones."""
+    told = Path("/proc/sys/vm/overcommit_memory")
+    if told.exists() and told.read_text().strip() == "2":  # what is asked for counts as used
+        return
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
