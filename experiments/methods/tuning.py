@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +28,8 @@ from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
 from experiments.lines import append, found, median, read, shown, spread, told, versions
 from experiments.methods.reading import encoder_sizes
-from experiments.parity.tasks import Task
+from experiments.parity.tasks import Task, divided
+from experiments.runs import by_best_rate, result_of
 
 HERE = Path(__file__).parent
 TASKS = {
@@ -39,7 +37,7 @@ TASKS = {
     "Banking77": Task(
         "configs/customer_service.py:banking77",
         "test/accuracy",
-        tuple((f"data.{s}", f"{BANKING.format('train')}?split={s}") for s in ("train", "dev")),
+        divided(BANKING.format("train")),
     ),
     "NCBI diseases": Task("configs/medical.py", "test/f1"),
 }
@@ -95,12 +93,8 @@ def one(task: str, method: str, args: argparse.Namespace, rate: float, seed: int
     wanted = case(task, method, rate, args.whole)
     short = "".join(c if c.isalnum() else "_" for c in f"{task}-{method}-{rate:g}")
     workdir = args.workdirs / short / f"{seed}{'-whole' * args.whole}"
-    if not (workdir / "result.json").exists():
-        command = [sys.executable, "-m", "bert_ft.main", *wanted.command]
-        command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
-        subprocess.run(command, check=True)
-    result = json.loads((workdir / "result.json").read_text())
-    if told(json.loads((workdir / "config.json").read_text())) != what["config"]:
+    result, settings = result_of(wanted, seed, workdir)
+    if settings != what["config"]:
         raise RuntimeError(f"{workdir} holds another run; remove it")
     score = result["eval"][wanted.score]
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
@@ -134,12 +128,8 @@ def runs_of(
         make = functools.partial(one, task, method, args, rate, seed)
         return attempts.of(f"{task}, {method}, {rate:g}, seed {seed}", make)
 
-    first, *others = args.seeds
-    firsts = [line for r in RATES.get(method, RATES_OF_FEW) if (line := tried(r, first))]
-    if not firsts:
-        return []
-    best = max(firsts, key=lambda line: line["dev"])
-    return [best, *(line for seed in others if (line := tried(best["rate"], seed)))]
+    rates = RATES.get(method, RATES_OF_FEW)
+    return by_best_rate(tried, rates, args.seeds, lambda line: line["dev"])
 
 
 TITLES = (

@@ -29,6 +29,7 @@ from experiments.lines import append, found, read, spread, told
 from experiments.lines import versions as our_versions
 from experiments.parity.hf_trainer import versions as their_versions
 from experiments.parity.tasks import TASKS
+from experiments.runs import result_of
 
 HERE = Path(__file__).parent
 SYSTEMS = ("bert_ft", "trainer")
@@ -50,16 +51,12 @@ def expected(name: str, system: str, seed: int) -> dict[str, Any]:
 
 def ours(name: str, seed: int, workdir: Path) -> dict[str, Any]:
     """The line of a run of the main program, which is made unless `workdir` has its result."""
-    if not (workdir / "result.json").exists():
-        command = [sys.executable, "-m", "bert_ft.main", *TASKS[name].command]
-        command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
-        subprocess.run(command, check=True)
-    result = json.loads((workdir / "result.json").read_text())
+    result, settings = result_of(TASKS[name], seed, workdir)
     versions = {k: v for k, v in result["versions"].items() if k != "bert_ft"}
     score = result["eval"][TASKS[name].score]
     return {
         **{"task": name, "system": "bert_ft", "seed": seed},
-        **{"settings": told(json.loads((workdir / "config.json").read_text()))},
+        "settings": settings,
         "versions": versions,
         "score": score["mean"],
         "n": score["n_examples"],

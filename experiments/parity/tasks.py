@@ -59,6 +59,11 @@ class Task:
         }
 
 
+def divided(uri: str) -> tuple[tuple[str, str], ...]:
+    """Overrides: the rows of a training file as train and dev."""
+    return tuple((f"data.{s}", f"{uri}?split={s}") for s in ("train", "dev"))
+
+
 SAMPLING = "random"  # the Trainer's: grouping by length changes the batches
 GLUE = "../shared/data/glue_{}"
 ARGMAX = ("task.decode", "argmax")

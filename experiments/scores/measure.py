@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +24,11 @@ from configs.customer_service import BANKING
 from configs.medical import COMPLAINTS
 from experiments.attempts import Attempts
 from experiments.lines import measured, spread, told, versions
-from experiments.parity.tasks import Task
+from experiments.parity.tasks import Task, divided
+from experiments.runs import by_best_rate, result_of
 
 HERE = Path(__file__).parent
 RATES = (5e-5, 1.5e-4, 5e-4)
-
-
-def divided(uri: str) -> tuple[tuple[str, str], ...]:
-    """The training file's rows as train and dev."""
-    return tuple((f"data.{s}", f"{uri}?split={s}") for s in ("train", "dev"))
 
 
 CONFIGS: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -61,13 +54,9 @@ def one(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
     def run() -> dict[str, Any]:
         short = "".join(c if c.isalnum() else "_" for c in f"{name}-{rate:g}-{seed}")
         workdir = args.workdirs / short
-        if not (workdir / "result.json").exists():
-            command = [sys.executable, "-m", "bert_ft.main", *task.command]
-            command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
-            subprocess.run(command, check=True)
-        if told(json.loads((workdir / "config.json").read_text())) != what["config"]:
+        result, settings = result_of(task, seed, workdir)
+        if settings != what["config"]:
             raise RuntimeError(f"{workdir} holds another run; remove it")
-        result = json.loads((workdir / "result.json").read_text())
         shutil.rmtree(workdir)  # checkpoints are large
         kept = ("metric", "steps", "params_sha256", "git_commit", "devices", "goodput")
         scores = {key: value["mean"] for key, value in result["eval"].items()}
@@ -85,12 +74,10 @@ def runs_of(name: str, args: argparse.Namespace, attempts: Attempts) -> list[dic
         make = functools.partial(one, name, rate, seed, args)
         return attempts.of(f"{name}, {rate:g}, seed {seed}", make)
 
-    first, *others = args.seeds
-    firsts = [line for rate in args.rates if (line := tried(rate, first))]
-    if not firsts:
-        return []
-    best = max(firsts, key=lambda x: merit(x["metric"], x["scores"][f"dev/{x['metric']}"]))
-    return [best, *(line for seed in others if (line := tried(best["rate"], seed)))]
+    def worth(line: Mapping[str, Any]) -> float:
+        return merit(line["metric"], line["scores"][f"dev/{line['metric']}"])
+
+    return by_best_rate(tried, args.rates, args.seeds, worth)
 
 
 def table(runs: dict[str, Sequence[dict[str, Any]]]) -> str:

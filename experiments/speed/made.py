@@ -61,6 +61,7 @@ class Step:
         loop: str = "loop",
         attention: str = "auto",
         drops: bool = True,
+        options: dict[str, Any] | None = None,  # of XLA's compiler
     ):
         c = config.default()
         attend = attend_on(attention, drops, jax.devices()[0])
@@ -80,7 +81,7 @@ class Step:
             seed=0,
             accumulate=1,
         )
-        self.jit = jax.jit(run, donate_argnums=0)
+        self.jit = jax.jit(run, donate_argnums=0, compiler_options=options)
         self.compiled: Any = None
 
     def shapes(self) -> TrainState:

@@ -46,10 +46,8 @@ def main() -> None:
     lengths = np.random.default_rng(0).gamma(4.0, 6.75, 32).astype(int).clip(3, 80)
     cases = {}
     for name, options in OPTIONS.items():
-        step = Step(sizes, data_of(lengths, sizes.vocab_size), 32, 80, packed=True)
-        lowered = step.jit.lower(step.shapes(), step.batch)
-        step.compiled = lowered.compile(compiler_options=options)
-        cases[name] = step.run()
+        data = data_of(lengths, sizes.vocab_size)
+        cases[name] = Step(sizes, data, 32, 80, packed=True, options=options).run()
     seconds = by_turns(cases, args.rounds)
     first = next(iter(seconds.values()))
     print("| | ms a step | of the defaults' |\n|---|---|---|")

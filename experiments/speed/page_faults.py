@@ -12,7 +12,6 @@ lines are the same.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
@@ -25,6 +24,7 @@ from typing import Any
 
 from bert_ft import command_line
 from experiments.dot_chart import dot_chart
+from experiments.speed.trainer import step_ends
 from experiments.speed.turns import about, write
 
 HERE = Path(__file__).parent
@@ -66,10 +66,7 @@ def measure(case: str, steps: int) -> dict[str, Any]:
         if done.returncode:
             raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr}")
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        metrics = map(
-            json.loads, (Path(scratch) / "run" / "metrics.jsonl").read_text().splitlines()
-        )
-        ended = {line["step"]: line["time"] for line in metrics if line["name"] == "train/loss"}
+        ended = step_ends(Path(scratch) / "run" / "metrics.jsonl")
     return {
         "faults": after.ru_minflt - before.ru_minflt,
         "system_s": after.ru_stime - before.ru_stime,

@@ -23,7 +23,7 @@ from experiments.speed.turns import about, by_turns, ratios, repeated, spread, w
 HERE = Path(__file__).parent
 TOKENS = 960
 LAYERS = {"query, key, value, output": (384, 384), "up": (384, 1536), "down": (1536, 384)}
-KINDS = {"x W": ("x", "w", 1, 0), "g W^T": ("g", "w", 1, 1), "x^T g": ("x", "g", 0, 0)}
+KINDS = {"x W": ("x", "w", (1, 0)), "g W^T": ("g", "w", (1, 1)), "x^T g": ("x", "g", (0, 0))}
 SECONDS = 0.02
 
 
@@ -61,8 +61,8 @@ def main() -> None:
     for layer, (inner, outer) in LAYERS.items():
         sizes = {"x": (TOKENS, inner), "w": (inner, outer), "g": (TOKENS, outer)}
         drawn = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
-        for kind, (left, right, *over) in KINDS.items():
-            found = both(drawn[left], drawn[right], (over[0], over[1]))
+        for kind, (left, right, over) in KINDS.items():
+            found = both(drawn[left], drawn[right], over)
             for library, run in found.items():
                 cases[layer, kind, library] = (*repeated(run, SECONDS), 2 * TOKENS * inner * outer)
     seconds = by_turns({str(key): run for key, (run, _, _) in cases.items()}, args.rounds)

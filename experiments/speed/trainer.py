@@ -85,7 +85,7 @@ def _time_main(scratch: Path, seed: int, steps: int) -> float:
         try:
             while WARMUP + steps not in ended and main.poll() is None:
                 time.sleep(0.5)
-                ended = _ends(scratch / "run" / "metrics.jsonl")
+                ended = step_ends(scratch / "run" / "metrics.jsonl")
             main.send_signal(signal.SIGTERM)
             main.wait()
         finally:
@@ -96,7 +96,7 @@ def _time_main(scratch: Path, seed: int, steps: int) -> float:
     return ended[WARMUP + steps] - ended[WARMUP]
 
 
-def _ends(metrics: Path) -> dict[int, float]:
+def step_ends(metrics: Path) -> dict[int, float]:
     """Step -> when its metrics reached the host, which is when the device had done it."""
     if not metrics.exists():
         return {}

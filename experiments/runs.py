@@ -1,0 +1,42 @@
+"""Runs of the main program for a table: made where missing, their rate chosen on dev."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.lines import told
+from experiments.parity.tasks import Task
+
+Line = dict[str, Any]
+
+
+def result_of(task: Task, seed: int, workdir: Path) -> tuple[Line, Line]:
+    """(result.json, what lines.told says of config.json) of a workdir, whose run is made unless it
+    has its result."""
+    if not (workdir / "result.json").exists():
+        command = [sys.executable, "-m", "bert_ft.main", *task.command]
+        command += [f"--workdir={workdir}", f"--config.train.seed={seed}"]
+        subprocess.run(command, check=True)
+    result = json.loads((workdir / "result.json").read_text())
+    return result, told(json.loads((workdir / "config.json").read_text()))
+
+
+def by_best_rate(
+    tried: Callable[[float, int], Line | None],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    worth: Callable[[Mapping[str, Any]], float],
+) -> list[Line]:
+    """A line a seed, all with the rate whose line is worth most for the first; `tried` gives that
+    of a rate and a seed, with its 'rate', or None where the run failed."""
+    first, *others = seeds
+    firsts = [line for rate in rates if (line := tried(rate, first))]
+    if not firsts:
+        return []
+    best = max(firsts, key=worth)
+    return [best, *(line for seed in others if (line := tried(best["rate"], seed)))]
