@@ -76,14 +76,14 @@ def test_low_rank_begins_as_the_model_is_and_merges_to_what_it_computes(name, pa
     trained, frozen = weights.begin(params, 0)
     # DoRA divides norms by themselves, which rounds.
     np.testing.assert_allclose(
-        logits(weights.form(frozen, trained, 0), batch), plain, atol=2e-6, rtol=0
+        logits(weights.form(frozen, trained, 0), batch), plain, atol=1e-5, rtol=0
     )
     formed = weights.form(frozen, stirred(trained), 0)
     merged = weights.merged(formed)
     assert flatten(merged).keys() == flatten(params).keys()
     made = logits(formed, batch)
     assert np.abs(made - plain).max() > 0.1
-    np.testing.assert_allclose(logits(merged, batch), made, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits(merged, batch), made, atol=5e-5, rtol=0)
 
 
 def test_rank_stabilized_scale():
@@ -123,7 +123,7 @@ def test_dropout_is_the_same_packed_or_padded():
 
     noisy = found(first, jax.random.key(3))
     assert np.abs(noisy - found(first, None)).max() > 0.1
-    np.testing.assert_allclose(noisy, found(padded, jax.random.key(3)), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(noisy, found(padded, jax.random.key(3)), atol=5e-5, rtol=0)
 
 
 def test_a_prefix_of_no_length_changes_nothing(params, plain):
@@ -270,9 +270,9 @@ def test_modules_packed_padded_and_in_every_loop(name, params, plain):
     assert np.abs(made - plain).max() > 0.05, "the module does nothing"
     back = np.argsort(padded.order[0])[first.order[0]]
     apart = logits(formed, padded.batch(0))[back]
-    np.testing.assert_allclose(made, apart, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(made, apart, atol=5e-5, rtol=0)
     other = Model(SIZES, MODEL.head, jnp.dtype("float32"), "layer", "scan")
-    np.testing.assert_allclose(logits(formed, first.batch(0), other), made, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits(formed, first.batch(0), other), made, atol=5e-5, rtol=0)
 
 
 def test_a_prompt_of_words_is_those_words_in_the_text(params):
@@ -391,7 +391,7 @@ def test_low_rank_beside_adapters_whose_paths_its_targets_find(use, params, plai
     trained, frozen = weights.begin(params, 0)
     assert not any("pfeiffer" in p and re.search("(lora|ada)_", p) for p in flatten(trained))
     formed = weights.form(frozen, trained, 0)
-    np.testing.assert_allclose(logits(formed, plan().batch(0)), plain, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(logits(formed, plan().batch(0)), plain, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
