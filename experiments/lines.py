@@ -72,7 +72,7 @@ def shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], times: float = 100, digits: int = 2) -> str:
     """'82.90 ± 0.31', in per cent, with the sample standard deviation."""
-    std = 100 * statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{100 * statistics.fmean(values):.2f} ± {std:.2f}"
+    std = times * statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{times * statistics.fmean(values):.{digits}f} ± {std:.{digits}f}"

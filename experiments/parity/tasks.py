@@ -61,7 +61,8 @@ class Task:
 
 def divided(uri: str) -> tuple[tuple[str, str], ...]:
     """Overrides: the rows of a training file as train and dev."""
-    return tuple((f"data.{s}", f"{uri}?split={s}") for s in ("train", "dev"))
+    joint = "&" if "?" in uri else "?"
+    return tuple((f"data.{s}", f"{uri}{joint}split={s}") for s in ("train", "dev"))
 
 
 SAMPLING = "random"  # the Trainer's: grouping by length changes the batches

@@ -1,12 +1,12 @@
 """The scores in the configs' docstrings: the learning rate chosen on dev, then three seeds.
 
-python -m experiments.scores.measure [--configs …] [--rates 5e-5 1.5e-4 5e-4]
+python -m experiments.scores.measure [--configs …] [--rates 5e-5 1.5e-4 5e-4] [--seeds 0 1 2]
 
 A config of ours as it stands, but for its learning rate: the first seed runs with each of `--rates`
 and the others with the one whose score on dev, by the config's own metric, is the best. A config
-without a dev set gets a tenth of its training rows as one. Runs what scores.jsonl does not hold yet
-with the same settings and versions, one run at a time, then prints all scores of test. A run that
-fails is noted, and the others go on.
+without a dev set, or without another set to score, gets a tenth of its training rows as dev. Runs
+what scores.jsonl does not hold yet with the same settings and versions, one run at a time, then
+prints all scores of test. A run that fails is noted, and the others go on.
 """
 
 from __future__ import annotations
@@ -29,18 +29,42 @@ from experiments.runs import by_best_rate, result_of
 
 HERE = Path(__file__).parent
 RATES = (5e-5, 1.5e-4, 5e-4)
+FRESH_RATES = (5e-4, 1e-3, 2e-3)  # of a model that begins from nothing
+FRESH = ("configs/chinese.py", "configs/chinese.py:cluener", "configs/customer_service.py:faq=atec")
+NO_SHARES = ("loss", "nll", "rmse", "mae", "perplexity", "words", "unseen")  # not in per cent
+
+SHARED = "../shared/data"
+ALEXA = f"{SHARED}/amazon_alexa_5class/amazon_alexa.tsv"
+
+
+def glue(name: str, options: str) -> dict[str, tuple[tuple[str, str], ...]]:
+    """A task of GLUE, whose development set is the test set here."""
+    files = f"files:{SHARED}/glue_{name}/{{}}.tsv?quoting=none{options}"
+    sets = (*divided(files.format("train")), ("data.test", files.format("dev")))
+    return {f"configs/glue.py:{name}={SHARED}/glue_{name}": sets}
 
 
 CONFIGS: dict[str, tuple[tuple[str, Any], ...]] = {
     "configs/customer_service.py": (),
     "configs/customer_service.py:banking77": divided(BANKING.format("train")),
     "configs/customer_service.py:faq": (),
+    "configs/customer_service.py:faq=atec": (),
     "configs/medical.py": (),
     "configs/medical.py:complaints": divided(COMPLAINTS.format("train")),
     "configs/opinion.py": (),
     "configs/opinion.py:agree75": (),
     "configs/opinion.py:agree66": (),
     "configs/opinion.py:agree50": (),
+    "configs/chinese.py": (),
+    "configs/chinese.py:cluener": (),
+    f"configs/rating.py:ordinal={ALEXA}": (),
+    f"configs/rating.py:regression={ALEXA}": (),
+    f"configs/rating.py:classes={ALEXA}": (),
+    "configs/recommend.py:reviews": (),
+    **glue("cola", "&columns=source,label,star,sentence"),
+    **glue("stsb", ""),
+    "configs/ner.py:files": (),
+    "configs/mlm.py:medical": (),
 }
 
 
@@ -77,27 +101,30 @@ def runs_of(name: str, args: argparse.Namespace, attempts: Attempts) -> list[dic
     def worth(line: Mapping[str, Any]) -> float:
         return merit(line["metric"], line["scores"][f"dev/{line['metric']}"])
 
-    return by_best_rate(tried, args.rates, args.seeds, worth)
+    rates = args.rates or (FRESH_RATES if name in FRESH else RATES)
+    return by_best_rate(tried, rates, args.seeds, worth)
 
 
 def table(runs: dict[str, Sequence[dict[str, Any]]]) -> str:
     """All scores of test, in Markdown."""
-    out = ["| config | rate | steps | score | n | % |", "|---|---|---|---|---|---|"]
+    out = ["| config | rate | steps | score | n | |", "|---|---|---|---|---|---|"]
     for name, lines in runs.items():
         first = lines[0]
         for key in (k for k in first["scores"] if k.startswith("test/")):
             values = [line["scores"][key] for line in lines]
             if None in values:
                 continue
-            cells = [name, f"{first['rate']:g}", first["steps"], key, first["n"][key]]
-            out.append(f"| {' | '.join(map(str, [*cells, spread(values)]))} |")
+            raw = key.rpartition("/")[2] in NO_SHARES
+            shown = spread(values, 1, 3) if raw else f"{spread(values)} %"
+            cells = [name, f"{first['rate']:g}", first["steps"], key, first["n"][key], shown]
+            out.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(out)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--configs", nargs="+", choices=list(CONFIGS), default=list(CONFIGS))
-    p.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    p.add_argument("--rates", type=float, nargs="+", help="for all configs")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--results", type=Path, default=HERE / "scores.jsonl")
     p.add_argument("--workdirs", type=Path, default=Path("runs/scores"))
