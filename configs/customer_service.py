@@ -95,11 +95,12 @@ def _intents(c: ConfigDict, name: str) -> ConfigDict:
     if name == "banking77":
         c.data.label = "category"
         c.data.train, c.data.test = BANKING.format("train"), BANKING.format("test")
-        c.data.max_length, c.train.epochs = 64, 5.0
+        c.data.max_length, c.train.epochs, c.train.learning_rate = 64, 5.0, 5e-4
         return c
     c.data.text, c.data.label = "tokens", "label"
     c.data.train, c.data.dev, c.data.test = (ATIS.format(s) for s in ("train", "valid", "test"))
     c.data.max_length, c.task.unseen_labels = 64, "score"
+    c.train.learning_rate, c.train.epochs = 5e-4, 10.0  # 120 tags, most of them rare
     if not name:
         c.task.name, c.task.parts = "multi", json.dumps(PARTS)
     return c

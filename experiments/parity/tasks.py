@@ -68,9 +68,10 @@ def divided(uri: str) -> tuple[tuple[str, str], ...]:
 SAMPLING = "random"  # the Trainer's: grouping by length changes the batches
 GLUE = "../shared/data/glue_{}"
 ARGMAX = ("task.decode", "argmax")
-SLOTS = (("task.name", "tagging"), ("task.stride", 16), ("data.label", "tags"), ARGMAX)
+SHORT = ("train.epochs", 3.0)
+SLOTS = (("task.name", "tagging"), ("task.stride", 16), ("data.label", "tags"), ARGMAX, SHORT)
 TASKS = {
-    "ATIS, intents": Task("configs/customer_service.py:intent", "test/accuracy"),
+    "ATIS, intents": Task("configs/customer_service.py:intent", "test/accuracy", (SHORT,)),
     "ATIS, slots": Task("configs/customer_service.py:intent", "test/f1", SLOTS),
     "Banking77": Task("configs/customer_service.py:banking77", "test/accuracy"),
     "NCBI disease": Task("configs/medical.py", "test/f1", (ARGMAX,)),
