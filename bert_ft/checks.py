@@ -270,6 +270,8 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     if c.task.name != "multi":
         check_task(c)
         check_ranking(c)
+        pair = c.data.text_pair
+        require(c.task.name != "tagging" or not pair, "data.text_pair", pair, "'' for tagging")
     _check_multi(c, mode)
     if mode == "train" or (mode == "preflight" and not made_up):
         require(

@@ -22,7 +22,11 @@ class NotFinite(Exception):
     batch; -1 is a text of data.unlabelled."""
 
     def __init__(self, step: int, rows: list[int], what: str = "loss"):
-        super().__init__(f"{what} is not finite at step {step}; rows of its batch: {rows}")
+        own = [row for row in rows if row >= 0]
+        said = f"{what} is not finite at step {step}; rows of its batch: {own}"
+        if len(own) < len(rows):
+            said += f" and {len(rows) - len(own)} texts of data.unlabelled"
+        super().__init__(said)
         self.step = step
         self.rows = rows
 

@@ -40,6 +40,7 @@ BEFORE = (
         for name in ("distil", "contrastive")
     ),
     ("unfreeze", ("adalora",), "which sets dropped triplets to 0 whatever is frozen"),
+    ("unfreeze", ("noise_scale",), "which compares gradients that unfreeze leaves"),
     *(
         (name, ("ema", "swa"), f"which averages what {name} leaves")
         for name in ("unfreeze", "adalora")

@@ -35,8 +35,9 @@ from ml_collections import ConfigDict
 from bert_ft import trials
 from bert_ft.command_line import quiet_libtpu
 from bert_ft.data.encode import Encoded
+from bert_ft.data.prompts import with_places
 from bert_ft.errors import InputError
-from bert_ft.method_checks import names
+from bert_ft.method_checks import names, prefix_length, prompt_length
 from bert_ft.models.attention import attend_on, require_kernel
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
@@ -160,10 +161,12 @@ def system_for(
     encoder, length = SIZES[config.preflight.model], config.data.max_length
     mesh, task = make_mesh(config, devices), make_task(config)
     count = max(config.train.batch_size, config.eval.batch_size)  # of both a whole batch
-    if length > encoder.positions:
+    prompt = prompt_length(config)
+    taken = prompt + prefix_length(config)
+    if length > encoder.positions - taken:
         raise InputError(
             f"config.data.max_length is {length}; accepted: up to the model's {encoder.positions} "
-            "positions"
+            "positions" + (f", less {taken} of a method" if taken else "")
         )
     fitted = {"labels": ["0", "1"], "names": ["0", "1"]}
     data = Encoded(
@@ -183,7 +186,8 @@ def system_for(
     model = Model(
         encoder, task.head(fitted), compute_dtype(config, mesh), m.remat, m.layer_loop, attend
     )
-    row_length = config.data.row_length or -(-length // LANES) * LANES
+    data = with_places(data, prompt)
+    row_length = config.data.row_length or -(-(length + prompt) // LANES) * LANES
     width = encoder.hidden_size // encoder.num_attention_heads
     require_kernel(attend, row_length, width, model.dtype)
     sets = {"train": data}

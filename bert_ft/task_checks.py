@@ -152,6 +152,13 @@ def check_ranking(c: ConfigDict) -> None:
     if t.name not in ("matching", "cross_encoder"):
         return
     require(bool(c.data.text_pair), "data.text_pair", "", "the column of the right answer")
+    require(
+        c.data.text_pair != "label",
+        "data.text_pair",
+        "label",
+        "another name, which columns= in the URI can give: --mode=predict writes what it predicts "
+        "as 'label'",
+    )
     if t.name == "cross_encoder":
         require(
             t.negatives >= 1, "task.negatives", 0, "1 or more where task.name is 'cross_encoder'"

@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
         FILES.format(level, s) for s in ("train", "dev", "test")
     )
     c.eval.metric = "f1_macro"  # 60 % of the sentences are neutral
+    c.train.learning_rate = 1.5e-4  # the best on dev of agree50
     if variant == "products":
         c.task.name, c.task.parts, c.task.mixing = "multi", json.dumps(PARTS), "temperature"
         c.eval.metric, c.data.max_length = "sentiment/f1_macro", 256

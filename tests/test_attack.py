@@ -52,7 +52,7 @@ def test_each_text_is_edited_where_it_helps_and_no_further():
     assert found[0].edits == 1 and found[0].text.split()[::2] == ["some", "film"]
     assert found[3].text == texts[3] and found[4].text == texts[4]
     assert unbroken(found) == 3 / 5
-    assert len(seen) <= 2 + 3, "a pass for the clean texts, one for the words, one for each edit"
+    assert len(seen) <= 2 + 4, "a pass for the clean texts, one for the words, one a word in turn"
     assert attack(texts, labels, score) == found
 
 
@@ -65,6 +65,22 @@ def test_the_worst_edit_of_the_most_important_word_comes_first():
 
     (one,) = attack(["very great stuff"], [1], graded)
     assert one.broken is True and one.edits == 1 and "grea" not in one.text
+
+
+def test_a_word_that_no_edit_hurts_costs_no_edit():
+    """'great' is the most important one by far, but only where it is left out."""
+
+    def stubborn(texts):
+        p = [
+            0.9 - 0.5 * ("g" not in t) - 0.3 * ("kind" not in t) - 0.2 * ("soft" not in t)
+            for t in texts
+        ]
+        return np.stack([1 - np.asarray(p), p], axis=1)
+
+    (one,) = attack(["great kind soft"], [1], stubborn, edits=1)
+    assert one.broken is False and one.edits == 1
+    (one,) = attack(["great kind soft"], [1], stubborn, edits=2)
+    assert one.broken is True and one.edits == 2
 
 
 def test_no_text_and_no_word():

@@ -104,7 +104,8 @@ def test_wrong_ones_ahead():
 
 def test_scores_before_and_after(tokenizer):
     """film: both right ones listed; plot: none is; music: the one, alone in its list."""
-    lists = [["dull", "great", "weak", "x"], ["x", "y"], ["z"], ["great"]]
+    film = ["dull", "great", "weak", "x"]
+    lists = [film, ["x", "y"], film, ["great"]]
     rows, made = rows_of(*PAIRS, candidates=lists), task()
     data = made.encode(rows, tokenizer, 16, {})
     assert words(data, tokenizer)[:2] == [["film", "dull"], ["film", "great"]]
@@ -124,6 +125,18 @@ def test_scores_before_and_after(tokenizer):
     assert [a["rank"] for a in answers] == [1, None, 3, 1]
     assert [c["text"] for c in answers[0]["candidates"]] == ["great", "x", "weak", "dull"]
     assert [c["first_stage"] for c in answers[0]["candidates"]] == [2, 4, 3, 1]
+
+
+def test_a_question_asked_of_other_candidates_is_another_one(tokenizer):
+    """As in multiple choice: which is right?"""
+    pairs, lists = (("which", "great"), ("which", "weak")), [["great", "dull"], ["dull", "weak"]]
+    rows, made = rows_of(*pairs, candidates=lists), task()
+    data = made.encode(rows, tokenizer, 16, {})
+    assert list(data.aside["rights"]) == [1, 1]
+    value = {"value": np.array([2.0, 1.0, 1.0, 3.0])}
+    answers = made.answers(value, data, rows)
+    assert [(a["prediction"], a["rank"]) for a in answers] == [("great", 1), ("weak", 1)]
+    assert made.score(value, data)["mrr"] == 1
 
 
 def test_only_the_top_k_are_read(tokenizer):

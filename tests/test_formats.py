@@ -226,6 +226,12 @@ BAD = {
         {},
         ["a.csv:2: byte 0xff is not valid"],
     ),
+    "utf-16": (
+        "a.csv",
+        "text,label\nok,1\n".encode("utf-16"),
+        {},
+        ["a.csv:1: it is UTF-16, not UTF-8; add encoding=utf-16"],
+    ),
     "encoding": ("a.csv", "a\nb\n", {"encoding": "utf-7777"}, ["utf-7777 is unknown", "latin-1"]),
     "ragged": (
         "a.csv",

@@ -226,6 +226,8 @@ def test_the_sizes_are_read(tmp_path, tensors):
     "change, words",
     [
         ({"model_type": "gpt2"}, ["'gpt2'", "accepted: 'bert', 'roberta'"]),
+        ({"model_type": ["bert"]}, ["['bert']", "accepted: 'bert', 'roberta'"]),
+        ({"vocab_size": "x"}, ["vocab_size is 'x'", "a whole number"]),
         ({"hidden_act": "relu"}, ["'relu'", "'gelu'"]),
         ({"position_embedding_type": "relative_key"}, ["'relative_key'", "'absolute'"]),
     ],

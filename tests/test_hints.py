@@ -21,6 +21,7 @@ from bert_ft.models import peft
 from bert_ft.models.hf import flatten
 from bert_ft.models.taps import tapped
 from bert_ft.preflight import system_for
+from bert_ft.tasks.classification import Classification
 from bert_ft.train import optim
 from bert_ft.train.start import trained_params
 from bert_ft.train.step import loss_and_gradient
@@ -59,10 +60,10 @@ def begun(c):
     return FormedModel(MODEL, weights, {}, 0), params, make_methods(c)
 
 
-def gradient(c, given, accumulate=1):
+def gradient(c, given, accumulate=1, task=TASK):
     formed, params, methods = begun(c)
     metrics, found = jax.jit(
-        lambda p, b: loss_and_gradient(formed, TASK, p, b, KEY, 0.0, accumulate, methods)
+        lambda p, b: loss_and_gradient(formed, task, p, b, KEY, 0.0, accumulate, methods)
     )(params, given)
     return metrics, flatten(found)
 
@@ -110,6 +111,15 @@ def test_packed_padded_and_accumulated_agree():
     assert_same(padded, packed)
     assert_same(halves, packed)
     assert float(jnp.abs(packed["hints/layer_1/kernel"]).max()) > 0 and metrics["loss"] > 0
+
+
+def test_hints_are_means_over_examples_whatever_a_label_weighs():
+    weighed = Classification(config())
+    weighed.head({**DATA.fitted, "weights": [10.0, 10.0, 10.0]})
+    plain, _ = gradient(knobs(), batch())
+    found, _ = gradient(knobs(), batch(), task=weighed)
+    for name in ("loss", "hints_hidden", "hints_attention"):
+        np.testing.assert_allclose(found[name], plain[name], rtol=1e-5)
 
 
 def test_strength_0_changes_nothing():

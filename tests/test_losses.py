@@ -219,7 +219,13 @@ def test_supervised_contrast_is_its_formula():
         terms = [np.log(np.exp(z[i] @ z[j] / 0.3) / below) for j in same]
         expected[i] = -np.mean(terms) if same else 0
     assert expected[2] == 0 and expected.sum() > 1  # label 2 is there once
-    np.testing.assert_allclose(contrast(P, LABEL, 0.3), expected, rtol=1e-4)
+    there = np.ones(6, bool)
+    np.testing.assert_allclose(contrast(P, LABEL, there, 0.3), expected, rtol=1e-4)
+    more, labels = np.concatenate([P, P[:2]]), np.concatenate([LABEL, LABEL[:2]])
+    found = contrast(more, labels, np.arange(8) < 6, 0.3)  # others, of another task, are not in it
+    np.testing.assert_allclose(found[:6], expected, rtol=1e-4)
+    slope = jax.grad(lambda x: contrast(x, labels, np.arange(8) < 1, 0.3).sum())(more)
+    assert np.isfinite(slope).all(), "one example alone"
     nll = -log_softmax(P, axis=1)[np.arange(6), LABEL].sum()
     found = applied("contrastive", P, contrastive__weight=0.9, contrastive__temperature=0.3)
     np.testing.assert_allclose(found.total, 0.1 * nll + 0.9 * expected.sum(), rtol=1e-5)

@@ -25,6 +25,7 @@ def use(names, **more):
         *(("distil", name) for name in ("hints", "pseudo", "uda", "smart", "rdrop", "adalora")),
         *(("contrastive", name) for name in ("hints", "smart", "rdrop", "adalora")),
         ("unfreeze", "adalora"),
+        ("unfreeze", "noise_scale"),
         *((name, average) for name in ("unfreeze", "adalora") for average in ("ema", "swa")),
         *((name, "noise_scale") for name in ASCENTS),
         ("noise_scale", "sam"),

@@ -13,7 +13,7 @@ from conftest import BAD, GOOD, ROOT, SUBJECTS, VERBS, read_jsonl, write_bert, w
 from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.encode import encode
-from bert_ft.data.sources import open_source, source_of, split_of
+from bert_ft.data.sources import Rows, open_source, source_of, split_of
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
@@ -388,6 +388,19 @@ def test_parts_of_the_same_rows_that_read_other_columns(change, words):
     with pytest.raises(InputError) as error:
         checked(json.dumps(parts), data__text="tokens")
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_blank_question_is_predicted_for_in_a_part_as_alone(files):
+    where = {"data.text": "question", "data.text_pair": "context", "task.max_question": 6}
+    parts = {"where": {"task.name": "span", "task.stride": 2, "data.label": "a", **where}}
+    kind = {"data.text": "question", "data.text_pair": "context", "data.label": "kind"}
+    task, tokenizer = multi({**parts, "kind": kind}), hf.load_tokenizer(files["model"])
+    columns = {"question": ["film", " "], "context": ["great film", "dull plot"]}
+    fitted = {"where": {"unanswerable": False}, "kind": {"labels": ["x", "y"]}}
+    data = task.encode_unlabelled(Rows(columns, [1, 2], "q.csv"), tokenizer, 16, fitted)
+    assert data.fields["where/context"][1].tolist() == [0, 0] and len(data) == 2
+    with pytest.raises(InputError, match="q.csv:2: .*'question' is empty"):
+        task.encode(Rows(columns, [1, 2], "q.csv"), tokenizer, 16, fitted)
 
 
 @pytest.mark.parametrize("pair", ["", "tokens"])

@@ -143,6 +143,17 @@ def test_triplets_that_peft_has_left_out(base, tmp_path):
     np.testing.assert_allclose(read[f"{at}/ada_e"][:3] / 4, whole[f"{at}/ada_e"][:3] / 3, rtol=1e-6)
 
 
+def test_what_a_file_of_an_old_version_lacks_is_off(base, tmp_path):
+    _, model, flat, _ = base
+    shutil.copytree(HERE / "peft_lora", tmp_path, dirs_exist_ok=True)
+    about = json.loads((tmp_path / peft.CONFIG).read_text())
+    for key in ("use_rslora", "use_dora"):
+        about.pop(key)
+    (tmp_path / peft.CONFIG).write_text(json.dumps(about))
+    knobs = peft.read(tmp_path, flat, model.config, "sequence").knobs
+    assert knobs["rank_stabilized"] is False and knobs["dora"] is False
+
+
 @pytest.mark.parametrize(
     "key, value, words",
     [

@@ -96,3 +96,14 @@ def test_the_card_has_the_thresholds(bert):
     system.fitted = {"labels": ["long"]}
     assert card.thresholds(system) == {"long": 0.5}
     assert card._threshold_lines(card.thresholds(made("regression", bert)[0])) == []
+
+
+def test_the_card_says_how_answers_are_read():
+    def of(fitted, **task):
+        return card._reading_lines(SimpleNamespace(task=SimpleNamespace(**task), fitted=fitted))
+
+    assert of({}) == of({"scheme": "IOB2"}, decode="argmax") == []
+    assert "a legal sequence of BIOES" in of({"scheme": "BIOES"}, decode="viterbi")[2]
+    assert "tensors `crf.*`" in of({"scheme": "IOB2"}, decode="crf")[2]
+    assert "more than 0.0000" in of({}, null_threshold=0.0)[2]
+    assert "more than -1.2500" in of({"null_threshold": -1.25}, null_threshold=0.0)[2]

@@ -141,7 +141,24 @@ def test_rows_without_an_id_are_named_by_file_and_line():
         {"file": "y.csv", "line": 1},
     ]
     assert _places(Rows(columns, None, "x.parquet")) == [{}, {}]
-    assert _places(Rows({**columns, "id": [7, None]}, [1, 3], "x")) == [{"id": 7}, {"id": None}]
+    assert _places(Rows({**columns, "id": [7, None]}, [1, 3], "x")) == [{"id": 7}, {"line": 3}]
+
+
+def test_a_text_has_no_name_of_a_place(trained, run_here, tmp_path):
+    path = write_jsonl(tmp_path / "in.jsonl", [{"line": "good"}, {"line": "bad"}])
+    words = [f"--config.predict.input={path}", "--config.data.text=line"]
+    done = run_here(trained.workdir, "--mode=predict", *words)
+    done.refused("column 'line' has the name under which a row's line is written", "columns=")
+    write_jsonl(path, [{"id": i, "line": "good"} for i in range(2)])
+    run_here(trained.workdir, "--mode=predict", *words).ok()
+
+
+def test_a_file_of_a_glob_has_a_name_that_no_shell_expands(trained, run_here, tmp_path):
+    for i in range(2):
+        write_jsonl(tmp_path / f"part{i}.jsonl", reviews(2, seed=i))
+    words = [f"--config.predict.input={tmp_path}/part[0-9]*.jsonl"]
+    run_here(trained.workdir, "--mode=predict", *words).ok()
+    assert len(read_jsonl(trained.workdir / "predictions" / "part_0-9_.jsonl")) == 4
 
 
 def test_eval_mode_scores_the_same_and_removes_nothing(trained, run_here):

@@ -62,6 +62,17 @@ def small_base(monkeypatch):
     monkeypatch.setitem(preflight.SIZES, "base", SIZES)
 
 
+def test_what_a_method_adds_to_a_text_is_in_the_rows():
+    c = config(preflight__model="base", data__max_length=LENGTH, train__batch_size=BATCH)
+    for use, longest in (("prompt", 512 - 20), ("prefix", 512 - 16)):
+        c.methods.use, c.data.max_length = use, longest + 1
+        with pytest.raises(InputError, match=f"512 positions, less {512 - longest}"):
+            preflight.system_for(c, (), print)
+    c.methods.use, c.data.max_length = "prompt", LENGTH
+    made, _ = preflight.system_for(c, (), print)
+    assert made.row_length == 2 * LENGTH and (made.sets["train"].lengths == LENGTH + 20).all()
+
+
 # Reading optimised HLO. Lines as jax 0.10.2 and libtpu 0.0.42 write them, cut short.
 
 LOOP = """

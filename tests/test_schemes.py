@@ -167,6 +167,8 @@ def test_the_scheme_is_found(tags, scheme):
         ("b-per i-per o", 0, ["'b-per' has a prefix in a small letter", "'B-per'", "'plain'"]),
         ("O s-x", 1, ["'s-x'", "'S-x'"]),
         ("o b i", 1, ["'b'", "'B'"]),
+        ("O B_PER I_PER", 1, ["'B_PER' has a prefix in another form", "'B-PER'", "'plain'"]),
+        ("PER-B PER-I O", 0, ["'PER-B'", "'B-PER'"]),
     ],
 )
 def test_what_no_scheme_allows(tags, place, words):

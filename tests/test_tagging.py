@@ -339,6 +339,7 @@ def test_the_program_trains_evaluates_and_predicts(run_here, tmp_path, tagging_c
         ("--config.task.stride=-1", ["task.stride is -1"]),
         ("--config.task.crf_rate=0.0", ["task.crf_rate"]),
         ("--config.task.unseen_tags=skip", ["task.unseen_tags", "'skip'", "'stop'"]),
+        ("--config.data.text_pair=intent", ["data.text_pair is 'intent'", "'' for tagging"]),
         ("--config.task.cut_spans=skip", ["task.cut_spans", "'widen'"]),
         ("--config.task.scheme=BIOES", ["train.jsonl:1", "of the row that begins there", "BIOES"]),
         ("--config.data.text=words", ["no column 'words'", "tokens"]),

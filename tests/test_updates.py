@@ -29,13 +29,13 @@ class Slopes:
     """The loss x w: each example's gradient is its x, wherever w is."""
 
     def loss(self, outputs, batch):
-        return jnp.sum(outputs * batch["real"]), jnp.sum(batch["real"]), {}
+        return jnp.sum(outputs * batch["weight"]), jnp.sum(batch["weight"]), {}
 
 
 class Squares:
     def loss(self, outputs, batch):
-        errors = (outputs - batch["y"]) * batch["real"]
-        return jnp.sum(errors**2) / 2, jnp.sum(batch["real"]), {}
+        errors = (outputs - batch["y"]) * batch["weight"]
+        return jnp.sum(errors**2) / 2, jnp.sum(batch["weight"]), {}
 
 
 def settings(use="", accumulate=1, **knobs):
@@ -52,27 +52,29 @@ def batches(count, sizes, seed=0):
     shape = (count, len(sizes), max(sizes))
     x = rng.normal((1, 0, 0, 0, -0.5), (1, 2, 1, 0.5, 1), (*shape, WIDTH))
     real = np.broadcast_to(np.arange(max(sizes)) < np.array(sizes)[:, None], shape)
-    made = {"x": x, "y": rng.normal(size=shape), "real": real}
+    made = {"x": x, "y": rng.normal(size=shape), "weight": real}
     made = {name: value.astype(np.float32) for name, value in made.items()}
     return made if len(sizes) > 1 else {k: v[:, 0] for k, v in made.items()}
 
 
-def run(c, task, given, knobs=None):
+def run(c, task, given, knobs=None, model=None, start=None):
     """(metrics of each step, the parameters after each, those that are reported after each)."""
+    model = model or Linear()
     steps, weights = len(given["x"]), make_weights(c)
     optimizer, schedule = optim.make_optimizer(c, steps, knobs), optim.schedule(c, steps, knobs)
     step = functools.partial(
-        train_step, model=Linear(), task=task, optimizer=optimizer, schedule=schedule, rate=0.0,
+        train_step, model=model, task=task, optimizer=optimizer, schedule=schedule, rate=0.0,
         seed=0, accumulate=c.train.accumulate, weights=weights,
     )  # fmt: skip
-    start = {"top": {"kernel": jnp.arange(WIDTH, dtype=jnp.float32)}}
+    start = start or {"top": {"kernel": jnp.arange(WIDTH, dtype=jnp.float32)}}
+    trained, frozen = weights.begin(start, 0)
 
     def one(state, batch):
         state, metrics = step(state, batch)
         kept = weights.reported(state.params, state.opt_state)
         return state, (metrics, state.params["top"]["kernel"], kept["top"]["kernel"])
 
-    first = TrainState(jnp.int32(0), start, optimizer.init(start))
+    first = TrainState(jnp.int32(0), trained, optimizer.init(trained), frozen)
     metrics, *both = jax.jit(lambda b: jax.lax.scan(one, first, b)[1])(given)
     return {k: np.array(v) for k, v in metrics.items()}, *map(np.array, both)
 
@@ -125,7 +127,7 @@ def test_sharpness_takes_the_gradient_at_the_worst_point_near_by(sizes):
     given, rho = batches(1, sizes), 0.7
     c = settings("sam", len(sizes), **{"sam.rho": rho})
     metrics, _, _ = run(c, Squares(), given)
-    real = given["real"].reshape(-1) > 0
+    real = given["weight"].reshape(-1) > 0
     x, y = given["x"].reshape(-1, WIDTH)[real], given["y"].reshape(-1)[real]
     w = np.arange(WIDTH, dtype=np.float64)
     loss, g = slope(w, x, y)
@@ -138,6 +140,26 @@ def test_sharpness_takes_the_gradient_at_the_worst_point_near_by(sizes):
     assert metrics["sharp_loss"][0] == pytest.approx(sharp, rel=1e-5)
     assert metrics["gradient_norm"][0] == pytest.approx(np.linalg.norm(at_away), rel=1e-5)
     assert abs(np.linalg.norm(at_away) - np.linalg.norm(g)) > 0.1
+
+
+class Late:
+    """x w + x u, of a parameter u beside w."""
+
+    def apply(self, variables, batch, rng, rate):
+        params = variables["params"]
+        return batch["x"] @ (params["top"]["kernel"] + params["late"]["kernel"])
+
+
+def test_what_is_not_yet_trained_has_no_part_in_the_worst_point_nor_in_a_norm():
+    """Until its step as if it were frozen."""
+    start = {k: {"kernel": jnp.arange(WIDTH, dtype=jnp.float32)} for k in ("top", "late")}
+    c = settings("unfreeze,sam", **{"unfreeze.schedule": '[["^late/", 2]]', "sam.rho": 0.7})
+    found, *_ = run(c, Squares(), batches(3, (6,)), model=Late(), start=start)
+    c = settings("freeze,sam", **{"freeze.targets": "^late/", "sam.rho": 0.7})
+    frozen, *_ = run(c, Squares(), batches(3, (6,)), model=Late(), start=start)
+    for name in ("sharp_loss", "gradient_norm"):
+        np.testing.assert_allclose(found[name][:2], frozen[name][:2], rtol=1e-5)
+        assert abs(found[name][2] - frozen[name][2]) > 0.1
 
 
 @pytest.mark.parametrize("sizes", [(6,), (3, 3)])
@@ -184,7 +206,7 @@ def test_signal_and_noise_of_examples_that_weigh_little():
     """Weights, as of classes, that add up to less than 1 in a micro-batch."""
     given, c = batches(4, (3, 3)), settings("noise_scale", 2)
     plain, _, _ = run(c, Slopes(), given)
-    light, _, _ = run(c, Slopes(), {**given, "real": given["real"] / 10})
+    light, _, _ = run(c, Slopes(), {**given, "weight": given["weight"] / 10})
     np.testing.assert_allclose(light["gradient_signal"], plain["gradient_signal"], rtol=1e-4)
     np.testing.assert_allclose(light["gradient_noise"], plain["gradient_noise"] / 10, rtol=1e-4)
 

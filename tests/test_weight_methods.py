@@ -15,6 +15,7 @@ from bert_ft.checks import check
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.prompts import with_places
 from bert_ft.errors import InputError
+from bert_ft.methods.method import STEP, Slope
 from bert_ft.methods.registry import make_methods, make_weights
 from bert_ft.models.bert import Dense
 from bert_ft.models.heads import CoralHead, Model
@@ -369,13 +370,15 @@ def test_unfreeze_trains_from_its_step_on_as_if_it_began_there(name):
     c.train.optimizer, c.train.epsilon = name, 1e-12
     knobs = knobs_of(c, 100).replace(weight_decay=0.0)
     inner = optax.chain(*optim.directions(c, knobs), optax.scale(-1e-3))
-    optimizer, fresh = make_methods(c)[0].update(inner, 0), inner
+    (method,) = make_methods(c)
+    optimizer, fresh = method.update(inner, 0), inner
     params = {"late": {"kernel": jnp.ones(3)}, "other": {"kernel": jnp.ones(3)}}
     state, alone = optimizer.init(params), fresh.init(params["late"])
     rng, step, other = np.random.default_rng(0), jax.jit(optimizer.update), jax.jit(fresh.update)
     for i in range(36):
         g = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=3), jnp.float32), params)
-        updates, state = step(g, state, params)
+        slope = method.gradient(lambda *_, g=g: Slope(0.0, 1.0, {}, g, None), None, None)
+        updates, state = step(slope(params, {STEP: i}, None).gradient, state, params)
         assert np.abs(updates["other"]["kernel"]).min() > 0
         if i < 30:
             moments = getattr(state.inner[0], "nu", state.inner[0].mu)

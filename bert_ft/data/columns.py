@@ -100,6 +100,8 @@ def load(path: Path, name: str, options: Options, bad: BadRows) -> Document:
 
 
 def _undecodable(error: UnicodeDecodeError, encoding: str) -> str:
+    if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return f"it is UTF-16, not {encoding.removesuffix('-sig').upper()}; add encoding=utf-16"
     seen = error.object[error.start : error.start + 1].hex()
     hint = "; if the file is Latin-1, add encoding=latin-1" if "utf" in encoding else ""
     return f"byte 0x{seen} is not valid {encoding.removesuffix('-sig').upper()}{hint}"

@@ -51,11 +51,16 @@ class Rows:
             near = get_close_matches(name, self.columns, 1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             there = shown(self.columns, most=40)
+            if len(self.columns) == 1 and set(";\t|,") & set(there):
+                hint = "; check delimiter="
             raise InputError(f"{self.origin}: no column {name!r}; there are: {there}{hint}")
         values = self.columns[name]
         for i, value in enumerate(values):
             if value is None:
-                raise InputError(f"{self.where(i)}: no value in column {name!r}")
+                raise InputError(
+                    f"{self.where(i)}: no value in column {name!r}; accepted: a value, or "
+                    f"where={name}!=null in the URI, which leaves such rows out"
+                )
         return values
 
     def take(self, indices: list[int]) -> "Rows":

@@ -62,15 +62,15 @@ def attack(
     now, chance = [_WORD.split(text) for text in texts], clean[np.arange(len(texts)), label]
     broken, done = np.zeros(len(texts), bool), np.zeros(len(texts), np.int64)
     order = _by_importance(now, label, right, score)
-    for turn in range(edits):
+    for turn in range(max(map(len, order), default=0)):  # a word that no edit hurts costs none
         tries = {
             int(i): (order[i][turn], misspelt(now[i][order[i][turn]]))
-            for i in np.flatnonzero(right & ~broken)
+            for i in np.flatnonzero(right & ~broken & (done < edits))
             if turn < len(order[i])
         }
         flat = [_with(now[i], at, word) for i, (at, words) in tries.items() for word in words]
-        if not flat:
-            continue
+        if not tries:
+            break
         scored, first = score(flat), 0
         for i, (at, words) in tries.items():
             own = scored[first : first + len(words)]

@@ -31,7 +31,8 @@ def are_answers(rows: Sequence[dict[str, Any]]) -> bool:
 def are_entities(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether the rows are those of task 'tagging', with their gold entities."""
     return all(
-        isinstance(row.get(side), list)
+        "tags" in row
+        and isinstance(row.get(side), list)
         and all(isinstance(e, dict) and "type" in e for e in row[side])
         for row in rows
         for side in ("prediction", "label")

@@ -3,7 +3,8 @@ eq. 1 to 3; Khosla et al. 2020, eq. 2, L_out).
 
 SCL of an example i is -mean over j of log (exp(z_i z_j / t) / sum over k of exp(z_i z_k / t)); z is
 the pooled vector, divided by its norm, j are the others of the batch with i's label, k all others.
-An example without a j has the loss 0. The batch is the global one, whatever the mesh.
+An example without a j has the loss 0. The batch is the global one, whatever the mesh; of several
+tasks only the examples of the one whose loss it is are in it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Contrastive(Method):
             made = run(params, batch, rng)
             pooled_BxH = made.outputs["pooled"]
             _, weight = task.log_likelihoods(made.outputs, batch)
-            apart = jnp.sum(contrast(pooled_BxH, batch["label"], k.temperature) * weight)
+            own_B = batch["weight"] > 0
+            apart = contrast(pooled_BxH, batch["label"], own_B, k.temperature)
+            apart = jnp.sum(apart * weight)
             total = (1 - k.weight) * made.total + k.weight * apart
             extra = {**made.extra, "contrastive_loss": apart}
             return dataclasses.replace(made, total=total, extra=extra)
@@ -37,14 +40,18 @@ class Contrastive(Method):
         return contrasted
 
 
-def contrast(x_BxH: jax.Array, label_B: jax.Array, temperature: float) -> jax.Array:
-    """float32 (B,): SCL of each example, x of any norm but 0."""
+def contrast(
+    x_BxH: jax.Array, label_B: jax.Array, own_B: jax.Array, temperature: float
+) -> jax.Array:
+    """float32 (B,): SCL of each example among those of `own`, bool; x of any norm but 0."""
     squares = jnp.sum(jnp.square(x_BxH), axis=1, keepdims=True)
     z = x_BxH * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
     # At full precision: a TPU would take bfloat16 products otherwise.
     near_BxB = jnp.einsum("ih,jh->ij", z, z, precision="highest") / temperature
-    self_BxB = jnp.eye(len(label_B), dtype=bool)
-    same_BxB = (label_B[:, None] == label_B) & ~self_BxB
-    log_p = near_BxB - jax.nn.logsumexp(near_BxB, axis=1, where=~self_BxB, keepdims=True)
+    other_BxB = ~jnp.eye(len(label_B), dtype=bool) & own_B
+    same_BxB = (label_B[:, None] == label_B) & other_BxB
+    # Finite where there is no other, whose gradient would not be.
+    near_BxB = jnp.where(other_BxB, near_BxB, -1e30)
+    log_p = near_BxB - jax.nn.logsumexp(near_BxB, axis=1, keepdims=True)
     total = jnp.sum(jnp.where(same_BxB, log_p, 0.0), axis=1)
     return -total / jnp.maximum(jnp.sum(same_BxB, axis=1), 1)

@@ -3,6 +3,7 @@ from a step on."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from bert_ft.method_checks import unfreeze_rules
-from bert_ft.methods.method import Flat, Method, Params, Wrapped, matched
+from bert_ft.methods.method import STEP, Flat, Method, Params, Pass, Slope, Wrapped, matched
+from bert_ft.models.bert import Batch
 from bert_ft.models.hf import flatten, unflatten
 
 
@@ -54,6 +56,7 @@ class Unfreeze(Method):
     """
 
     name = "unfreeze"
+    timed = True
     wraps_update = True
 
     def __init__(self, config: Any):
@@ -65,6 +68,16 @@ class Unfreeze(Method):
     def first_step(self, path: str) -> int:
         """The step from which a parameter is trained, by the first regex that finds it."""
         return next((step for pattern, step in self.rules if re.search(pattern, path)), 0)
+
+    def gradient(self, slope: Pass, task: Any, model: Any) -> Pass:
+        def early(params: Params, batch: Batch, rng: jax.Array | None) -> Slope:
+            found = slope(params, batch, rng)
+            flat = flatten(found.gradient)
+            late = {p: first for p in flat if (first := self.first_step(p))}
+            flat |= {p: jnp.where(batch[STEP] < late[p], 0.0, flat[p]) for p in late}
+            return dataclasses.replace(found, gradient=unflatten(flat))
+
+        return early
 
     def update(
         self, inner: optax.GradientTransformation, steps: Any
@@ -81,12 +94,10 @@ class Unfreeze(Method):
             return jnp.where(step < first, 0.0, right if self.corrected else 1.0)
 
         def update(gradient: Params, state: Wrapped, params: Params) -> tuple[Params, Wrapped]:
-            late = {p: first for p in flatten(params) if (first := self.first_step(p))}
-            step, flat = state.own, flatten(gradient)
-            flat |= {p: jnp.where(step < late[p], 0.0, flat[p]) for p in late}
-            updates, wrapped = inner.update(unflatten(flat), state.inner, params)
+            step = state.own
+            updates, wrapped = inner.update(gradient, state.inner, params)
             flat = flatten(updates)
-            flat |= {p: share(step, late[p]) * flat[p] for p in late}
+            flat |= {p: share(step, first) * flat[p] for p in flat if (first := self.first_step(p))}
             return unflatten(flat), Wrapped(wrapped, step + 1)
 
         return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

@@ -49,8 +49,9 @@ STEP = "step"  # of a batch, where a method is `timed`: int32 (), the steps done
 class Sums:
     """Of the examples, or tokens, of a (micro-)batch: the sum of their losses, their number, sums
     of further metrics; and the model's outputs. `each`: what a term of an example's own counts in
-    these sums. Of several tasks the total is of means already: the number is then the share that
-    the micro-batch is of the batch, and `each` one by the number of the batch's examples."""
+    these sums, so that its mean is over examples. Of several tasks the total is of means already:
+    the number is then the share that the micro-batch is of the batch, and `each` one by the number
+    of the batch's examples."""
 
     total: jax.Array
     count: jax.Array
@@ -135,7 +136,7 @@ class Method:
     name = ""
     freezes = False  # the model is not trained but for what `trains` says and methods.also_train
     draws = False  # it needs randomness of the model, or its own, though there be no dropout
-    timed = False  # its loss depends on the step
+    timed = False  # its loss, or gradient, depends on the step
     taps = False  # its loss reads what the layers compute (models/taps.py)
     of_part = False  # of several tasks it changes the loss of each, before they are weighed
     wraps_update = False  # whether `update` adds a Wrapped to the optimizer's state

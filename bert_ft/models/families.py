@@ -227,13 +227,15 @@ def key_of(family: str, field: str) -> str | None:
 def encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
     """The encoder of a config.json. Raises ValueError for one that is not of BERT's shape."""
     family: Any = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ValueError(f"model_type is {family!r}; accepted: {', '.join(map(repr, FAMILIES))}")
     fields: dict[str, Any] = {"family": family}
     for field in dataclasses.fields(EncoderConfig):
         key = key_of(family, field.name)
         if key is not None and raw.get(key) is not None:
             fields[field.name] = raw[key]
+            if field.name in _SIZES and type(raw[key]) is not int:
+                raise ValueError(f"{key} is {raw[key]!r}; accepted: a whole number")
         elif field.name in _SIZES:
             raise ValueError(f"no {key}, which a model_type of {family!r} needs")
     fields |= FAMILIES[family].fixed

@@ -50,6 +50,7 @@ _KNOBS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "adalora": (("rank", "init_r"), ("alpha", "lora_alpha")),
     "prefix": (("length", "num_virtual_tokens"),),
 }
+_ABSENT = {"use_rslora": False, "use_dora": False}  # in files of versions that had neither
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +145,7 @@ def read(path: Path, model: Mapping[str, Any], encoder: EncoderConfig, kind: str
             f"{path / TENSORS}: {len(strange)} tensors that this model has no place for: "
             f"{', '.join(sorted(strange)[:3])}"
         )
+    about = {**_ABSENT, **about}
     knobs = {ours: about[theirs] for ours, theirs in _KNOBS[use] if theirs in about}
     if use == "adalora":
         found = _of_one_rank(found, knobs["rank"])

@@ -7,7 +7,7 @@ with a `text`, or the texts themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,20 +29,20 @@ def texts_of(rows: Rows, column: str, blank: bool = False) -> list[str]:
     return texts
 
 
-def numbered(texts: Sequence[str]) -> tuple[dict[str, int], list[int]]:
-    """({text: number}, the first place of each), numbered in the order in which they first come."""
-    number: dict[str, int] = {}
+def numbered(keys: Sequence[Hashable]) -> tuple[dict[Any, int], list[int]]:
+    """({key: number}, the first place of each), numbered in the order in which they first come."""
+    number: dict[Any, int] = {}
     first = []
-    for i, text in enumerate(texts):
-        if text not in number:
-            number[text] = len(number)
+    for i, key in enumerate(keys):
+        if key not in number:
+            number[key] = len(number)
             first.append(i)
     return number, first
 
 
-def right_answers(questions: Sequence[str], answers: Sequence[str]) -> dict[str, set[str]]:
+def right_answers(questions: Sequence[Hashable], answers: Sequence[str]) -> dict[Any, set[str]]:
     """{question: its right answers} over all rows."""
-    found: dict[str, set[str]] = {}
+    found: dict[Any, set[str]] = {}
     for question, answer in zip(questions, answers, strict=True):
         found.setdefault(question, set()).add(answer)
     return found

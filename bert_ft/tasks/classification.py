@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -168,7 +169,8 @@ class Classification(SequenceTask):
                 f"config.task.positive_label is {self.positive!r}; accepted: "
                 f"{', '.join(map(repr, names[:20]))}"
             )
-        counts = np.asarray([values.count(label) for label in labels])
+        count = Counter(values)
+        counts = np.asarray([count[label] for label in labels])
         weights = class_weights(self.weighting, counts, len(values), labels, self.beta)
         fitted = {"labels": labels, "names": names}
         return {**fitted, "weights": weights} if weights else fitted

@@ -37,8 +37,9 @@ class CrossEncoder:
     A training example is one question with its right answer and `task.negatives` wrong ones: the
     best of its candidates, or, where the rows have none, answers of other rows; the loss is the
     cross entropy of the right one among them (Gao, Dai & Callan 2021). A scored set is its distinct
-    questions, each with the candidates of its first row. With `task.multiple_choice` the head is
-    that of transformers' …ForMultipleChoice: a question, its choices, one of them right.
+    questions, each with its candidates: asked of others it is another question. With
+    `task.multiple_choice` the head is that of transformers' …ForMultipleChoice: a question, its
+    choices, one of them right.
     """
 
     name = "cross_encoder"
@@ -51,7 +52,8 @@ class CrossEncoder:
 
     def signature(self) -> dict[str, Any]:
         about = {"task": self.name, "columns": self.columns()}
-        return {**about, "negatives": self.negatives, "top_k": self.top_k}
+        lists = "a question and its candidates"
+        return {**about, "negatives": self.negatives, "top_k": self.top_k, "lists": lists}
 
     def columns(self) -> list[str]:
         return [self.text, self.pair]
@@ -102,23 +104,24 @@ class CrossEncoder:
         question has, listed or not."""
         questions = texts_of(rows, self.text, blank=answers is None)
         lists = [texts[: self.top_k] for texts in listed(rows)]
-        asked, first = numbered(questions)
-        right = right_answers(questions, answers) if answers else {q: set() for q in asked}
+        keys = list(zip(questions, map(tuple, lists), strict=True))
+        asked, first = numbered(keys)
+        right = right_answers(keys, answers) if answers else {key: set() for key in asked}
         of_example = [i for i, at in enumerate(first) for _ in lists[at]]
         texts = [t for at in first for t in lists[at]]
         names = list(asked)
         tokens, types, offsets, truncated = tokenize(
-            tokenizer, [names[i] for i in of_example], texts, max_length
+            tokenizer, [questions[first[i]] for i in of_example], texts, max_length
         )
         packed, text_offsets = pack_texts(texts)
         aside = {
-            "question_of_row": np.asarray([asked[q] for q in questions], np.int64),
+            "question_of_row": np.asarray([asked[key] for key in keys], np.int64),
             "question": np.asarray(of_example, np.int64),
             "place": np.asarray([p + 1 for at in first for p in range(len(lists[at]))], np.int64),
             "right": np.asarray(
                 [t in right[names[i]] for i, t in zip(of_example, texts, strict=True)], bool
             ),
-            "rights": np.asarray([len(right[q]) for q in asked], np.int64),
+            "rights": np.asarray([len(right[key]) for key in asked], np.int64),
             "candidates": packed,
             "candidate_offsets": text_offsets,
         }

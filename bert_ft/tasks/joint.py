@@ -45,11 +45,26 @@ class Joint:
     def fit(self, rows: Rows) -> dict[str, Any]:
         return {part: task.fit(rows) for part, task in self.parts.items()}
 
-    def encode(
+    def encode_unlabelled(
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
-        carrier = self.parts[self.carrier]
-        data = carrier.encode(rows, tokenizer, max_length, fitted[self.carrier])
+        """Rows to predict for: as `encode`, by each part's own way with such rows."""
+        return self.encode(rows, tokenizer, max_length, fitted, labelled=False)
+
+    def encode(
+        self,
+        rows: Rows,
+        tokenizer: Any,
+        max_length: int,
+        fitted: Mapping[str, Any],
+        labelled: bool = True,
+    ) -> Encoded:
+        def encoded(part: str) -> Encoded:
+            task = self.parts[part]
+            own = task.encode if labelled else getattr(task, "encode_unlabelled", task.encode)
+            return own(rows, tokenizer, max_length, fitted[part])
+
+        carrier, data = self.parts[self.carrier], encoded(self.carrier)
         about = {**fitted, self.carrier: dict(data.fitted)}
         made = {self.carrier: dict(data.fields)}
         token_fields = {f"{self.carrier}/{k}": v for k, v in data.token_fields.items()}
@@ -69,7 +84,7 @@ class Joint:
                 windows = np.bincount(data.row, minlength=len(rows))
                 truncated = truncated | (first & (windows[data.row] > 1))
                 continue
-            other = task.encode(rows, tokenizer, max_length, fitted[part])
+            other = encoded(part)
             if not (
                 np.array_equal(other.tokens, data.tokens)
                 and np.array_equal(other.offsets, data.offsets)

@@ -97,11 +97,22 @@ class MultiTask:
             order=there[0].order if len(there) == 1 else None,
         )
 
-    def encode(
+    def encode_unlabelled(
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
-        """What prediction reads: the same rows for every group whose texts they have. Raises
-        InputError where that is none."""
+        """Rows to predict for: as `encode`, by each part's own way with such rows."""
+        return self.encode(rows, tokenizer, max_length, fitted, labelled=False)
+
+    def encode(
+        self,
+        rows: Rows,
+        tokenizer: Any,
+        max_length: int,
+        fitted: Mapping[str, Any],
+        labelled: bool = True,
+    ) -> Encoded:
+        """The same rows for every group whose texts they have. Raises InputError where that is
+        none."""
         there = [all(c in rows.columns for c in group.texts()) for group in self.groups]
         if not any(there):
             wanted = " or ".join(", ".join(map(repr, group.texts())) for group in self.groups)
@@ -109,7 +120,9 @@ class MultiTask:
             raise InputError(f"{rows.origin}: its columns are {seen}; a part reads {wanted}")
         return self.merge(
             [
-                group.encode(rows, tokenizer, max_length, {p: fitted[p] for p in group.parts})
+                group.encode(
+                    rows, tokenizer, max_length, {p: fitted[p] for p in group.parts}, labelled
+                )
                 if reads
                 else None
                 for group, reads in zip(self.groups, there, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -73,7 +74,8 @@ class MultiLabel(SequenceTask):
         labels = sorted_labels(set().union(*sets))
         if not labels:
             raise InputError(f"{rows.origin}: column {self.label!r} has no label in any row")
-        counts = np.asarray([sum(label in s for s in sets) for label in labels])
+        count = Counter(label for s in sets for label in s)
+        counts = np.asarray([count[label] for label in labels])
         # Of a label's own two classes: its positives weigh as much as its negatives.
         text, misses = self.weighting, len(sets) - counts
         if text == "balanced":

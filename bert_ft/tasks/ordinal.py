@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -54,7 +55,8 @@ class Ordinal(SequenceTask):
                 f"{rows.origin}: column {self.label!r} has one rank only ({ranks}); at least 2"
             )
         self.places(rows, ranks)
-        counts = np.asarray([numbers.count(r) + 1 for r in ranks], np.float64)
+        count = Counter(numbers)
+        counts = np.asarray([count[r] + 1 for r in ranks], np.float64)
         above = 1 - np.cumsum(counts)[:-1] / counts.sum()
         return {"ranks": ranks, "biases": [float(b) for b in np.log(above / (1 - above))]}
 

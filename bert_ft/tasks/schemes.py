@@ -132,7 +132,17 @@ def check(
 def _check_capitals(
     seen: set[str], rows: Sequence[Sequence[str]], where: Callable[[int, int], str]
 ) -> None:
-    """InputError where all tags have a prefix of some scheme in a small letter (b-per i-per o)."""
+    """InputError where all tags have a prefix of some scheme that is none as it stands: in a small
+    letter (b-per i-per o), with another sign than '-' (B_PER) or behind the type (PER-B)."""
+    apart = seen and all(re.fullmatch(r"[BIESLMU]_.+", tag) for tag in seen)
+    if apart or seen and all(re.fullmatch(r".+[-_][BIESLMU]", tag) for tag in seen):
+        i, k = next((i, k) for i, row in enumerate(rows) for k, t in enumerate(row) if t in seen)
+        tag = rows[i][k]
+        meant = f"{tag[0]}-{tag[2:]}" if apart else f"{tag[-1]}-{tag[:-2]}"
+        raise InputError(
+            f"{where(i, k)}: tag {tag!r} has a prefix in another form; accepted: {meant!r}; where "
+            "tags have no prefixes, set task.scheme='plain'"
+        )
     small = seen - {"o"}
     typed = small and all(re.fullmatch(r"[bieslmu]-.+", tag) for tag in small)
     if typed or {"b", "o"} <= seen and all(tag.upper() in _PREFIXES for tag in small):

@@ -40,6 +40,13 @@ def thresholds(system: System) -> dict[str, float]:
     return dict(zip(labels, chosen, strict=True))
 
 
+def null_threshold(system: System) -> float | None:
+    """By how much 'no answer' must exceed the best answer, as chosen on dev or configured; None for
+    a task that does not look for answers."""
+    configured = getattr(system.task, "null_threshold", None)
+    return system.fitted.get("null_threshold", configured)
+
+
 def model_card(
     system: System,
     kind: str,
@@ -83,6 +90,7 @@ def model_card(
         *_score_lines(scores),
         "",
         *_threshold_lines(thresholds(system)),
+        *_reading_lines(system),
         "## Training",
         "",
         f"{about['step']:,} steps, seed {config['train.seed']}.",
@@ -126,6 +134,28 @@ def _threshold_lines(of_labels: Mapping[str, float]) -> list[str]:
     rows = [f"| {_code(label)} | {threshold:.4f} |" for label, threshold in of_labels.items()]
     said = "A label is predicted where its sigmoid is its threshold or more:"
     return ["## Thresholds", "", said, "", "| label | threshold |", "|---|---|", *rows, ""]
+
+
+_READ = {
+    "viterbi": "the likeliest ones that make a legal sequence of {scheme}",
+    "crf": "those of a linear-chain CRF over the logits, of scheme {scheme}, whose scores are the "
+    "tensors `crf.*`, for which transformers has no place",
+}
+
+
+def _reading_lines(system: System) -> list[str]:
+    """How the scores' answers are read from the outputs, where that is not the largest one."""
+    said, threshold = "", null_threshold(system)
+    if threshold is not None:
+        said = (
+            "A question has no answer where the score of [CLS] exceeds the best answer's by more "
+            f"than {threshold:.4f}."
+        )
+    how = _READ.get(getattr(system.task, "decode", ""))
+    if how:
+        how = how.format(scheme=system.fitted["scheme"])
+        said = f"The tags scored above are {how}; each word's largest logit may be another one's."
+    return ["## How outputs are read", "", said, ""] if said else []
 
 
 def _number(value: float | None) -> str:

@@ -95,6 +95,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             "versions": record.versions(),
             "compared": compared,
             "thresholds": card.thresholds(system),
+            "null_threshold": card.null_threshold(system),
             "unit": {key: getattr(scale if peft else OWN, key) for key in ("mean", "scale")},
         }
         (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")

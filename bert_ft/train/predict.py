@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,16 @@ def _label(
     answers = system.task.answers(
         predict_set(system, eval_programs(system), params, data), data, rows
     )
-    lines = [
-        {**where, "label": answer.pop("prediction"), **answer, **more}
-        for where, answer in zip(_places(rows), answers, strict=True)
-    ]
+    lines = []
+    for where, answer in zip(_places(rows), answers, strict=True):
+        if taken := where.keys() & answer.keys() - {"id"}:
+            name = min(taken)
+            raise InputError(
+                f"{rows.origin}: its column {name!r} has the name under which a row's {name} is "
+                "written; accepted: another name (config.data.text and so on, and columns= in the "
+                "URI), or rows with an 'id'"
+            )
+        lines.append({**where, "label": answer.pop("prediction"), **answer, **more})
     if jax.process_index() == 0:
         record.write_lines(out, lines)
         lists = getattr(system.task, "lists", None)  # what a task makes of the lines together
@@ -100,20 +107,20 @@ def _label(
 def _places(rows: Rows) -> list[dict[str, Any]]:
     """What each row's answer is joined to it by: its id, or else, where the file has lines, its
     line, by which rows that were left out are missed, and of several files its own."""
-    if "id" in rows.columns:
-        return [{"id": i} for i in rows.columns["id"]]
-    if rows.lines is None:
-        return [{} for _ in range(len(rows))]
-    if rows.paths is None:
-        return [{"line": line} for line in rows.lines]
-    return [{"file": f, "line": line} for f, line in zip(rows.paths, rows.lines, strict=True)]
+    places: list[dict[str, Any]] = [{} for _ in range(len(rows))]
+    for name, values in (("file", rows.paths), ("line", rows.lines)):
+        for place, value in zip(places, values or (), strict=False):
+            place[name] = value
+    ids = rows.columns.get("id", [None] * len(rows))
+    return [place if i is None else {"id": i} for i, place in zip(ids, places, strict=True)]
 
 
 def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
     """Where the lines go; raises InputError where they would replace what must stay."""
     folder = workdir / "predictions"
     given = paths.at(source.uri.removeprefix("files:").partition("?")[0])
-    out = paths.at(config.predict.output or str(folder / f"{given.stem}.jsonl"))
+    stem = re.sub(r"[*?\[\]]+", "_", given.stem)  # of a glob, which a shell would expand again
+    out = paths.at(config.predict.output or str(folder / f"{stem}.jsonl"))
     written = [adapters.beside(out, name) for name in adapters.names_of(config)] or [out]
     written += [_ranked(at) for at in written]
     for taken, what in (

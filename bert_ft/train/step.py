@@ -50,7 +50,9 @@ def loss_and_gradient(
     def sums(params: Params, batch: Batch, rng: jax.Array | None) -> Sums:
         outputs = applied(tapping, model, {"params": params}, batch, rng, rate)
         total, count, extra = task.loss(outputs, batch)
-        return Sums(total, count, extra, outputs)
+        # Of words, or weighed examples, there are more or fewer than of examples.
+        each = count / jnp.maximum(jnp.sum(batch["weight"]), 1.0)
+        return Sums(total, count, extra, outputs, each)
 
     run: Run = sums
     for method in methods:
