@@ -218,3 +218,13 @@ def test_without_optuna_the_extra_is_named(run_sweep, tmp_path, monkeypatch):
         importlib.util, "find_spec", lambda name, *a: None if name == "cmaes" else real(name, *a)
     )
     run_sweep(tmp_path / "run").refused("needs cmaes, which is not installed", "bert_ft[sweep]")
+
+
+def test_a_sweep_whose_groups_are_halved(run_sweep, tmp_path):
+    flags = ["--config.trial.halving=2", "--config.train.steps=8", "--pruner=none", "--group=4"]
+    done = run_sweep(tmp_path / "run", *flags).ok()
+    result = found(done)
+    states = [one["state"] for one in result["trials"]]
+    assert sorted(states) == ["complete", "stopped", "stopped", "stopped"], states
+    (best,) = (one for one in result["trials"] if one["state"] == "complete")
+    assert result["best"]["number"] == best["number"]
