@@ -21,10 +21,10 @@ demo: $(BIN)/.installed
 	$(RUN) -m bert_ft.main --config=configs/sentiment.py --workdir=runs/sentiment
 
 test: $(BIN)/.installed-test
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(BIN)/.installed-test  # what is left out of `make test` for its time
-	$(RUN) -m pytest -n 2 --dist loadfile -m long
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long
 
 bench: $(BIN)/.installed  # ratios with wide limits: exit code 1 on a regression
 	$(RUN) -m experiments.speed.guard

