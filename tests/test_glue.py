@@ -46,6 +46,11 @@ def test_every_variant_is_valid(name, variant):
     assert all(task.columns())
 
 
+def test_mnli_is_tested_on_other_genres():
+    assert get_config("glue", "mnli").data.test == "tfds:glue/mnli:validation_mismatched"
+    assert "DIR/dev_mismatched.tsv?" in get_config("glue", "mnli=DIR").data.test
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_glue(name, tmp_path):
     directory = SHARED / f"glue_{name}"
