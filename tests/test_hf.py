@@ -298,6 +298,7 @@ def test_a_head_of_other_classes_takes_the_encoder(tmp_path, tensors):
 @pytest.mark.parametrize(("kind", "named"), [("sequence", True), ("token", False)])
 def test_only_classification_is_told_to_name_its_labels(kind, named, tmp_path):
     """No other task reads that key."""
+    assert stored_heads.label_order(tmp_path, {"id2label": None}, [["x", "y"]], kind) is None
     raw = {"id2label": {"0": "good", "1": "bad"}}
     with pytest.raises(InputError, match="'good', 'bad'; the data's 'x', 'y'") as error:
         stored_heads.label_order(tmp_path, raw, [["x", "y"]], kind)

@@ -25,7 +25,8 @@ def label_order(
     """Which of the checkpoint's outputs is each of our labels; None where they stand as ours do or
     have no names. `raw`: its config.json; `names`: what our labels are called, one list or several
     that will do. Raises InputError where they are other labels."""
-    theirs = [str(v) for _, v in sorted(raw.get("id2label", {}).items(), key=lambda x: int(x[0]))]
+    named = raw.get("id2label") or {}
+    theirs = [str(v) for _, v in sorted(named.items(), key=lambda x: int(x[0]))]
     if not names or not theirs or theirs == [f"LABEL_{i}" for i in range(len(theirs))]:
         return None
     for ours in names:
