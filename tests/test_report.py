@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bert_ft.errors import InputError
-from bert_ft.evals import plots
+from bert_ft.evals import plots, spans
 from bert_ft.evals.report import write_report
 
 HOSTILE = (
@@ -319,3 +319,11 @@ def test_thinning_keeps_the_spikes():
     y[4321], y[7] = 9.0, -9.0
     x, thinned = plots.thin(np.arange(10_000), y)
     assert len(x) <= 400 and thinned.max() == 9.0 and thinned.min() == -9.0
+
+
+def test_rows_without_any_label_are_no_entities():
+    """But for those of tags."""
+    empty = {"label": [], "prediction": []}
+    assert not spans.are_entities([empty]) and not spans.are_entities([])
+    assert spans.are_entities([{**empty, "tags": ["O"]}])
+    assert spans.are_entities([empty, {"label": [{"type": "A"}], "prediction": []}])
