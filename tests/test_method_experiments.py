@@ -105,12 +105,14 @@ def test_scores_are_of_the_rate_that_is_best_on_dev(metric, best, monkeypatch):
 
     def one(name, rate, seed, args):
         scores = {f"dev/{metric}": dev[rate], "test/accuracy": rate, "test/nll": None}
+        scores["test/kind/mae"] = 1.25
         line = {"rate": rate, "steps": 3, "metric": metric, "scores": scores, "seed": seed}
-        return {**line, "n": {"test/accuracy": 9}}
+        return {**line, "n": {"test/accuracy": 9, "test/kind/mae": 9}}
 
     monkeypatch.setattr(measure, "one", one)
     args = argparse.Namespace(seeds=[0, 1, 2], rates=[3e-4, 1e-4, 2e-4])
     runs = measure.runs_of("x.py", args, Attempts())
     assert [(r["rate"], r["seed"]) for r in runs] == [(best, 0), (best, 1), (best, 2)]
-    row = f"| x.py | {best:g} | 3 | test/accuracy | 9 | {100 * best:.2f} ± 0.00 |"
-    assert row in measure.table({"x.py": runs})
+    table, first = measure.table({"x.py": runs}), f"| x.py | {best:g} | 3 |"
+    assert f"{first} test/accuracy | 9 | {100 * best:.2f} ± 0.00 % |" in table
+    assert f"{first} test/kind/mae | 9 | 1.250 ± 0.000 |" in table
