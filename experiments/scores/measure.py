@@ -31,7 +31,10 @@ HERE = Path(__file__).parent
 RATES = (5e-5, 1.5e-4, 5e-4)
 FRESH_RATES = (5e-4, 1e-3, 2e-3)  # of a model that begins from nothing
 FRESH = ("configs/chinese.py", "configs/chinese.py:cluener", "configs/customer_service.py:faq=atec")
-NO_SHARES = ("loss", "nll", "rmse", "mae", "perplexity", "words", "unseen")  # not in per cent
+NO_SHARES = (  # not in per cent
+    *("loss", "nll", "rmse", "mae", "perplexity", "words", "unseen"),
+    *("questions", "pairs", "candidates", "users"),
+)
 
 SHARED = "../shared/data"
 ALEXA = f"{SHARED}/amazon_alexa_5class/amazon_alexa.tsv"
