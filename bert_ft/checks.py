@@ -90,13 +90,12 @@ def _check_texts(parts: Mapping[str, ConfigDict]) -> None:
             )
             name = parts[part].task.name
             require(name == parts[first].task.name, f"task.parts: {part!r}: task.name", name, apart)
-        pair = "" if parts[first].task.name == "tagging" else parts[first].data.text_pair
+        pair = parts[first].data.text_pair
         for part in group:
             d, same = parts[part].data, f", as of {first!r}, whose rows are the same"
             where, text = f"task.parts: {part!r}: data.text", parts[first].data.text
             require(d.text == text, where, d.text, f"{text!r}{same}")
-            tags = parts[part].task.name == "tagging"  # which reads no pair
-            require(tags or d.text_pair == pair, f"{where}_pair", d.text_pair, f"{pair!r}{same}")
+            require(d.text_pair == pair, f"{where}_pair", d.text_pair, f"{pair!r}{same}")
 
 
 def _check_trials(c: ConfigDict, mode: str) -> None:

@@ -70,4 +70,6 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
             c[group][name] = typed(key, value, usual[key])
         except ValueError as e:
             raise InputError(f"{where}: {e}") from None
+    if c.task.name == "tagging" and "data.text_pair" not in keys:
+        c.data.text_pair = ""  # that of the other parts
     return c

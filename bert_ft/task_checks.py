@@ -156,8 +156,7 @@ def check_ranking(c: ConfigDict) -> None:
         c.data.text_pair != "label",
         "data.text_pair",
         "label",
-        "another name, which columns= in the URI can give: --mode=predict writes what it predicts "
-        "as 'label'",
+        "another name of the column: --mode=predict writes what it predicts as 'label'",
     )
     if t.name == "cross_encoder":
         require(

@@ -50,10 +50,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """'' is the sentences on which all agreed; 'agree75', 'agree66', 'agree50' have the more
     doubtful ones as well; 'products' adds the complaints to the first of them, 'products=agree50'
     to another. Data are read from ../shared."""
-    name, _, level = variant.rpartition("=")
-    if variant == "products":
-        name, level = "products", ""
-    if level not in LEVELS or name not in ("", "products"):
+    name, _, level = variant.partition("=")
+    if variant in LEVELS:
+        name, level = "", variant
+    if level not in LEVELS or name not in ("", "products") or variant.startswith("="):
         raise ValueError(
             f"configs/opinion.py has no variant {variant!r}; accepted: "
             f"{', '.join(map(repr, LEVELS))}, 'products', or 'products=' and one of these"

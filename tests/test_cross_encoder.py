@@ -41,13 +41,14 @@ def words(data, tokenizer):
 
 
 def test_a_training_example_is_a_group(tokenizer):
-    lists = [["great", "dull", "weak", "stale"], ["x", "dull", "y"], ["dull", "x"], ["dull", "y"]]
+    film = ["great", "dull", "weak", "stale"]
+    lists = [film, ["x", "dull", "y"], film[::-1], ["dull", "y"]]
     data = task().encode_training(rows_of(*PAIRS, candidates=lists), tokenizer, 16, {})
     assert data.pieces == 3 and len(data) == 4
     groups = np.asarray(words(data, tokenizer)).reshape(4, 3, 2)
     assert groups[0].tolist() == [["film", "great"], ["film", "dull"], ["film", "stale"]]
     assert groups[1].tolist() == [["plot", "dull"], ["plot", "x"], ["plot", "y"]]
-    assert groups[2].tolist() == [["film", "weak"], ["film", "dull"], ["film", "x"]]
+    assert groups[2].tolist() == [["film", "weak"], ["film", "stale"], ["film", "dull"]]
 
 
 def test_without_lists_answers_of_other_rows_are_drawn(tokenizer):
@@ -137,6 +138,10 @@ def test_a_question_asked_of_other_candidates_is_another_one(tokenizer):
     answers = made.answers(value, data, rows)
     assert [(a["prediction"], a["rank"]) for a in answers] == [("great", 1), ("weak", 1)]
     assert made.score(value, data)["mrr"] == 1
+    learnt = task(task__negatives=1).encode_training(
+        rows_of(*pairs, candidates=[["great", "weak"], ["weak", "dull"]]), tokenizer, 16, {}
+    )
+    assert [w[1] for w in words(learnt, tokenizer)] == ["great", "weak", "weak", "dull"]
 
 
 def test_only_the_top_k_are_read(tokenizer):

@@ -120,6 +120,12 @@ def test_hints_are_means_over_examples_whatever_a_label_weighs():
     found, _ = gradient(knobs(), batch(), task=weighed)
     for name in ("loss", "hints_hidden", "hints_attention"):
         np.testing.assert_allclose(found[name], plain[name], rtol=1e-5)
+    weighed.head({**DATA.fitted, "weights": [1.0, 2.0, 5.0]})  # of halves that weigh unlike
+    one, whole = gradient(knobs(), batch(), task=weighed)
+    two, halves = gradient(knobs(), batch(accumulate=2), 2, task=weighed)
+    np.testing.assert_allclose(two["hints_hidden"], one["hints_hidden"], rtol=1e-5)
+    np.testing.assert_allclose(one["hints_hidden"], plain["hints_hidden"], rtol=1e-5)
+    assert_same(halves, whole)
 
 
 def test_strength_0_changes_nothing():

@@ -403,15 +403,16 @@ def test_a_blank_question_is_predicted_for_in_a_part_as_alone(files):
         task.encode(Rows(columns, [1, 2], "q.csv"), tokenizer, 16, fitted)
 
 
-@pytest.mark.parametrize("pair", ["", "tokens"])
-def test_tags_and_spans_are_of_rows_of_their_own(pair):
+def test_tags_and_spans_are_of_rows_of_their_own():
     """Whatever the other part reads: no columns would make their windows the same."""
     spans = {"task.name": "span", "data.text_pair": "tokens", "task.stride": 6}
-    parts = {"slots": {**JOINT["slots"], "data.text_pair": pair}, "where": spans}
+    parts = {"slots": JOINT["slots"], "where": spans}
     said = "'where': task.name is 'span'; accepted: rows of their own for 'slots' and 'where'"
     with pytest.raises(InputError, match=said):
         checked(json.dumps(parts), data__text="tokens")
-    checked(json.dumps({**parts, "where": {**spans, "data.train": "files:y"}}), data__text="tokens")
+    other = json.dumps({**parts, "where": {**spans, "data.train": "files:y"}})
+    checked(other, data__text="tokens")
+    checked(other, data__text="tokens", data__text_pair="b")  # which the tags do not take over
 
 
 def test_parts_of_other_files_read_columns_of_their_own():

@@ -103,7 +103,9 @@ def test_the_card_says_how_answers_are_read():
         return card._reading_lines(SimpleNamespace(task=SimpleNamespace(**task), fitted=fitted))
 
     assert of({}) == of({"scheme": "IOB2"}, decode="argmax") == []
+    assert of({"scheme": "plain"}, decode="viterbi") == of({}, null_threshold=0.0) == []
     assert "a legal sequence of BIOES" in of({"scheme": "BIOES"}, decode="viterbi")[2]
     assert "tensors `crf.*`" in of({"scheme": "IOB2"}, decode="crf")[2]
-    assert "more than 0.0000" in of({}, null_threshold=0.0)[2]
-    assert "more than -1.2500" in of({"null_threshold": -1.25}, null_threshold=0.0)[2]
+    some = {"unanswerable": True}
+    assert "more than 0.0000" in of(some, null_threshold=0.0)[2]
+    assert "more than -1.2500" in of({**some, "null_threshold": -1.25}, null_threshold=0.0)[2]

@@ -148,7 +148,7 @@ def test_a_text_has_no_name_of_a_place(trained, run_here, tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", [{"line": "good"}, {"line": "bad"}])
     words = [f"--config.predict.input={path}", "--config.data.text=line"]
     done = run_here(trained.workdir, "--mode=predict", *words)
-    done.refused("column 'line' has the name under which a row's line is written", "columns=")
+    done.refused("column 'line' has a name under which", "another name of the column, or rows")
     write_jsonl(path, [{"id": i, "line": "good"} for i in range(2)])
     run_here(trained.workdir, "--mode=predict", *words).ok()
 

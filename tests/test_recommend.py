@@ -269,13 +269,6 @@ def test_columns_that_there_are_not(knob):
         task.fit(ratings())
 
 
-def test_ratings_of_which_none_is_liked():
-    task = Recommend(settings_of(task__range="0,6", task__liked=5.5))
-    with pytest.raises(InputError, match=r"config.task.liked \(5.5\) or more.* greatest is 5"):
-        task.fit(ratings())
-    Recommend(settings_of(task__liked=9.0, task__user="")).fit(ratings())
-
-
 @pytest.mark.parametrize(
     "knobs, words",
     [

@@ -100,7 +100,8 @@ def load(path: Path, name: str, options: Options, bad: BadRows) -> Document:
 
 
 def _undecodable(error: UnicodeDecodeError, encoding: str) -> str:
-    if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    marked = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if marked and not codecs.lookup(encoding).name.startswith("utf-16"):
         return f"it is UTF-16, not {encoding.removesuffix('-sig').upper()}; add encoding=utf-16"
     seen = error.object[error.start : error.start + 1].hex()
     hint = "; if the file is Latin-1, add encoding=latin-1" if "utf" in encoding else ""

@@ -72,14 +72,22 @@ def listed(rows: Rows) -> list[list[str]]:
     return out
 
 
+def asked_of(questions: Sequence[str], lists: Sequence[Sequence[str]]) -> list[Hashable]:
+    """What tells a question of a row from that of another: asked of other candidates ('which of
+    these is right?') it is another one."""
+    return [(q, frozenset(texts)) for q, texts in zip(questions, lists, strict=True)]
+
+
 def hard_negatives(
-    rows: Rows, questions: Sequence[str], answers: Sequence[str], count: int
+    rows: Rows, questions: Sequence[str], answers: Sequence[str], count: int, apart: bool = False
 ) -> list[list[str]]:
     """For each row the `count` best of its candidates that are neither a right answer to its
-    question, by any row, nor the question itself."""
-    right, out = right_answers(questions, answers), []
-    for i, (question, texts) in enumerate(zip(questions, listed(rows), strict=True)):
-        wrong = [t for t in texts if t not in right[question] and t != question]
+    question, by any row (with `apart`, by one with the same candidates), nor the question."""
+    lists = listed(rows)
+    keys = asked_of(questions, lists) if apart else questions
+    right, out = right_answers(keys, answers), []
+    for i, (question, key, texts) in enumerate(zip(questions, keys, lists, strict=True)):
+        wrong = [t for t in texts if t not in right[key] and t != question]
         if len(wrong) < count:
             raise InputError(
                 f"{rows.where(i)}: {len(wrong)} of its {len(texts)} {COLUMN} are wrong answers, "

@@ -21,6 +21,7 @@ from bert_ft.models.bert import Batch
 from bert_ft.models.heads import ChoiceHead, Outputs, SequenceHead
 from bert_ft.tasks.candidates import (
     COLUMN,
+    asked_of,
     drawn_negatives,
     first_right,
     hard_negatives,
@@ -69,8 +70,10 @@ class CrossEncoder:
     ) -> Encoded:
         """A question with its right answer, then with its wrong ones."""
         questions, answers = texts_of(rows, self.text), texts_of(rows, self.pair)
-        choose = hard_negatives if COLUMN in rows.columns else drawn_negatives
-        wrong = choose(rows, questions, answers, self.negatives)
+        if COLUMN in rows.columns:
+            wrong = hard_negatives(rows, questions, answers, self.negatives, apart=True)
+        else:
+            wrong = drawn_negatives(rows, questions, answers, self.negatives)
         pieces = 1 + self.negatives
         first = [q for q in questions for _ in range(pieces)]
         second = [t for a, w in zip(answers, wrong, strict=True) for t in (a, *w)]
@@ -104,7 +107,7 @@ class CrossEncoder:
         question has, listed or not."""
         questions = texts_of(rows, self.text, blank=answers is None)
         lists = [texts[: self.top_k] for texts in listed(rows)]
-        keys = list(zip(questions, map(tuple, lists), strict=True))
+        keys = asked_of(questions, lists)
         asked, first = numbered(keys)
         right = right_answers(keys, answers) if answers else {key: set() for key in asked}
         of_example = [i for i, at in enumerate(first) for _ in lists[at]]

@@ -75,13 +75,7 @@ class Recommend(Regression):
         """{mean, scale} of the label, {categories}, {numbers}: see features.py."""
         for column in self.columns():
             rows.column(column)
-        most = max(self.numbers(rows))
-        if self.user and most < self.liked:
-            raise InputError(
-                f"{rows.origin}: no row has a {self.label!r} of config.task.liked "
-                f"({self.liked:g}) or more, so no user's list could be scored; the greatest is "
-                f"{most:g}"
-            )
+        self.numbers(rows)
         unit = super().fit(rows) if self.objective == "rating" else {"mean": 0.0, "scale": 1.0}
         known = dict.fromkeys([*self.categorical, self.user, self.item])
         return {

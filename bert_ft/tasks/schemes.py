@@ -133,9 +133,12 @@ def _check_capitals(
     seen: set[str], rows: Sequence[Sequence[str]], where: Callable[[int, int], str]
 ) -> None:
     """InputError where all tags have a prefix of some scheme that is none as it stands: in a small
-    letter (b-per i-per o), with another sign than '-' (B_PER) or behind the type (PER-B)."""
-    apart = seen and all(re.fullmatch(r"[BIESLMU]_.+", tag) for tag in seen)
-    if apart or seen and all(re.fullmatch(r".+[-_][BIESLMU]", tag) for tag in seen):
+    letter (b-per i-per o), with another sign than '-' (B_PER I_PER) or behind the type (PER-B
+    PER-I); of some type there are two."""
+    apart = all(re.fullmatch(r"[BIESLMU]_.+", tag) for tag in seen)
+    behind = all(re.fullmatch(r".+[-_][BIESLMU]", tag) for tag in seen)
+    types = {tag[2:] if apart else tag[:-2] for tag in seen}
+    if (apart or behind) and len(types) < len(seen):
         i, k = next((i, k) for i, row in enumerate(rows) for k, t in enumerate(row) if t in seen)
         tag = rows[i][k]
         meant = f"{tag[0]}-{tag[2:]}" if apart else f"{tag[-1]}-{tag[:-2]}"

@@ -41,10 +41,11 @@ def thresholds(system: System) -> dict[str, float]:
 
 
 def null_threshold(system: System) -> float | None:
-    """By how much 'no answer' must exceed the best answer, as chosen on dev or configured; None for
-    a task that does not look for answers."""
-    configured = getattr(system.task, "null_threshold", None)
-    return system.fitted.get("null_threshold", configured)
+    """By how much 'no answer' must exceed the best answer, as chosen on dev or configured; None
+    where every question has an answer, and for other tasks."""
+    if not system.fitted.get("unanswerable"):
+        return None
+    return system.fitted.get("null_threshold", system.task.null_threshold)
 
 
 def model_card(
@@ -151,9 +152,9 @@ def _reading_lines(system: System) -> list[str]:
             "A question has no answer where the score of [CLS] exceeds the best answer's by more "
             f"than {threshold:.4f}."
         )
-    how = _READ.get(getattr(system.task, "decode", ""))
-    if how:
-        how = how.format(scheme=system.fitted["scheme"])
+    how, scheme = _READ.get(getattr(system.task, "decode", "")), system.fitted.get("scheme")
+    if how and (scheme, system.task.decode) != ("plain", "viterbi"):  # of which any path is legal
+        how = how.format(scheme=scheme)
         said = f"The tags scored above are {how}; each word's largest logit may be another one's."
     return ["## How outputs are read", "", said, ""] if said else []
 

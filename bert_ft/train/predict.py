@@ -87,14 +87,14 @@ def _label(
     )
     lines = []
     for where, answer in zip(_places(rows), answers, strict=True):
-        if taken := where.keys() & answer.keys() - {"id"}:
-            name = min(taken)
+        own = {**where, "label": answer.pop("prediction"), **more}
+        if taken := own.keys() & answer.keys() - {"id"}:
             raise InputError(
-                f"{rows.origin}: its column {name!r} has the name under which a row's {name} is "
-                "written; accepted: another name (config.data.text and so on, and columns= in the "
-                "URI), or rows with an 'id'"
+                f"{rows.origin}: column {min(taken)!r} has a name under which what is said of each "
+                "row is written; accepted: another name of the column"
+                + ("" if "label" in taken else ", or rows with an 'id'")
             )
-        lines.append({**where, "label": answer.pop("prediction"), **answer, **more})
+        lines.append({**where, "label": own["label"], **answer, **more})
     if jax.process_index() == 0:
         record.write_lines(out, lines)
         lists = getattr(system.task, "lists", None)  # what a task makes of the lines together

@@ -33,7 +33,7 @@ FRESH_RATES = (5e-4, 1e-3, 2e-3)  # of a model that begins from nothing
 FRESH = ("configs/chinese.py", "configs/chinese.py:cluener", "configs/customer_service.py:faq=atec")
 NO_SHARES = (  # not in per cent
     *("loss", "nll", "rmse", "mae", "perplexity", "words", "unseen"),
-    *("questions", "pairs", "candidates", "users"),
+    *("questions", "pairs", "candidates", "users", "n"),
 )
 
 SHARED = "../shared/data"
@@ -117,7 +117,7 @@ def table(runs: dict[str, Sequence[dict[str, Any]]]) -> str:
             values = [line["scores"][key] for line in lines]
             if None in values:
                 continue
-            raw = key.rpartition("/")[2] in NO_SHARES
+            raw = key.rpartition("/")[2].partition("_cold_")[0] in NO_SHARES
             shown = spread(values, 1, 3) if raw else f"{spread(values)} %"
             cells = [name, f"{first['rate']:g}", first["steps"], key, first["n"][key], shown]
             out.append(f"| {' | '.join(map(str, cells))} |")
