@@ -2,8 +2,11 @@ r"""Customer service: what a request wants, and which stored answer fits a quest
 
 python -m bert_ft.main --config=configs/customer_service.py --workdir=runs/atis
     The intent of ATIS requests, 21 classes, and their slots, 120 tags, by one encoder. One request
-    of valid and five of test have an intent that train lacks: they count as wrong. Accuracy of
-    intents, F1 of slots: not yet measured. 'intent' is the first of the two alone.
+    of valid and five of test have an intent that train lacks: they count as wrong. Test accuracy of
+    intents 97.31 ± 0.22, F1 of slots 95.29 ± 0.32 (%, n = 893, seeds 0 to 2; 12 minutes a run on
+    one core of a Xeon), by python -m experiments.scores.measure \
+    --configs configs/customer_service.py --rates 5e-4: on dev the best of three rates, at three
+    epochs instead of ten. 'intent' is the first of the two alone.
 python -m bert_ft.main --config=configs/customer_service.py:banking77 --workdir=runs/banking77
     The intent of requests to a bank, 77 classes. Accuracy: not yet measured.
 python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/faq
