@@ -37,7 +37,7 @@ from bert_ft.command_line import quiet_libtpu
 from bert_ft.data.encode import Encoded
 from bert_ft.data.prompts import with_places
 from bert_ft.errors import InputError
-from bert_ft.method_checks import names, prefix_length, prompt_length
+from bert_ft.method_checks import names, prompt_length
 from bert_ft.models.attention import attend_on, require_kernel
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model
@@ -54,7 +54,7 @@ from bert_ft.train.record import write_json
 from bert_ft.train.sharding import abstract, abstract_batch, check_sizes, held_bytes, make_mesh
 from bert_ft.train.start import abstract_state
 from bert_ft.train.step import Programs, TrainState
-from bert_ft.train.system import System, assemble, compute_dtype
+from bert_ft.train.system import System, assemble, compute_dtype, require_positions
 
 # Devlin et al. 2019, 3; the vocabulary is bert-base-uncased's.
 SIZES = {
@@ -161,13 +161,8 @@ def system_for(
     encoder, length = SIZES[config.preflight.model], config.data.max_length
     mesh, task = make_mesh(config, devices), make_task(config)
     count = max(config.train.batch_size, config.eval.batch_size)  # of both a whole batch
+    require_positions(config, encoder)
     prompt = prompt_length(config)
-    taken = prompt + prefix_length(config)
-    if length > encoder.positions - taken:
-        raise InputError(
-            f"config.data.max_length is {length}; accepted: up to the model's {encoder.positions} "
-            "positions" + (f", less {taken} of a method" if taken else "")
-        )
     fitted = {"labels": ["0", "1"], "names": ["0", "1"]}
     data = Encoded(
         tokens=np.zeros(count * length, np.int32),

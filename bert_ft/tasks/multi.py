@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.data.encode import Encoded
+from bert_ft.data.encode import Encoded, ReadsBoth
 from bert_ft.data.epochs import Order
 from bert_ft.data.mixing import Mixture
 from bert_ft.data.sources import Rows
@@ -32,7 +32,7 @@ from bert_ft.tasks.parted import both, merged, single
 SETS = ("train", "dev", "test")
 
 
-class MultiTask:
+class MultiTask(ReadsBoth):
     """`parts`: {name: task}. A set's `fitted` is {name: what that task learnt}; its example fields
     are PART/FIELD, its metrics PART/METRIC, and 'mean' is the mean of the parts' own metrics."""
 
@@ -96,12 +96,6 @@ class MultiTask:
             aside=aside,
             order=there[0].order if len(there) == 1 else None,
         )
-
-    def encode_unlabelled(
-        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
-    ) -> Encoded:
-        """Rows to predict for: as `encode`, by each part's own way with such rows."""
-        return self.encode(rows, tokenizer, max_length, fitted, labelled=False)
 
     def encode(
         self,

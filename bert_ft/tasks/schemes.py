@@ -94,7 +94,7 @@ def detect(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> s
     if not prefixed and "B" in seen and seen <= _PREFIXES:
         prefixed = seen
     if not prefixed:
-        _check_capitals(seen, rows, where)
+        _check_prefixes(seen, rows, where)
         return "plain"
     _check_typed(rows, where)
     letters = {tag[0] for tag in prefixed}
@@ -129,7 +129,7 @@ def check(
             )
 
 
-def _check_capitals(
+def _check_prefixes(
     seen: set[str], rows: Sequence[Sequence[str]], where: Callable[[int, int], str]
 ) -> None:
     """InputError where all tags have a prefix of some scheme that is none as it stands: in a small

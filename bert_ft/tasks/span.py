@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.data.encode import Encoded
+from bert_ft.data.encode import Encoded, ReadsBoth
 from bert_ft.data.sources import Rows
 from bert_ft.data.texts import pack_texts, text_at
 from bert_ft.data.windows import find_span, make_windows
@@ -29,7 +29,7 @@ from bert_ft.tasks.span_candidates import (
 )
 
 
-class SpanAnswers:
+class SpanAnswers(ReadsBoth):
     """`data.text` is the column of the question, `data.text_pair` of the context, `data.label` of
     the answers: a list of {"text", "start"}, start in characters of the context, empty where the
     context holds no answer. Training takes the first answer of a row, scoring all of them.
@@ -93,20 +93,16 @@ class SpanAnswers:
             all_golds.append(golds)
         return all_golds
 
-    def encode_unlabelled(
-        self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
-    ) -> Encoded:
-        """Rows to predict for: to a blank question, or of a blank context, the answer is empty."""
-        return self.encode(rows, tokenizer, max_length, fitted, blank=True)
-
     def encode(
         self,
         rows: Rows,
         tokenizer: Any,
         max_length: int,
         fitted: Mapping[str, Any],
-        blank: bool = False,
+        labelled: bool = True,
     ) -> Encoded:
+        """Of rows to predict for a blank question, or context, has an empty answer."""
+        blank = not labelled
         questions, contexts = (self._texts(rows, c, blank) for c in (self.question, self.context))
         w = make_windows(tokenizer, questions, contexts, max_length, self.max_question, self.stride)
         w.context[[not questions[row].strip() for row in w.row]] = 0

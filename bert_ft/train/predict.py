@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from bert_ft import paths
-from bert_ft.data.encode import Encoded
+from bert_ft.data.encode import Encoded, encoder_to_predict
 from bert_ft.data.prompts import with_places
 from bert_ft.data.sources import Rows, Source, source_of
 from bert_ft.errors import InputError
@@ -48,7 +48,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     columns = {k: v for k, v in rows.columns.items() if k not in labels}
     rows = dataclasses.replace(rows, columns=columns)
     # A task to which such rows are others than those of a set with labels says so.
-    encode = getattr(system.task, "encode_unlabelled", system.task.encode)
+    encode = encoder_to_predict(system.task)
     data = encode(rows, system.tokenizer, config.data.max_length, fitted)
     for line in data.skipped:  # of what the task itself has read
         tell(f"skipped {line}")

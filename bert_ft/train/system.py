@@ -133,6 +133,17 @@ def _row_length(config: ConfigDict, longest: int, platform: str) -> int:
     return -(-longest // lane) * lane
 
 
+def require_positions(config: ConfigDict, encoder: Any) -> None:
+    """Raises InputError where texts of data.max_length, with what a method adds to each, would need
+    more positions than the encoder has."""
+    taken = prompt_length(config) + prefix_length(config)
+    if config.data.max_length > encoder.positions - taken:
+        raise InputError(
+            f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
+            f"{encoder.positions} positions" + (f", less {taken} of a method" if taken else "")
+        )
+
+
 def assemble(
     config: ConfigDict,
     say: Callable[[str], None],
@@ -166,13 +177,7 @@ def assemble(
             f"the tokenizer has {len(tokenizer)} tokens, the model's table {encoder.vocab_size}; "
             "set config.model.tokenizer to the checkpoint's own"
         )
-    prompt = prompt_length(config)
-    taken = prompt + prefix_length(config)
-    if config.data.max_length > encoder.positions - taken:
-        raise InputError(
-            f"config.data.max_length is {config.data.max_length}; accepted: up to the model's "
-            f"{encoder.positions} positions" + (f", less {taken} of a method" if taken else "")
-        )
+    require_positions(config, encoder)
     if isinstance(encoder, EncoderConfig):
         check_sizes(
             mesh, config.mesh.preset, encoder.num_attention_heads, encoder.intermediate_size
@@ -182,12 +187,12 @@ def assemble(
         data = _read_set(config, task, name, tokenizer, fitted, say)
         if data is None:
             continue
-        made[name] = with_places(data, prompt)
+        made[name] = with_places(data, prompt_length(config))
         fitted = fitted or data.fitted
         _tell(name, made[name], say)
     assert fitted is not None
     longest = max((int(d.lengths.max()) for d in made.values()), default=0)
-    longest = longest or config.data.max_length + prompt
+    longest = longest or config.data.max_length + prompt_length(config)
     dtype = compute_dtype(config, mesh)
     m = config.model
     device = mesh.devices.flat[0]
