@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 from conftest import ROOT, Done, command, environment
@@ -130,6 +130,29 @@ def test_processes_agree_on_a_point_that_none_has_passed():
     finally:
         for stop in reversed(stops):
             stop.close()
+
+
+class Dying:
+    """Ctrl-C comes while this is finalized, where Python throws an exception away."""
+
+    def __del__(self):
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_within_a_finalizer_is_heard_all_the_same():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook = sys.unraisablehook
+    try:
+        with (
+            closing(preemption.listen(lambda code, line: None)),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            dying = Dying()
+            del dying
+            time.sleep(60)
+        assert sys.unraisablehook is hook
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_library_that_falls_back_after_a_failure_lets_it_pass():

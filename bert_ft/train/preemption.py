@@ -1,4 +1,4 @@
-"""SIGTERM: the machine is being taken away, so save and leave with 75.
+"""SIGTERM: the machine is being taken away, so save and leave with 75. Ctrl-C: see that it counts.
 
 Where there is nothing to save, the run ends at once. Else it ends at its next safe point: between
 two steps, or between two batches of an evaluation. All processes of a run pass the same safe points
@@ -7,6 +7,7 @@ in the same order, so they agree on the number of one that none has passed yet.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ from bert_ft.train.processes import Board
 
 GRACE_S = 2.0  # that Python has to leave, when it is the one who works, before it is left
 POLL_S = 0.25
+AGAIN_S = 0.05
 FAREWELL_S = 5.0  # for a process to come to the end that another one has told of
 
 
@@ -64,7 +66,10 @@ class Stop:
         self._out, into = os.pipe()
         os.set_blocking(into, False)
         earlier = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
+        hook = sys.unraisablehook
+        sys.unraisablehook = functools.partial(_interrupt_again, hook)
         self._undo = [
+            lambda: setattr(sys, "unraisablehook", hook),
             lambda: signal.set_wakeup_fd(earlier),
             lambda: signal.signal(signal.SIGTERM, before),
             lambda: os.close(into),
@@ -137,6 +142,16 @@ class Stop:
             thread.join(5)
         for undo in self._undo:
             undo()
+
+
+def _interrupt_again(hook: Callable[[Any], Any], ignored: Any) -> None:
+    """In the place of `hook`: a Ctrl-C that came within a callback of the garbage collector, or a
+    finalizer, was thrown away by Python, so it is sent once more, after they have ended."""
+    if isinstance(ignored.exc_value, KeyboardInterrupt):
+        main = threading.main_thread().ident
+        threading.Timer(AGAIN_S, signal.pthread_kill, (main, signal.SIGINT)).start()
+    else:
+        hook(ignored)
 
 
 _stop: Stop | None = None
