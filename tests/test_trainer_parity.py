@@ -94,3 +94,19 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 7
     assert [p.name for p in (tmp_path / "runs" / "MRPC" / "0").iterdir()] == ["predictions"]
+
+
+def test_a_config_measured_for_its_docstring_is_not_run_again(tmp_path, monkeypatch):
+    what = compare.expected("Banking77", "bert_ft", 1)
+    rest = {"steps": 7, "params_sha256": "a", "git_commit": "b"}
+    line = {"config": what["settings"], "seed": 1, "versions": what["versions"], **rest}
+    line |= {"scores": {"test/accuracy": 0.5, "test/loss": 2.0}, "n": {"test/accuracy": 9}}
+    scores, results = tmp_path / "scores.jsonl", tmp_path / "results.jsonl"
+    scores.write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr(compare, "SCORES", scores)
+    found = compare.one("Banking77", "bert_ft", 1, results, tmp_path / "runs")
+    assert found == {**what, "score": 0.5, "n": 9, "scores": line["scores"], **rest}
+    assert not results.exists() and not (tmp_path / "runs").exists()
+    other = compare.expected("Banking77", "bert_ft", 2)
+    assert compare.from_scores(other, scores) is None
+    assert compare.from_scores({**what, "system": "trainer"}, scores) is None

@@ -3,8 +3,9 @@
 python -m experiments.parity.compare
 
 Runs what results.jsonl does not hold yet with the same settings and versions, one run at a time,
-then prints the table and draws scores.svg. A run that fails does not end the others: its task has
-no line in the table, and the exit code is 1.
+then prints the table and draws scores.svg. A config as it stands may have been measured already, by
+experiments.scores.measure: what its scores.jsonl holds is not run again. A run that fails does not
+end the others: its task has no line in the table, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from experiments.parity.tasks import TASKS
 from experiments.runs import result_of
 
 HERE = Path(__file__).parent
+SCORES = HERE.parent / "scores" / "scores.jsonl"
 SYSTEMS = ("bert_ft", "trainer")
 
 
@@ -46,6 +48,19 @@ def expected(name: str, system: str, seed: int) -> dict[str, Any]:
         settings, versions = told(flat(config)), our_versions()
     return {"task": name, "system": system, "seed": seed, "settings": settings} | {
         "versions": versions
+    }
+
+
+def from_scores(what: dict[str, Any], scores: Path) -> dict[str, Any] | None:
+    """The line of our run, if it was one for the configs' docstrings."""
+    same = {"config": what["settings"], "seed": what["seed"], "versions": what["versions"]}
+    line = found(read(scores), same)
+    if line is None or what["system"] != "bert_ft":
+        return None
+    score = TASKS[what["task"]].score
+    kept = ("scores", "steps", "params_sha256", "git_commit")
+    return {**what, "score": line["scores"][score], "n": line["n"][score]} | {
+        key: line[key] for key in kept
     }
 
 
@@ -80,7 +95,7 @@ def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dic
     """The line of a run, from `results` or made and added to it; its workdir stays without weights,
     which would be gigabytes of all runs."""
     what = expected(name, system, seed)
-    line = found(read(results), what)
+    line = found(read(results), what) or from_scores(what, SCORES)
     if line is None:
         short = "".join(c if c.isalnum() else "_" for c in name)
         workdir = workdirs / short / str(seed)

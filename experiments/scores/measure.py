@@ -3,10 +3,11 @@
 python -m experiments.scores.measure [--configs …] [--rates 5e-5 1.5e-4 5e-4] [--seeds 0 1 2]
 
 A config of ours as it stands, but for its learning rate: the first seed runs with each of `--rates`
-and the others with the one whose score on dev, by the config's own metric, is the best. A config
-without a dev set, or without another set to score, gets a tenth of its training rows as dev. Runs
-what scores.jsonl does not hold yet with the same settings and versions, one run at a time, then
-prints all scores of test. A run that fails is noted, and the others go on.
+and the others with the one whose score on dev, by the config's own metric, is the best. For that a
+config without a dev set, or without another set to score, gets a tenth of its training rows as dev;
+with one rate there is nothing to choose, and the config's own sets stay. Runs what scores.jsonl
+does not hold yet with the same settings and versions, one run at a time, then prints all scores of
+test, or of dev where there is no other set. A run that fails is noted, and the others go on.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ CONFIGS: dict[str, tuple[tuple[str, Any], ...]] = {
 
 def one(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """The line of a run, from the results or made and added to them."""
-    task = Task(name, "", (*CONFIGS[name], ("train.learning_rate", rate), ("eval.report", False)))
+    sets = () if args.rates and len(args.rates) == 1 else CONFIGS[name]
+    task = Task(name, "", (*sets, ("train.learning_rate", rate), ("eval.report", False)))
     config = task.read_config()
     config.train.seed = seed
     what = {"name": name, "seed": seed, "config": told(flat(config)), "versions": versions()}
@@ -109,11 +111,12 @@ def runs_of(name: str, args: argparse.Namespace, attempts: Attempts) -> list[dic
 
 
 def table(runs: dict[str, Sequence[dict[str, Any]]]) -> str:
-    """All scores of test, in Markdown."""
+    """All scores of test, or of dev where there is no other set, in Markdown."""
     out = ["| config | rate | steps | score | n | |", "|---|---|---|---|---|---|"]
     for name, lines in runs.items():
         first = lines[0]
-        for key in (k for k in first["scores"] if k.startswith("test/")):
+        tested = [k for k in first["scores"] if k.startswith("test/")]
+        for key in tested or first["scores"]:
             values = [line["scores"][key] for line in lines]
             if None in values:
                 continue
