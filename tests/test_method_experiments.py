@@ -8,9 +8,11 @@ from conftest import write_csv
 from small import config
 
 from bert_ft.config import flat
+from experiments import runs
 from experiments.attempts import Attempts
 from experiments.methods import adversarial, distilling, learning_curves, reading, tuning
 from experiments.methods.curve_chart import curve_chart
+from experiments.parity.tasks import Task
 from experiments.scores import measure
 
 
@@ -116,3 +118,26 @@ def test_scores_are_of_the_rate_that_is_best_on_dev(metric, best, monkeypatch):
     table, first = measure.table({"x.py": runs}), f"| x.py | {best:g} | 3 |"
     assert f"{first} test/accuracy | 9 | {100 * best:.2f} ± 0.00 % |" in table
     assert f"{first} test/kind/mae | 9 | 1.250 ± 0.000 |" in table
+
+
+def test_a_workdir_of_another_run_is_not_taken(tmp_path):
+    task = Task("configs/lstm.py", "test/accuracy")
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "result.json").write_text('{"steps": 3}')
+    config = task.read_config()
+    config.train.seed = 1
+    (workdir / "config.json").write_text(json.dumps(flat(config)))
+    assert runs.result_of(task, 1, workdir) == {"steps": 3}
+    with pytest.raises(RuntimeError, match="holds another run"):
+        runs.result_of(task, 2, workdir)
+
+
+def test_one_rate_alone_is_the_best():
+    def tried(rate, seed):
+        return {"rate": rate, "seed": seed}
+
+    assert [line["seed"] for line in runs.by_best_rate(tried, [0.1], [0, 1], lambda _: 1 / 0)] == [
+        0,
+        1,
+    ]

@@ -23,14 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import flat
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread, told
+from experiments.lines import append, found, read, spread
 from experiments.lines import versions as our_versions
 from experiments.parity.hf_trainer import versions as their_versions
 from experiments.parity.tasks import TASKS
-from experiments.runs import result_of
+from experiments.runs import result_of, settings_of
 
 HERE = Path(__file__).parent
 SCORES = HERE.parent / "scores" / "scores.jsonl"
@@ -43,9 +42,7 @@ def expected(name: str, system: str, seed: int) -> dict[str, Any]:
     if system == "trainer":
         settings, versions = task.settings(), their_versions()
     else:
-        config = task.read_config()
-        config.train.seed = seed
-        settings, versions = told(flat(config)), our_versions()
+        settings, versions = settings_of(task, seed), our_versions()
     return {"task": name, "system": system, "seed": seed, "settings": settings} | {
         "versions": versions
     }
@@ -66,12 +63,12 @@ def from_scores(what: dict[str, Any], scores: Path) -> dict[str, Any] | None:
 
 def ours(name: str, seed: int, workdir: Path) -> dict[str, Any]:
     """The line of a run of the main program, which is made unless `workdir` has its result."""
-    result, settings = result_of(TASKS[name], seed, workdir)
+    result = result_of(TASKS[name], seed, workdir)
     versions = {k: v for k, v in result["versions"].items() if k != "bert_ft"}
     score = result["eval"][TASKS[name].score]
     return {
         **{"task": name, "system": "bert_ft", "seed": seed},
-        "settings": settings,
+        "settings": settings_of(TASKS[name], seed),
         "versions": versions,
         "score": score["mean"],
         "n": score["n_examples"],
@@ -101,7 +98,7 @@ def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dic
         workdir = workdirs / short / str(seed)
         line = trainers(name, seed) if system == "trainer" else ours(name, seed, workdir)
         if any(line[key] != value for key, value in what.items()):
-            raise RuntimeError(f"{workdir} holds another run, or {system} ran otherwise than said")
+            raise RuntimeError(f"{name}, {system}, seed {seed}: it ran otherwise than was said")
         append(results, [line])
         for weights in ("checkpoints", "best") if system == "bert_ft" else ():
             shutil.rmtree(workdir / weights, ignore_errors=True)

@@ -19,14 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import flat
 from bert_ft.evals.merit import merit
 from configs.customer_service import BANKING
 from configs.medical import COMPLAINTS
 from experiments.attempts import Attempts
-from experiments.lines import measured, spread, told, versions
+from experiments.lines import measured, spread, versions
 from experiments.parity.tasks import Task, divided
-from experiments.runs import by_best_rate, result_of
+from experiments.runs import by_best_rate, result_of, settings_of
 
 HERE = Path(__file__).parent
 RATES = (5e-5, 1.5e-4, 5e-4)
@@ -76,16 +75,13 @@ def one(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
     """The line of a run, from the results or made and added to them."""
     sets = () if args.rates and len(args.rates) == 1 else CONFIGS[name]
     task = Task(name, "", (*sets, ("train.learning_rate", rate), ("eval.report", False)))
-    config = task.read_config()
-    config.train.seed = seed
-    what = {"name": name, "seed": seed, "config": told(flat(config)), "versions": versions()}
+    settings = settings_of(task, seed)
+    what = {"name": name, "seed": seed, "config": settings, "versions": versions()}
 
     def run() -> dict[str, Any]:
         short = "".join(c if c.isalnum() else "_" for c in f"{name}-{rate:g}-{seed}")
         workdir = args.workdirs / short
-        result, settings = result_of(task, seed, workdir)
-        if settings != what["config"]:
-            raise RuntimeError(f"{workdir} holds another run; remove it")
+        result = result_of(task, seed, workdir)
         shutil.rmtree(workdir)  # checkpoints are large
         kept = ("metric", "steps", "params_sha256", "git_commit", "devices", "goodput")
         scores = {key: value["mean"] for key, value in result["eval"].items()}
