@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from conftest import reviews, write_bert
 
-from bert_ft.data import wheels
 from bert_ft.data.rows import Rows
 from experiments.parity import compare, hf_trainer
 from experiments.parity.tasks import TASKS
@@ -27,12 +26,14 @@ def test_a_prediction_stands_where_its_row_stands(name, tmp_path, monkeypatch):
     """Grouped by length, the Trainer of transformers 5.24 would predict in another order."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("accelerate")
-    model = write_bert(tmp_path / "bert")
-    monkeypatch.setattr(wheels, "model_dir", lambda uri, cache: model)
     c, rows = TASKS[name].read_config(), rows_of(24)
     c.data.text = "tokens"
     names = hf_trainer.names_of(rows, c)
-    trainer = hf_trainer.make_trainer(c, rows, 0, names, str(tmp_path))
+    model = write_bert(tmp_path / "bert")
+    about = json.loads((model / "config.json").read_text())
+    about |= {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    (model / "config.json").write_text(json.dumps(about))
+    trainer = hf_trainer.make_trainer(c, rows, 0, names, model, str(tmp_path))
     texts = hf_trainer.tokenized(trainer.processing_class, rows, c)
     logits = hf_trainer.logits_of(trainer, texts)
     assert len({len(ids) for ids in texts["input_ids"]}) > 4, "else nothing could be grouped"

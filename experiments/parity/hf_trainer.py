@@ -1,5 +1,6 @@
-"""The Hugging Face Trainer on a task of tasks.py: the same weights, rows, batch size, epochs,
-learning rate, schedule, decay and clip, all read from our config.
+"""The Hugging Face Trainer on a task of tasks.py: the same weights to begin with, those of the new
+head too (start.py), rows, batch size, epochs, learning rate, schedule, decay and clip, all read
+from our config.
 
 python -m experiments.parity.hf_trainer --task="MRPC" --seed=0 --out=FILE.jsonl
 
@@ -7,7 +8,8 @@ It needs `pip install -e '.[torch]' accelerate`. Models are AutoModelFor{Sequenc
 Classification; scores are by scikit-learn, scipy and seqeval (strict, IOB2). Tags are read off the
 first sub-word of each word by argmax, the ratings of STS-B regressed as they are: as transformers'
 own examples do. Batches are drawn at random, as ours are: grouped by length they would be other
-batches, and transformers 5.24 would predict in that order too. JAX is never imported.
+batches, and transformers 5.24 would predict in that order too. JAX is not imported in this
+process.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,8 +26,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bert_ft.config import cache_dir
-from bert_ft.data import wheels
 from bert_ft.data.rows import Rows
 from experiments.parity.tasks import SAMPLING, TASKS, read
 from experiments.sentiment.hf_trainer import training_arguments, versions
@@ -105,17 +107,21 @@ def scores_of(logits: np.ndarray, texts: Any, rows: Rows, c: ConfigDict, names: 
     return found
 
 
-def make_trainer(c: ConfigDict, rows: Rows, seed: int, names: list[str], scratch: str) -> Any:
+def make_trainer(
+    c: ConfigDict, rows: Rows, seed: int, names: list[str], path: Path, scratch: str
+) -> Any:
+    """That trains the model of directory `path`, whose outputs are to be `names`."""
     import transformers
 
-    path = wheels.model_dir(c.model.pretrained, cache_dir(c))
     transformers.logging.set_verbosity_error()
     transformers.set_seed(seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     tagging = c.task.name == "tagging"
     kind = "AutoModelForTokenClassification" if tagging else "AutoModelForSequenceClassification"
+    model = getattr(transformers, kind).from_pretrained(path)
     # One output alone is a rating to transformers, and its loss the squared error.
-    model = getattr(transformers, kind).from_pretrained(path, num_labels=len(names) or 1)
+    outputs = list(model.config.id2label.values())
+    assert outputs == names if names else len(outputs) == 1, f"{path}: outputs {outputs}"
     collator = "DataCollatorForTokenClassification" if tagging else "DataCollatorWithPadding"
     arguments = training_arguments(c.train, seed, scratch, SAMPLING)
     return transformers.Trainer(
@@ -141,7 +147,10 @@ def run(name: str, seed: int) -> dict[str, Any]:
     split, metric = task.score.split("/")
     rows = read(c, split)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = make_trainer(c, training, seed, names, scratch)
+        path = Path(scratch, "start")
+        ours = [sys.executable, "-m", "experiments.parity.start", f"--task={name}"]
+        subprocess.run([*ours, f"--seed={seed}", f"--out={path}"], check=True)
+        trainer = make_trainer(c, training, seed, names, path, scratch)
         trainer.train()
         texts = tokenized(trainer.processing_class, rows, c)
         logits = logits_of(trainer, texts)

@@ -52,6 +52,7 @@ class Task:
         return {
             "task": c.task.name,
             "sampling": SAMPLING,
+            "head": "ours",
             "pretrained": c.model.pretrained,
             "max_length": c.data.max_length,
             **{name: c.train[name] for name in SAME},
