@@ -73,6 +73,11 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
         except InputError as e:
             raise InputError(f"config.task.parts: {part!r}: {e}") from None
     _check_texts(parts)
+    first, d = next(iter(parts)), next(iter(parts.values())).data
+    for part, own in parts.items() if c.data.unlabelled else ():
+        seen, read = ((x.text, x.text_pair) for x in (own.data, d))
+        accepted = f"{read!r}, as of {first!r}: all parts read the texts of data.unlabelled"
+        require(seen == read, f"task.parts: {part!r}: data.text, text_pair", seen, accepted)
 
 
 def _check_texts(parts: Mapping[str, ConfigDict]) -> None:

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.data.augment import GIVEN, steps
 from bert_ft.data.epochs import OVERSAMPLING
+from bert_ft.method_checks import names
 from bert_ft.parts import part_configs
 from bert_ft.task_checks import require
 
@@ -24,7 +25,8 @@ def check_training_rows(c: ConfigDict) -> None:
         d.augment,
         f"'' where task.name is {task!r} (it is for {', '.join(AUGMENTED)})",
     )
-    if kinds and task == "multi":  # its parts are asked one by one
+    # The parts are asked one by one; with uda only the texts without labels change.
+    if kinds and task == "multi" and "uda" not in names(c):
         parts = [*part_configs(c).values()]
         read = {tuple(own.data[s] for s in ("train", "dev", "test")) for own in parts}
         tags = {own.data.label for own in parts if own.task.name == "tagging"}

@@ -228,7 +228,7 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
                 *(name, c.task.weighting != "gradnorm", "methods.use", use),
                 f"no {name} where task.weighting is 'gradnorm', which compares the losses alone",
             )
-            for name in ("smart", "rdrop", "focal", "contrastive", "distil")
+            for name in ("smart", "rdrop", "focal", "contrastive", "distil", "mixup", *UNLABELLED)
         ),
         (
             *("pseudo", p.end >= p.begin, "methods.pseudo.end", p.end),

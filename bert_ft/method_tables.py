@@ -12,7 +12,7 @@ BUILT_IN = (
     "layer_decay",
 )
 BERT_ONLY = (*SHIFTING, *BUILT_IN, "hints")  # they know its modules
-ONE_LOSS = ("mixup", "pseudo", "uda", "noise_scale")  # not of a task that weighs several
+ONE_LOSS = ("noise_scale",)  # not of a task that weighs several
 # At most one of each.
 RIVALS = (
     ASCENTS,
@@ -55,9 +55,9 @@ TASKS_OF = {  # those that have what a method asks of a task
     "rdrop": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "focal": ("classification", "multilabel", "multi"),
     "contrastive": ("classification", "multi"),
-    "mixup": _BY_EXAMPLE,
-    "pseudo": _SURE,
-    "uda": _SURE,
+    "mixup": (*_BY_EXAMPLE, "multi"),
+    "pseudo": (*_SURE, "multi"),
+    "uda": (*_SURE, "multi"),
     "distil": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "hints": (*_BY_EXAMPLE, "tagging", "span", "multi"),
     "prompt": _BY_EXAMPLE,  # their head reads the first token, so soft ones need no label

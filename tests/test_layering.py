@@ -18,7 +18,8 @@ evals.entities evals.ranking evals.squad
 data.words data.texts data.windows data.rows data.pieces data.epochs data.word_lists
 data.noise data.shots evals.acquisition
 data.augment evals.attack
-data_checks method_checks
+method_checks
+data_checks
 model_checks
 checks
 command_line evals.ranking_by_user

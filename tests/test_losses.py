@@ -242,7 +242,8 @@ def test_mixup_mixes_vectors_and_labels_alike():
         return Sums(*TASK.loss(outputs, b), outputs)
 
     (method,) = made("mixup", mixup__alpha=1.0)
-    total = method.objective(run, TASK, MODEL)(params(), given, KEY).total
+    mixed = method.beside(given, KEY)
+    total = method.objective(run, TASK, MODEL)(params(), mixed, KEY).total
     pooled = MODEL.apply({"params": params()}, given)["pooled"]
     pairs, share = np.asarray(seen["mixed_with"]), float(seen["mixed_share"])
     assert sorted(pairs) == list(range(8)) and (pairs != range(8)).any() and 0 < share < 1

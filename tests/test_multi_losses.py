@@ -176,7 +176,6 @@ def test_packed_padded_and_accumulated_agree(two, use):
         ("contrastive", {"task__parts": json.dumps(JOINT)}, "'slots': .*no contrastive where"),
         ("distil", {"task__weighting": "gradnorm"}, "no distil where task.weighting is"),
         ("focal", {"task__weighting": "gradnorm"}, "no focal where task.weighting is"),
-        ("mixup", {}, "no mixup where task.name is 'multi'"),
     ],
 )
 def test_refused(use, more, words):

@@ -63,15 +63,17 @@ class Beside:
 
 @dataclasses.dataclass(frozen=True)
 class TextsOf:
-    """A task's encoder for rows whose label, if they have one, is not looked at."""
+    """A task's encoder, or that of tasks which share rows, for rows whose `labels`, these columns,
+    are not looked at where there are any."""
 
     task: Any
+    labels: tuple[str, ...]
 
     def signature(self) -> dict[str, Any]:
         return {**self.task.signature(), "columns": self.columns(), "labels": False}
 
     def columns(self) -> list[str]:
-        return [c for c in self.task.columns() if c != self.task.label]
+        return [c for c in self.task.columns() if c not in self.labels]
 
     def fit(self, rows: Rows) -> dict[str, Any]:
         raise NotImplementedError("labels are learnt from rows that have them")
@@ -79,19 +81,22 @@ class TextsOf:
     def encode(
         self, rows: Rows, tokenizer: Any, max_length: int, fitted: Mapping[str, Any]
     ) -> Encoded:
-        texts = {k: v for k, v in rows.columns.items() if k != self.task.label}
+        texts = {k: v for k, v in rows.columns.items() if k not in self.labels}
         rows = dataclasses.replace(rows, columns=texts)
         return self.task.encode(rows, tokenizer, max_length, fitted)
 
 
-def joined(data: Encoded, texts: Sequence[Encoded], micro: int, free: int) -> Encoded:
+def joined(
+    data: Encoded, texts: Sequence[Encoded], micro: int, free: int, order: Order | None = None
+) -> Encoded:
     """`data` with the examples of `texts`, encoded by TextsOf, behind its own: the rows, and where
-    there is a second set their versions; all have one example a row. Fields of single tokens, which
+    there is a second set their versions; all have one example a row. `order` is that of `data`,
+    where it is not its own. Fields of single tokens, which
     no task with such texts reads, are left out."""
     sets = [data, *texts]
     counts = [len(one) for one in sets]
-    order = Beside(
-        data.order or Epochs((len(data),)),
+    beside = Beside(
+        order or data.order or Epochs((len(data),)),
         counts[0],
         counts[1],
         counts[2] // counts[1] if len(texts) > 1 else 0,
@@ -113,6 +118,6 @@ def joined(data: Encoded, texts: Sequence[Encoded], micro: int, free: int) -> En
         truncated=np.concatenate([one.truncated for one in sets]),
         fields=fields,
         token_fields={},
-        order=order,
+        order=beside,
         fingerprint=hashlib.sha256(json.dumps(about).encode()).hexdigest(),
     )

@@ -13,6 +13,7 @@ How weights are formed (`reparam`):
     merged              plain weights of the model's own architecture
 How the loss is formed (`objective`):
     objective           wraps `Run`: parameters, batch -> sums over the examples
+    beside              what it puts into a batch before the model reads it
     gradient            wraps `Pass`: the same with its gradient, where that is a part of the method
 How the gradient is used (`update`):
     whole               wraps the gradient of the whole batch, once a step
@@ -112,6 +113,13 @@ def sloped(run: Run, divided: bool) -> Pass:
     return slope
 
 
+def with_beside(methods: Sequence[Method], batch: Batch, rng: jax.Array | None) -> Batch:
+    """The (micro-)batch as the model reads it."""
+    for method in methods:
+        batch = method.beside(batch, rng)
+    return batch
+
+
 class Wrapped(NamedTuple):
     """The optimizer's state under a method that wraps it: `inner` is what it wraps, `own` its own.
     Trees of parameters within `own` lie on the mesh as the parameters do."""
@@ -165,6 +173,9 @@ class Method:
         """As `form`, with its own parameters worked into the model's and gone. Raises InputError
         where they have no such form."""
         return params
+
+    def beside(self, batch: Batch, rng: jax.Array | None) -> Batch:
+        return batch
 
     def objective(self, run: Run, task: Any, model: Any) -> Run:
         return run

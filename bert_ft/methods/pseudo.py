@@ -22,6 +22,7 @@ from bert_ft.models.bert import Batch
 
 class Pseudo(Method):
     name = "pseudo"
+    of_part = True
     timed = True
 
     def objective(self, run: Run, task: Any, model: Any) -> Run:

@@ -23,6 +23,7 @@ from bert_ft.models.bert import Batch
 
 class Uda(Method):
     name = "uda"
+    of_part = True
 
     def __init__(self, config: Any):
         super().__init__(config)

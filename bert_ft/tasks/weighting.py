@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bert_ft.errors import InputError
-from bert_ft.methods.method import Method, Pass, Run, Slope, Sums, sloped, summed
+from bert_ft.methods.method import Method, Pass, Run, Slope, Sums, sloped, summed, with_beside
 from bert_ft.models.bert import Batch
 from bert_ft.models.taps import applied
 
@@ -113,6 +113,7 @@ def loss_and_gradient(
         part. Of numbers '' is that of examples."""
         params = {k: v for k, v in both.items() if k != PERTURBED}
         variables = {"params": params, PERTURBED: both[PERTURBED]}
+        batch = with_beside(methods, batch, rng)
         outputs = applied(tapping, model, variables, batch, rng, rate)
         found = task.sums(outputs, batch, methods, model)
         total, count, extra = (

@@ -11,7 +11,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bert_ft.methods.method import STEP, Method, Params, Run, Sums, Whole, sloped, summed
+from bert_ft.methods.method import (
+    STEP,
+    Method,
+    Params,
+    Run,
+    Sums,
+    Whole,
+    sloped,
+    summed,
+    with_beside,
+)
 from bert_ft.methods.weights import ALL, FormedModel, Weights
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Model
@@ -62,8 +72,13 @@ def loss_and_gradient(
     run: Run = sums
     for method in methods:
         run = method.objective(run, task, model)
+    read = run
+
+    def given(params: Params, batch: Batch, rng: jax.Array | None) -> Sums:
+        return read(params, with_beside(methods, batch, rng), rng)
+
     # Dividing the loss, not the gradient, saves a pass over memory as large as the model.
-    slope = sloped(run, divided=accumulate == 1)
+    slope = sloped(given, divided=accumulate == 1)
     for method in methods:
         slope = method.gradient(slope, task, model)
     if accumulate == 1:

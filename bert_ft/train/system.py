@@ -251,11 +251,12 @@ def _read_set(
         data = encode(source, part, tokenizer, length, cache, known, say)
         if name == "train":
             data = with_order(config, data, source)
-            data = with_unlabelled(config, part, data, tokenizer, say)
         made.append(data)
     if all(data is None for data in made):
         return None
-    return task.merge(made) if hasattr(task, "groups") else made[0]
+    whole = task.merge(made) if hasattr(task, "groups") else made[0]
+    assert whole is not None
+    return with_unlabelled(config, task, whole, tokenizer, say) if name == "train" else whole
 
 
 def rows_of(system: System, name: str) -> Any:

@@ -22,6 +22,7 @@ from bert_ft.data_checks import WITH_CLASSES
 from bert_ft.method_checks import names, unlabelled_places
 from bert_ft.models import hf
 from bert_ft.parts import carrier
+from bert_ft.tasks.multi import MultiTask
 from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.train.proposals import Proposer
 
@@ -76,17 +77,25 @@ def with_unlabelled(
     config: ConfigDict, task: Any, data: Encoded, tokenizer: Any, say: Callable[[str], None]
 ) -> Encoded:
     """A set of `with_order`, and the rows of data.unlabelled, where there are some, with their
-    versions where a method compares them."""
-    uri, cache = config.data.unlabelled, cache_dir(config)
+    versions where a method compares them. Several data sets, merged, read the same texts, and so
+    the encoder of the first reads them for all."""
+    uri, cache, own = config.data.unlabelled, cache_dir(config), carrier(config)
     if not uri:
         return data
-    source = source_of(config, uri)
-    versions = _versions(config, source, "") if "uda" in names(config) else None
-    length, known = config.data.max_length, data.fitted
+    source = source_of(own, uri)
+    versions = _versions(own, source, "") if "uda" in names(config) else None
+    length, known, order = config.data.max_length, data.fitted, None
+    micro, free = unlabelled_places(config)
+    if isinstance(task, MultiTask):
+        order = task.mixture(data, (micro - free) * config.train.accumulate)
+        reader = TextsOf(task.groups[0], tuple(task.labels))
+        known = {part: known[part] for part in task.groups[0].parts}
+    else:
+        reader = TextsOf(task, (task.label,))
     texts = [
-        encode(one, TextsOf(task), tokenizer, length, cache, known, say)
+        encode(one, reader, tokenizer, length, cache, known, say)
         for one in (source, versions)
         if one is not None
     ]
     say(f"unlabelled: {len(texts[0]):,} texts of {uri}")
-    return joined(data, texts, *unlabelled_places(config))
+    return joined(data, texts, micro, free, order)

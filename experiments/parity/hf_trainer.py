@@ -33,14 +33,18 @@ from experiments.sentiment.hf_trainer import training_arguments, versions
 IGNORED = -100  # no loss is taken there
 
 
-def names_of(rows: Rows, c: ConfigDict) -> list[str]:
-    """The classes or tags of the training rows, sorted; none for a rating."""
+def names_of(rows: Rows, c: ConfigDict, path: Path) -> list[str]:
+    """The classes or tags of the training rows, in the order of the outputs of the model in
+    directory `path`, which has them all; none for a rating, which is its one output."""
+    outputs = [*json.loads((path / "config.json").read_text())["id2label"].values()]
     if c.task.name == "regression":
+        assert len(outputs) == 1, f"{path}: outputs {outputs}"
         return []
     values = rows.column(c.data.label)
     if c.task.name == "tagging":
         values = [tag for tags in values for tag in tags]
-    return sorted({str(value) for value in values})
+    assert {*outputs} == {str(value) for value in values}, f"{path}: outputs {outputs}"
+    return outputs
 
 
 def tokenized(tokenizer: Any, rows: Rows, c: ConfigDict) -> Any:
@@ -110,7 +114,7 @@ def scores_of(logits: np.ndarray, texts: Any, rows: Rows, c: ConfigDict, names: 
 def make_trainer(
     c: ConfigDict, rows: Rows, seed: int, names: list[str], path: Path, scratch: str
 ) -> Any:
-    """That trains the model of directory `path`, whose outputs are to be `names`."""
+    """That trains the model of directory `path`, whose outputs are `names`."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -118,10 +122,8 @@ def make_trainer(
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     tagging = c.task.name == "tagging"
     kind = "AutoModelForTokenClassification" if tagging else "AutoModelForSequenceClassification"
-    model = getattr(transformers, kind).from_pretrained(path)
     # One output alone is a rating to transformers, and its loss the squared error.
-    outputs = list(model.config.id2label.values())
-    assert outputs == names if names else len(outputs) == 1, f"{path}: outputs {outputs}"
+    model = getattr(transformers, kind).from_pretrained(path)
     collator = "DataCollatorForTokenClassification" if tagging else "DataCollatorWithPadding"
     arguments = training_arguments(c.train, seed, scratch, SAMPLING)
     return transformers.Trainer(
@@ -143,13 +145,13 @@ def run(name: str, seed: int) -> dict[str, Any]:
     task = TASKS[name]
     c = task.read_config()
     training = read(c, "train")
-    names = names_of(training, c)
     split, metric = task.score.split("/")
     rows = read(c, split)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "start")
         ours = [sys.executable, "-m", "experiments.parity.start", f"--task={name}"]
         subprocess.run([*ours, f"--seed={seed}", f"--out={path}"], check=True)
+        names = names_of(training, c, path)
         trainer = make_trainer(c, training, seed, names, path, scratch)
         trainer.train()
         texts = tokenized(trainer.processing_class, rows, c)
