@@ -83,9 +83,13 @@ def _each(run: Path) -> list[Path]:
     trials = read_object(run / "result.json").get("trials")
     if trials is None:
         return [run]
-    ended = {k: one["settings"] for k, one in enumerate(trials) if not one["stopped"]}
+    ended = {
+        k: one["settings"]
+        for k, one in enumerate(trials)
+        if one["steps"] is not None and not one["stopped"]
+    }
     if not ended:
-        raise InputError(f"{run}: all its trials were stopped; accepted: a run with scores on test")
+        raise InputError(f"{run}: no trial went to its end; accepted: a run with scores on test")
     systems = [{k: v for k, v in own.items() if k != "train.seed"} for own in ended.values()]
     if any(system != systems[0] for system in systems):
         raise InputError(

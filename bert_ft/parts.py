@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.config import default, flat, nearest, typed
 from bert_ft.errors import InputError
+from bert_ft.evals.merit import lower_is_better
 from bert_ft.varying import without_trials
 
 OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
@@ -48,8 +49,10 @@ def carrier(config: ConfigDict) -> ConfigDict:
 
 def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
     where = f"config.task.parts: {part!r}"
-    if not part.isidentifier() or part in TAKEN:
-        raise InputError(f"{where} is no name of a part; accepted: letters, digits and _")
+    if not part.isidentifier() or part in TAKEN or lower_is_better(part):
+        raise InputError(
+            f"{where} is no name of a part; accepted: letters, digits and _, no name of a score"
+        )
     if not isinstance(keys, dict):
         raise InputError(f"{where} is {keys!r}; accepted: an object of keys and values")
     c = copy.deepcopy(config)

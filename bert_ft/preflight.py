@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from bert_ft import trials
 from bert_ft.command_line import quiet_libtpu
 from bert_ft.data.encode import Encoded
+from bert_ft.data.packing import shortest_row
 from bert_ft.data.prompts import with_places
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names, prompt_length
@@ -69,7 +70,6 @@ EFFORTS: dict[str, dict[str, Any]] = {
     "full": {},
     "quick": {"exec_time_optimization_effort": -1.0},
 }
-LANES = 128  # a row's length is a multiple, as on a TPU (train/system.py)
 
 
 def preflight(config: ConfigDict, workdir: Path) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def system_for(
         encoder, task.head(fitted), compute_dtype(config, mesh), m.remat, m.layer_loop, attend
     )
     data = with_places(data, prompt)
-    row_length = config.data.row_length or -(-(length + prompt) // LANES) * LANES
+    row_length = config.data.row_length or shortest_row(length + prompt, "tpu")
     width = encoder.hidden_size // encoder.num_attention_heads
     require_kernel(attend, row_length, width, model.dtype)
     sets = {"train": data}

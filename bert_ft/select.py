@@ -34,15 +34,18 @@ def main(argv: list[str]) -> int:
         prepare_host(config)
         import jax
 
+        from bert_ft.data.sources import source_of
         from bert_ft.train.guard import guarded
         from bert_ft.train.processes import tell
         from bert_ft.train.record import write_lines
         from bert_ft.train.selection import Asked, select
 
         with guarded(config, workdir, "eval", None, time.monotonic()):
+            out = paths.at(OUT.value) if OUT.value else workdir / "selected.jsonl"
+            if out.resolve() in [path.resolve() for path in source_of(config, POOL.value).files]:
+                raise errors.InputError(f"--out is {out}, a file of --pool; give another name")
             asked = Asked(POOL.value, COUNT.value, BY.value, OVER.value, SEED.value)
             rows = select(config, workdir, asked, tell)
-            out = paths.at(OUT.value) if OUT.value else workdir / "selected.jsonl"
             if jax.process_index() == 0:
                 write_lines(out, rows)
                 print(f"{len(rows):,} rows by {asked.by}: {out}")

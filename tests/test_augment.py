@@ -150,6 +150,13 @@ def test_what_parts_two_entities_stays(tags):
     assert [p.fixed for p in touching] == [True, True, *[False] * (len(touching) - 2)]
 
 
+def test_an_entity_that_ends_in_a_symbol_keeps_its_blank():
+    pieces = cut_text("the Acme™ .net framework", [[4, 9, "X"]])
+    for seed in range(20):
+        text, spans = as_text(noisy(pieces, "punctuation", 1.0, seed))
+        assert text[spans[0][0] : spans[0][1]] == "Acme™" and "™n" not in text
+
+
 def test_words_are_swapped_on_their_side_of_an_entity():
     words = ["a", "b", "Paris", "c", "d", "Rome", "e"]
     tags = ["O", "O", "B-X", "O", "O", "B-X", "O"]

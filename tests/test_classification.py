@@ -44,7 +44,7 @@ def tokenizer(tmp_path_factory):
         ([0.5, 2, 10], ["0.5", "2", "10"]),
         ([True, False], ["False", "True"]),
         (["10", "9", "b"], ["10", "9", "b"]),
-        (["1", "1.0", "01", "2"], ["01", "1", "1.0", "2"]),
+        (["1", "1.50", "01", "1.5"], ["01", "1", "1.5", "1.50"]),
         (["nan", "2", "10"], ["10", "2", "nan"]),
     ],
 )
@@ -136,6 +136,12 @@ def test_what_is_no_label(value, seen, tokenizer):
             read(given)
 
 
+def test_labels_that_are_one_number():
+    with pytest.raises(InputError, match=r"labels '1' and '1\.0' are one number; accepted: one"):
+        task().fit(rows(label=["1.0", "0", "1"]))
+    assert task().fit(rows(label=["1.5", "01", "1"]))["labels"] == ["01", "1", "1.5"]
+
+
 def test_labels_that_differ_by_blanks_only(tokenizer):
     said = r"reviews\.csv: column 'label'.*: labels '1' and '1 ' differ by blanks only"
     with pytest.raises(InputError, match=said):
@@ -174,8 +180,11 @@ def test_what_is_not_a_text_is_named_with_its_line(text, seen, tokenizer):
 def test_a_missing_column_says_which_there_are(tokenizer):
     with pytest.raises(InputError, match=r"no column 'text'; there are: texts, label"):
         task().encode(rows(texts=["a"], label=[1]), tokenizer, 9, FITTED)
-    with pytest.raises(InputError, match=r"no column 'label'; there are: text, stars"):
+    with pytest.raises(InputError, match=r"there are: text, stars; set config.data.label to one"):
         task().fit(rows(text=["a"], stars=[1]))
+    nested = rows(doc=[{"text": "a"}], label=[1])
+    with pytest.raises(InputError, match="'doc' holds objects: write their values as columns"):
+        task(data__text="doc.text").encode(nested, tokenizer, 9, FITTED)
 
 
 def test_rows_without_labels_can_be_predicted(tokenizer):

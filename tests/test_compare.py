@@ -155,15 +155,16 @@ def test_a_run_of_trials_is_its_trials_that_ended(runs, tmp_path):
         (whole / "trials").mkdir(parents=True, exist_ok=True)
         (whole / "trials" / str(2 * k)).symlink_to(run)
     trials = [
-        {"stopped": {"step": 3} if k == 1 else None, "settings": {"train.seed": k}}
+        {"stopped": {"step": 3} if k == 1 else None, "steps": 3, "settings": {"train.seed": k}}
         for k in range(3)
     ]
+    trials.append({"stopped": None, "steps": None, "settings": {"train.seed": 4}})  # lost
     (whole / "result.json").write_text(json.dumps({"trials": trials}))
     found = compare.compare([a], [whole], resamples=50)
     expected = compare.compare([a], both, resamples=50)
     assert found["seeds"] == [1, 2] and found["difference"] == expected["difference"]
     (whole / "result.json").write_text(json.dumps({"trials": trials[1:2]}))
-    with pytest.raises(InputError, match="all its trials were stopped"):
+    with pytest.raises(InputError, match="no trial went to its end"):
         compare.compare([a], [whole])
     trials[0]["settings"]["train.learning_rate"] = 1e-3
     (whole / "result.json").write_text(json.dumps({"trials": trials}))

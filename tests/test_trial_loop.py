@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import read_jsonl, remove
+from conftest import read_jsonl, remove, reviews, write_jsonl
 
 from bert_ft.train.gather import collapsed
 from bert_ft.train.record import write_lines
@@ -142,6 +142,10 @@ def test_a_lost_program_leaves_the_others_be(run_here, tmp_path):
     assert "group 0: loss is not finite at step" in run.err
     assert run.result["eval"]["test/accuracy"]["per_trial"][0] is None
     assert run.result["best_trial"] == 1
+    asked = [f"--config.predict.input={write_jsonl(tmp_path / 'in.jsonl', reviews(3, 5))}"]
+    asked += ["--mode=predict", "--config.predict.trial=0"]
+    done = run_here(tmp_path / "one", *flags, of([lost, {"seed": 1}]), *asked)
+    done.refused("predict.trial", "its loss not finite")
     again = run_here(tmp_path / "one", *flags, of([lost, {"seed": 1}]), "--mode=eval").ok()
     assert again.result["eval"] == run.result["eval"]
     none = run_here(tmp_path / "none", *flags, of([lost]))

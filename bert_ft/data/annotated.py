@@ -11,6 +11,8 @@ from bert_ft.errors import InputError
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
+PARALLEL = ("seq.in", "seq.out", "label")  # the files of a directory
+
 
 def read_conll(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     """One token a line, a blank line after each sentence -> tokens, tags (lists of strings).
@@ -87,20 +89,26 @@ def _sentences(document: Document) -> Iterator[list[tuple[int, str, list[str]]]]
         yield sentence
 
 
+def require_parallel(path: Path, name: str) -> None:
+    """Raises InputError on a directory that is not one for `read_parallel`."""
+    missing = [file for file in PARALLEL if not (path / file).is_file()]
+    if missing:
+        raise InputError(
+            f"{name}: a directory without {', '.join(missing)}; accepted: one with "
+            f"{', '.join(PARALLEL)}, a file, or a glob of files, as DIR/*.csv"
+        )
+
+
 def read_parallel(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     """A directory with seq.in, seq.out and label, line for line -> tokens, tags, label.
 
     The layout of Goo et al. (2018), Slot-Gated Modeling. Rows are named by their line, the same in
     each of the three files.
     """
-    files = ("seq.in", "seq.out", "label")
-    missing = [file for file in files if not (path / file).is_file()]
-    if missing:
-        raise InputError(f"{name}: no {', '.join(missing)}; expected: {', '.join(files)}")
-    documents = [load(path / file, f"{name}/{file}", options, bad) for file in files]
+    documents = [load(path / file, f"{name}/{file}", options, bad) for file in PARALLEL]
     counts = [len(document.lines) for document in documents]
     if len(set(counts)) > 1:
-        seen = ", ".join(f"{file} {count}" for file, count in zip(files, counts, strict=True))
+        seen = ", ".join(f"{file} {count}" for file, count in zip(PARALLEL, counts, strict=True))
         raise InputError(f"{name}: the files differ in their number of lines: {seen}")
     columns: dict[str, list] = {"tokens": [], "tags": [], "label": []}
     lines: list[int] = []
@@ -128,13 +136,18 @@ def json_objects(document: Document, bad: BadRows) -> Iterator[tuple[int, dict[s
     for number, line in document.good_lines(bad):
         if not line.strip():
             continue
+        if number == 1 and line.lstrip()[:1] == "[":
+            raise InputError(
+                f"{document.name}:1: a JSON array; accepted: one object a line, as pandas writes "
+                "them with to_json(orient='records', lines=True)"
+            )
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
             said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             at = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             reason = f"not JSON: {said}{at}; expected one object a line"
-            if number == 1 and line.strip() in ("{", "["):
+            if number == 1 and line.strip() == "{":
                 reason += " (for a SQuAD file add format=squad)"
             bad.report(f"{document.name}:{number}", reason)
             continue

@@ -11,6 +11,7 @@ from bert_ft.data.annotated import (
     read_conll,
     read_parallel,
     read_spans,
+    require_parallel,
 )
 from bert_ft.data.columns import BadRows, Options, Table, load, read_at, read_delimited
 from bert_ft.data.squad import read_squad
@@ -116,6 +117,8 @@ def choose(path: Path, name: str, options: Options) -> tuple[str, Options]:
     given = options.get("format")
     if given is None:
         given = "parallel" if path.is_dir() else _by_suffix(path, name)
+    if path.is_dir():
+        require_parallel(path, name)
     if given not in FORMATS:
         near = get_close_matches(given, FORMATS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""

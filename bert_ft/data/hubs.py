@@ -162,6 +162,8 @@ def _load(datasets: Any, name: str, split: str | None) -> Any:
         return datasets.load_from_disk(str(path))
     if path.is_dir():
         return datasets.load_dataset(str(path), split=split)
+    if name.startswith(("/", "./", "../", "~")):
+        raise FileNotFoundError("no such directory")
     parts = name.split("/")
     if len(parts) == 3:
         return datasets.load_dataset("/".join(parts[:2]), parts[2], split=split)

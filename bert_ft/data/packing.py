@@ -43,6 +43,13 @@ class Places:
         return out
 
 
+def shortest_row(longest: int, platform: str) -> int:
+    """The row length that holds the longest sequence, for attention costs rows x length squared. In
+    whole vectors of the machine: 16 on a CPU, 128 lanes on a TPU (and no worse on a GPU)."""
+    lane = 16 if platform == "cpu" else 128
+    return -(-longest // lane) * lane
+
+
 def pack(lengths_KxB: np.ndarray, row_length: int, shared: bool = True) -> Places:
     """First-fit decreasing of each of K batches of B lengths; shared=False gives each its own row.
 

@@ -122,7 +122,8 @@ def without(pieces: Sequence[Piece], dropped: Collection[int]) -> Pieces:
         if i in dropped and piece.free and not divides and not last:
             gap = piece.gap if gap is None else gap
             continue
-        joins = kept and kept[-1].text[-1:].isalnum() and piece.text[:1].isalnum()
+        held = kept and (kept[-1].fixed or piece.fixed)  # an entity may end in a symbol: "Acme™"
+        joins = held or kept and kept[-1].text[-1:].isalnum() and piece.text[:1].isalnum()
         if gap is not None and (not kept or (not piece.gap and joins)):
             piece = dataclasses.replace(piece, gap=gap)
         kept.append(piece)

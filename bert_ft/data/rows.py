@@ -48,11 +48,16 @@ class Rows:
     def column(self, name: str) -> list:
         """The values of a column. InputError when there is none, or a row has no value (None)."""
         if name not in self.columns:
-            near = get_close_matches(name, self.columns, 1, cutoff=0.5)
+            near = get_close_matches(name, self.columns, 1, cutoff=0.6)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            head = name.partition(".")[0]
+            if head != name and any(isinstance(v, dict) for v in self.columns.get(head, [])):
+                hint = f"; {head!r} holds objects: write their values as columns of their own"
             there = shown(self.columns, most=40)
             if len(self.columns) == 1 and set(";\t|,") & set(there):
                 hint = "; check delimiter="
+            elif name in ("text", "label") and not near:  # as they are called by default
+                hint = f"; set config.data.{name} to one of them"
             raise InputError(f"{self.origin}: no column {name!r}; there are: {there}{hint}")
         values = self.columns[name]
         for i, value in enumerate(values):

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir
 from bert_ft.data import formats, wheels
+from bert_ft.data.annotated import PARALLEL
 from bert_ft.data.columns import BadRows, Table, shown
 from bert_ft.data.hubs import HuggingFace, Tfds
 from bert_ft.data.joins import Join, apply_flags, parse_join
@@ -227,7 +228,7 @@ class _Files:
         digest = hashlib.sha256()
         for path in self.paths:
             kind, _ = formats.choose(path, self._name(path), self.options)
-            parts = [path / f for f in ("seq.in", "seq.out", "label")] if path.is_dir() else [path]
+            parts = [path / f for f in PARALLEL] if path.is_dir() else [path]
             for part in parts:
                 try:
                     with paths.reached(part), part.open("rb") as file:

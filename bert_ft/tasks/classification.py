@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -36,14 +37,17 @@ def sorted_labels(values: set[str]) -> list[str]:
 
 
 def require_apart(labels: Iterable[str], where: str) -> None:
-    """Raises InputError on two labels that differ by blanks around them only."""
+    """Raises InputError on two labels that differ by blanks around them only, or as 1 and 1.0."""
     seen: dict[str, str] = {}
     for label in labels:
-        other = seen.setdefault(label.strip(), label)
+        plain = label.strip()
+        # What pandas makes of whole numbers in a column with a gap.
+        other = seen.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
         if other != label:
+            how = "differ by blanks only" if other.strip() == plain else "are one number"
             raise InputError(
-                f"{where}: labels {other!r} and {label!r} differ by blanks only; accepted: one "
-                "spelling of each label"
+                f"{where}: labels {other!r} and {label!r} {how}; accepted: one spelling of each "
+                "label"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -59,6 +60,8 @@ class MultiLabel(SequenceTask):
         """Each row's labels. Raises InputError where a row's are neither a list nor a string."""
         out = []
         for i, value in enumerate(rows.column(self.label)):
+            if isinstance(value, str) and value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]":
+                value = _written_list(value)
             if isinstance(value, str):
                 value = value.split(self.delimiter)
             elif not isinstance(value, list) or not all(isinstance(v, str | int) for v in value):
@@ -224,3 +227,13 @@ def best_threshold(labels: np.ndarray, p: np.ndarray) -> float:
     hits = np.where(predicted > 0, hits_above[predicted - 1], 0)
     f1 = metrics.precision_recall_f1(hits, predicted - hits, labels.sum() - hits)[2]
     return float(choices[np.lexsort((np.abs(choices - 0.5), -f1))[0]])
+
+
+def _written_list(cell: str) -> Any:
+    """The list of a cell that holds one as JSON or as Python writes it, as tables do that pandas
+    has saved; what is neither stays a string."""
+    try:
+        value = ast.literal_eval(cell)
+    except (ValueError, SyntaxError):
+        return cell
+    return value if isinstance(value, list) else cell

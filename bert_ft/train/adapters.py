@@ -28,6 +28,7 @@ from bert_ft.train.start import base_params, frozen_digest, full, trained_at
 from bert_ft.train.system import System, load_fitted
 
 Say = Callable[[str], None]
+MARK = "export.json"  # what was exported, and how it was compared; marks a directory as ours
 
 
 def write(
@@ -101,12 +102,17 @@ def _of_run(system: System, base: Any, workdir: Path, say: Say) -> tuple[System,
     optimizer = optim.make_optimizer(own_system.config, 1)
     trained, step, digest = trained_at(own_system, workdir, optimizer, say)
     frozen = own_system.weights.begin(base, 0)[1]
+    _require_base(frozen, digest, workdir)
+    return own_system, full(own_system, trained, frozen, step), step
+
+
+def _require_base(frozen: Any, digest: str, where: Path) -> None:
+    """Raises InputError where what an adapter stands beside is not what it was trained beside."""
     if frozen_digest(frozen) != digest:
         raise InputError(
-            f"config.predict.adapters: {workdir} was trained on another base than this run; "
+            f"config.predict.adapters: {where} was trained on another base than this run; "
             "accepted: runs that start from the same model and train no other part of it"
         )
-    return own_system, full(own_system, trained, frozen, step), step
 
 
 def _require_same(system: System, task: str, fitted: Mapping[str, Any], workdir: Path) -> None:
@@ -130,6 +136,12 @@ def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, A
         layers = [p.rpartition("/")[0] for p in adapter.tensors if p.endswith(ends)]
         its[f"methods.{adapter.use}.targets"] = f"^({'|'.join(map(re.escape, layers))})$"
     own_system = _with_methods(system, {"methods.use": adapter.use, **its})
+    about = json.loads((path / MARK).read_text()) if (path / MARK).is_file() else {}
+    if "fitted" in about:  # one of ours
+        _require_same(system, about["config"]["task.name"], about["fitted"], path)
+        own_system = dataclasses.replace(own_system, fitted=about["fitted"])
+    else:
+        say(f"note: {path} does not say what its outputs mean; they are read as this run's are")
     trained, frozen = own_system.weights.begin(base, 0)
     lacking = hf.flatten(trained).keys() - adapter.tensors.keys()
     if lacking:
@@ -137,6 +149,8 @@ def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, A
             f"config.predict.adapters: {path} lacks {', '.join(sorted(lacking)[:3])}, which this "
             "model needs; accepted: an adapter with its head (modules_to_save)"
         )
+    if "base_sha256" in about:
+        _require_base(frozen, about["base_sha256"], path)
     whole = hf.unflatten({p: jnp.asarray(a) for p, a in adapter.tensors.items()})
     say(f"adapter: {path}, a {adapter.use}")
     return own_system, full(own_system, whole, frozen, 0), None

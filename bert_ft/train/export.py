@@ -30,13 +30,12 @@ from bert_ft.parts import part_configs
 from bert_ft.tasks.candidates import COLUMN, texts_of
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import adapters, card, optim, record
+from bert_ft.train.adapters import MARK
 from bert_ft.train.agreement import compare
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.gather import chosen
-from bert_ft.train.start import full, trained_parts
-from bert_ft.train.system import System, assemble, load_fitted
-
-MARK = "export.json"  # what was exported, and how it was compared; marks a directory as ours
+from bert_ft.train.start import fitted_for, frozen_digest, full, trained_parts
+from bert_ft.train.system import System, assemble
 
 
 def export(config: ConfigDict, workdir: Path) -> Path:
@@ -45,7 +44,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
     to = paths.absolute(config.export.to)
     _refuse(to, workdir)
     config, workdir = chosen(config, workdir, "export.trial")
-    fitted = load_fitted(workdir)
+    fitted = fitted_for(config, workdir, print)
     if jax.process_count() > 1:
         raise InputError("--mode=export works in one process; start it on one host")
     system = assemble(config, print, sets=(), model_dir=workdir / "model", fitted=fitted)
@@ -98,6 +97,8 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             "null_threshold": card.null_threshold(system),
             "unit": {key: getattr(scale if peft else OWN, key) for key in ("mean", "scale")},
         }
+        if peft:
+            about |= {"fitted": dict(system.fitted), "base_sha256": frozen_digest(frozen)}
         (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")
         scores = _scores(workdir, sha256)
         text = card.model_card(system, kind, about, scores, defaults.default())

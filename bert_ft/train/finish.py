@@ -21,14 +21,14 @@ from bert_ft.train import optim, phases, record
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
 from bert_ft.train.gather import refuse_trials
+from bert_ft.train.processes import tell
 from bert_ft.train.sharding import replicated
 from bert_ft.train.sinks import read_metrics
-from bert_ft.train.start import trained_params
+from bert_ft.train.start import fitted_for, trained_params
 from bert_ft.train.step import Programs, eval_step
 from bert_ft.train.system import (
     System,
     assemble,
-    load_fitted,
     rows_of,
     save_model_files,
     trained_on,
@@ -216,7 +216,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> tuple[System, dict[str, dict[
     """--mode=eval: scores a trained workdir on dev and test, and renews its record and report;
     returns what was scored, and {set: what is predicted for it}."""
     refuse_trials(workdir)
-    fitted, lines = load_fitted(workdir), list[str]()
+    fitted, lines = fitted_for(config, workdir, tell), list[str]()
     system = assemble(
         config, lines.append, sets=("dev", "test"), model_dir=workdir / "model", fitted=fitted
     )

@@ -73,7 +73,13 @@ def chosen(config: ConfigDict, workdir: Path, key: str) -> tuple[ConfigDict, Pat
     number = found["best_trial"] if which == "best" else which
     if not str(number).isdigit() or int(number) >= count:
         raise InputError(f"config.{key} is {which!r}; accepted: {_names(found)}")
-    if stop := found["trials"][int(number)].get("stopped"):
+    one = found["trials"][int(number)]
+    if one["steps"] is None:
+        raise InputError(
+            f"config.{key} is {which!r}, whose program ended early, its loss not finite; accepted: "
+            "a trial that went to its end"
+        )
+    if stop := one.get("stopped"):
         raise InputError(
             f"config.{key} is {which!r}, which was stopped after {stop['step']} steps; accepted: a "
             "trial that went to its end"

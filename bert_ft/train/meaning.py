@@ -33,6 +33,15 @@ def differing(
                 yield f"{part} {key}".strip(), own.get(key), its.get(key)
 
 
+def renamed(fitted: Mapping[str, Any]) -> str:
+    """Which label of the rows is shown by which name, where that is another one, else ''. Names
+    that are meant for other rows would be taken for theirs."""
+    labels, names = fitted.get("labels"), fitted.get("names")
+    if not (labels and names) or labels == names:
+        return ""
+    return ", ".join(f"{a} is {b}" for a, b in zip(labels[:20], names, strict=False))
+
+
 def short(value: Any) -> str:
     said = repr(value)
     return said if len(said) <= 200 else said[:199] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ from bert_ft.train.barriers import agree
 from bert_ft.train.finish import eval_programs, predict_set
 from bert_ft.train.gather import chosen
 from bert_ft.train.processes import tell
-from bert_ft.train.start import trained_params
-from bert_ft.train.system import System, assemble, in_rows_for, load_fitted
+from bert_ft.train.start import fitted_for, trained_params
+from bert_ft.train.system import System, assemble, in_rows_for
 
 
 def predict(config: ConfigDict, workdir: Path) -> Path:
@@ -33,7 +34,7 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     lines name it; returns their directory."""
     of_all = workdir
     config, workdir = chosen(config, workdir, "predict.trial")
-    fitted = load_fitted(workdir)
+    fitted = fitted_for(config, workdir, tell)
     # What several trials say of one input has a place for each.
     at = of_all if config.predict.trial == "best" else workdir
     source = source_of(config, f"files:{config.predict.input}")
@@ -122,6 +123,7 @@ def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
     stem = re.sub(r"[*?\[\]]+", "_", given.stem)  # of a glob, which a shell would expand again
     out = paths.at(config.predict.output or str(folder / f"{stem}.jsonl"))
     written = [adapters.beside(out, name) for name in adapters.names_of(config)] or [out]
+    to = [*written]
     written += [_ranked(at) for at in written]
     for taken, what in (
         *((path, "the input") for path in source.files),
@@ -129,7 +131,27 @@ def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
     ):
         if taken.resolve() in [at.resolve() for at in written]:
             raise InputError(f"config.predict.output would be {taken}, {what}; give another file")
+    for at in to:
+        _require_free(at)
     return out
+
+
+def _require_free(out: Path) -> None:
+    """Raises InputError where something else than earlier predictions would be replaced."""
+    with paths.reached(out):
+        if not out.exists():
+            return
+        try:
+            with out.open(encoding="utf-8") as file:
+                line = file.readline()
+            ours = not line or {"label", "truncated"} <= json.loads(line).keys()
+        except (OSError, ValueError, AttributeError):  # a directory, a table, a list
+            ours = False
+    if not ours:
+        raise InputError(
+            f"config.predict.output would replace {out}, which holds no predictions; accepted: the "
+            "name of a file that is not there, or of earlier predictions"
+        )
 
 
 def _ranked(out: Path) -> Path:

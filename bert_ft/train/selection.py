@@ -26,9 +26,9 @@ from bert_ft.train.evaluate import predictions
 from bert_ft.train.finish import eval_plan
 from bert_ft.train.gather import chosen
 from bert_ft.train.sharding import replicated
-from bert_ft.train.start import trained_params
+from bert_ft.train.start import fitted_for, trained_params
 from bert_ft.train.step import Programs, eval_step
-from bert_ft.train.system import System, assemble, load_fitted, texts_of, uris
+from bert_ft.train.system import System, assemble, texts_of, uris
 from bert_ft.train.training_set import few
 
 WAYS = ("margin", "entropy", "badge", "k_centre", "random")
@@ -145,7 +145,7 @@ def _chosen(
         scores = np.random.default_rng(asked.seed).random(len(pool))
         places = acquisition.highest(scores, asked.n)
         return places, scores[places]
-    fitted = load_fitted(workdir)
+    fitted = fitted_for(config, workdir, say)
     system = assemble(config, say, sets=(), model_dir=workdir / "model", fitted=fitted)
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), say)
     say(f"{len(pool):,} rows scored by step {step:,}")

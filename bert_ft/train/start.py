@@ -262,16 +262,21 @@ def trained_at(
     return found[0], found[1], found[2].get("frozen", "")
 
 
+def fitted_for(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """What training learnt from the data (load_fitted). Says where the config is not the run's,
+    before anything is read by it that may not be there."""
+    if note := otherwise(config, workdir):
+        say(note)
+    return load_fitted(workdir)
+
+
 def trained_parts(
     system: System,
     workdir: Path,
     optimizer: optax.GradientTransformation,
     say: Callable[[str], None],
 ) -> tuple[Any, Any, int]:
-    """(what is trained, what is not, the step) of `trained_at`. Says where the config is not the
-    run's."""
-    if note := otherwise(system.config, workdir):
-        say(note)
+    """(what is trained, what is not, the step) of `trained_at`."""
     trained, step, digest = trained_at(system, workdir, optimizer, say)
     return trained, frozen_again(system, optimizer, digest, say), step
 

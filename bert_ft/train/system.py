@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from bert_ft import paths
 from bert_ft.config import cache_dir
 from bert_ft.data.encode import Encoded, encode, tokenizer_hash
+from bert_ft.data.packing import shortest_row
 from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Readable
 from bert_ft.data.sources import source_of
@@ -33,6 +34,7 @@ from bert_ft.models.lstm import lstm_config
 from bert_ft.models.shallow import chosen_layers
 from bert_ft.tasks.registry import make_task
 from bert_ft.train.barriers import agree
+from bert_ft.train.meaning import renamed
 from bert_ft.train.sharding import abstract, check_sizes, make_mesh, row_shards, shardings
 from bert_ft.train.training_set import training_rows, with_order, with_unlabelled
 
@@ -124,15 +126,6 @@ def _encoder(config: ConfigDict, pretrained: Path | None, tokenizer: Any) -> Any
     )
 
 
-def _row_length(config: ConfigDict, longest: int, platform: str) -> int:
-    """The shortest row that holds the longest sequence: attention costs rows x length squared. In
-    whole vectors of the machine: 16 on a CPU, 128 lanes on a TPU (and no worse on a GPU)."""
-    if config.data.row_length:
-        return config.data.row_length
-    lane = 16 if platform == "cpu" else 128
-    return -(-longest // lane) * lane
-
-
 def require_positions(config: ConfigDict, encoder: Any) -> None:
     """Raises InputError where texts of data.max_length, with what a method adds to each, would need
     more positions than the encoder has."""
@@ -191,6 +184,8 @@ def assemble(
         fitted = fitted or data.fitted
         _tell(name, made[name], say)
     assert fitted is not None
+    if "train" in made and (said := renamed(fitted)):
+        say(f"labels: {said}, by config.task.label_names")
     longest = max((int(d.lengths.max()) for d in made.values()), default=0)
     longest = longest or config.data.max_length + prompt_length(config)
     dtype = compute_dtype(config, mesh)
@@ -198,7 +193,7 @@ def assemble(
     device = mesh.devices.flat[0]
     attend = attend_on(m.attention, m.dropout_of_attention, device)
     model = Model(encoder, task.head(fitted), dtype, m.remat, m.layer_loop, attend)
-    row_length = _row_length(config, longest, device.platform)
+    row_length = config.data.row_length or shortest_row(longest, device.platform)
     if isinstance(encoder, EncoderConfig):
         width = encoder.hidden_size // encoder.num_attention_heads
         require_kernel(attend, row_length, width, dtype)
@@ -212,7 +207,7 @@ def assemble(
 def in_rows_for(system: System, data: Encoded) -> System:
     """The system with rows as short as this set lets them be, where the config doesn't say."""
     platform = system.mesh.devices.flat[0].platform
-    length = _row_length(system.config, int(data.lengths.max()), platform)
+    length = system.config.data.row_length or shortest_row(int(data.lengths.max()), platform)
     return dataclasses.replace(system, row_length=length)
 
 
