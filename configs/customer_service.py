@@ -8,7 +8,10 @@ python -m bert_ft.main --config=configs/customer_service.py --workdir=runs/atis
     --configs configs/customer_service.py --rates 5e-4: on dev the best of three rates, at three
     epochs instead of ten. 'intent' is the first of the two alone.
 python -m bert_ft.main --config=configs/customer_service.py:banking77 --workdir=runs/banking77
-    The intent of requests to a bank, 77 classes. Accuracy: not yet measured.
+    The intent of requests to a bank, 77 classes. Test accuracy 92.03 ± 0.08, macro F1 92.03 ± 0.09
+    (%, n = 3,080, seeds 0 to 2; 14 minutes a run on one core of a Xeon), by
+    python -m experiments.scores.measure --configs configs/customer_service.py:banking77 \
+    --rates 5e-4: the best of four rates on dev where there are 30 requests a class.
 python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/faq
     English COVID-19 questions to the best of 398 stored answers ('faq' is 'faq=covid'). Too few to
     learn from: test MRR, %, of 27 questions is 50.75 before any training (learning_rate=1e-12,

@@ -3,8 +3,10 @@
 python -m bert_ft.main --config=configs/medical.py --workdir=runs/medical
 python -m bert_ft.main --config=configs/medical.py:complaints --workdir=runs/complaints
 
-Test F1 of the diseases (strict, as seqeval counts) and accuracy over the 8 products: not yet
-measured.
+Test F1 of the diseases, strict as seqeval counts: 82.18 ± 0.88 (%, 940 sentences, seeds 0 to 2; 10
+minutes a run on one core of a Xeon), by python -m experiments.scores.measure --configs
+configs/medical.py --rates 5e-4: the best of three rates on dev after 2,000 sentences. Accuracy over
+the 8 products: not yet measured.
 """
 
 from ml_collections import ConfigDict
