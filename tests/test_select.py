@@ -243,7 +243,8 @@ def test_one_process_of_several_writes_and_speaks(world, ask, tmp_path, monkeypa
         return [{"id": "a"}]
 
     monkeypatch.setattr("bert_ft.train.selection.select", found)
-    words = ("--pool=files:x", "--n=1", f"--out={tmp_path / 'out.jsonl'}")
+    pool = write_jsonl(tmp_path / "pool.jsonl", [{"id": "a", "text": "x"}])
+    words = (f"--pool=files:{pool}", "--n=1", f"--out={tmp_path / 'out.jsonl'}")
     monkeypatch.setattr("jax.process_index", lambda: 1)
     assert ask(tmp_path / "run", *words) == (0, "", "")
     assert not (tmp_path / "out.jsonl").exists()
@@ -252,6 +253,9 @@ def test_one_process_of_several_writes_and_speaks(world, ask, tmp_path, monkeypa
     code, out, err = ask(tmp_path / "run", *words)
     assert (code, err) == (0, "scored\n") and "1 rows by margin" in out
     assert read_jsonl(tmp_path / "out.jsonl") == [{"id": "a"}]
+    code, _, err = ask(tmp_path / "run", *words, f"--out={tmp_path}/./pool.jsonl")
+    assert code == 2 and "a file of --pool; give another name" in err
+    assert read_jsonl(pool) == [{"id": "a", "text": "x"}]
 
 
 def parts_of(tmp_path, **more):
