@@ -123,15 +123,14 @@ def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
     stem = re.sub(r"[*?\[\]]+", "_", given.stem)  # of a glob, which a shell would expand again
     out = paths.at(config.predict.output or str(folder / f"{stem}.jsonl"))
     written = [adapters.beside(out, name) for name in adapters.names_of(config)] or [out]
-    to = [*written]
-    written += [_ranked(at) for at in written]
+    lists = [_ranked(at) for at in written]
     for taken, what in (
         *((path, "the input") for path in source.files),
         (folder / "test.jsonl", "the test set's, of the run"),
     ):
-        if taken.resolve() in [at.resolve() for at in written]:
+        if taken.resolve() in [at.resolve() for at in (*written, *lists)]:
             raise InputError(f"config.predict.output would be {taken}, {what}; give another file")
-    for at in to:
+    for at in written:
         _require_free(at)
     return out
 

@@ -14,7 +14,6 @@ process.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -27,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft.data.rows import Rows
-from experiments.parity.tasks import SAMPLING, TASKS, read
+from experiments.parity.tasks import SAMPLING, TASKS, arguments, read
 from experiments.sentiment.hf_trainer import training_arguments, versions
 
 IGNORED = -100  # no loss is taken there
@@ -172,11 +171,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--task", choices=list(TASKS), required=True)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, required=True, help="a JSONL file; a line is added to it")
-    args = p.parse_args()
+    args = arguments(__doc__, out="a JSONL file; a line is added to it")
     line = json.dumps(run(args.task, args.seed))
     with args.out.open("a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -8,7 +8,6 @@ draws its own differ by that alone, on small data by points. PyTorch is not need
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import jax
@@ -18,7 +17,7 @@ from bert_ft.models import hf
 from bert_ft.models.heads import kind_of
 from bert_ft.train.initial import initial_params
 from bert_ft.train.system import assemble
-from experiments.parity.tasks import TASKS
+from experiments.parity.tasks import TASKS, arguments
 
 
 def write(name: str, seed: int, out: Path) -> None:
@@ -36,11 +35,7 @@ def write(name: str, seed: int, out: Path) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("--task", choices=list(TASKS), required=True)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, required=True, help="a directory that is made")
-    args = p.parse_args()
+    args = arguments(__doc__, out="a directory that is made")
     write(args.task, args.seed, args.out)
 
 

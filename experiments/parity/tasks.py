@@ -7,9 +7,11 @@ not standardised.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import json
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -84,6 +86,16 @@ TASKS = {
         (("task.label_scaling", "none"),),
     ),
 }
+
+
+def arguments(about: str, out: str) -> argparse.Namespace:
+    """--task, --seed and --out of a program's command line. `about`: its docstring; `out`: what
+    --out is."""
+    p = argparse.ArgumentParser(description=about.split("\n\n")[0])
+    p.add_argument("--task", choices=list(TASKS), required=True)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, required=True, help=out)
+    return p.parse_args()
 
 
 def read(config: ConfigDict, split: str) -> Rows:
