@@ -16,6 +16,11 @@ from experiments.parity.tasks import Task
 Line = dict[str, Any]
 
 
+def folder_name(of: str) -> str:
+    """What says which run it is, as the name of its folder."""
+    return "".join(c if c.isalnum() else "_" for c in of)
+
+
 def settings_of(task: Task, seed: int) -> Line:
     """What lines.told says of a run's config."""
     config = task.read_config()

@@ -28,7 +28,7 @@ from experiments.dot_chart import dot_chart
 from experiments.lines import append, found, median, read, shown, spread, versions
 from experiments.methods.reading import encoder_sizes
 from experiments.parity.tasks import Task, divided
-from experiments.runs import by_best_rate, result_of, settings_of
+from experiments.runs import by_best_rate, folder_name, result_of, settings_of
 
 HERE = Path(__file__).parent
 TASKS = {
@@ -87,8 +87,9 @@ def one(task: str, method: str, args: argparse.Namespace, rate: float, seed: int
     if line is not None:
         return line
     wanted = case(task, method, rate, args.whole)
-    short = "".join(c if c.isalnum() else "_" for c in f"{task}-{method}-{rate:g}")
-    workdir = args.workdirs / short / f"{seed}{'-whole' * args.whole}"
+    workdir = (
+        args.workdirs / folder_name(f"{task}-{method}-{rate:g}") / f"{seed}{'-whole' * args.whole}"
+    )
     result = result_of(wanted, seed, workdir)
     score = result["eval"][wanted.score]
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())

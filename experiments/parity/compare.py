@@ -29,7 +29,7 @@ from experiments.lines import append, found, read, spread
 from experiments.lines import versions as our_versions
 from experiments.parity.hf_trainer import versions as their_versions
 from experiments.parity.tasks import TASKS
-from experiments.runs import result_of, settings_of
+from experiments.runs import folder_name, result_of, settings_of
 
 HERE = Path(__file__).parent
 SCORES = HERE.parent / "scores" / "scores.jsonl"
@@ -94,8 +94,7 @@ def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dic
     what = expected(name, system, seed)
     line = found(read(results), what) or from_scores(what, SCORES)
     if line is None:
-        short = "".join(c if c.isalnum() else "_" for c in name)
-        workdir = workdirs / short / str(seed)
+        workdir = workdirs / folder_name(name) / str(seed)
         line = trainers(name, seed) if system == "trainer" else ours(name, seed, workdir)
         if any(line[key] != value for key, value in what.items()):
             raise RuntimeError(f"{name}, {system}, seed {seed}: it ran otherwise than was said")

@@ -25,7 +25,7 @@ from configs.medical import COMPLAINTS
 from experiments.attempts import Attempts
 from experiments.lines import measured, spread, versions
 from experiments.parity.tasks import Task, divided
-from experiments.runs import by_best_rate, result_of, settings_of
+from experiments.runs import by_best_rate, folder_name, result_of, settings_of
 
 HERE = Path(__file__).parent
 RATES = (5e-5, 1.5e-4, 5e-4)
@@ -79,8 +79,7 @@ def one(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
     what = {"name": name, "seed": seed, "config": settings, "versions": versions()}
 
     def run() -> dict[str, Any]:
-        short = "".join(c if c.isalnum() else "_" for c in f"{name}-{rate:g}-{seed}")
-        workdir = args.workdirs / short
+        workdir = args.workdirs / folder_name(f"{name}-{rate:g}-{seed}")
         result = result_of(task, seed, workdir)
         shutil.rmtree(workdir)  # checkpoints are large
         kept = ("metric", "steps", "params_sha256", "git_commit", "devices", "goodput")
