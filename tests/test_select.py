@@ -71,6 +71,15 @@ def test_badge_of_labels_that_are_there_or_not():
     assert chosen[0] == np.linalg.norm(g, axis=1).argmax() and len({*chosen.tolist()}) == 8
 
 
+def test_badge_of_sums_over_words_is_that_of_the_same_gradients():
+    p, h = believed(30, seed=4)
+    g = np.einsum("nc,nh->nch", p - np.eye(4)[p.argmax(axis=1)], h).reshape(30, -1)
+    for mine, theirs in zip(
+        acquisition.badge_of(g, 9, 3), acquisition.badge(p, h, 9, 3), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
 def test_badge_takes_none_twice_where_all_are_alike():
     p, h = np.tile([[0.7, 0.3]], (5, 1)), np.ones((5, 3))
     assert sorted(acquisition.badge(p, h, 5, 0)[0]) == [0, 1, 2, 3, 4]
@@ -235,6 +244,33 @@ def test_rows_with_labels_of_other_kinds(task, ways, world, run_here, ask, tmp_p
         p = np.asarray([*row["probabilities"].values()])
         doubt = 1 - np.abs(2 * p - 1) if task == "multilabel" else 1 - np.ptp(np.sort(p)[-2:])
         assert found["margin"][row["text"]] == pytest.approx(np.mean(doubt), abs=5e-6)
+
+
+def test_rows_of_words(world, run_here, ask, tmp_path):
+    """Long sentences have several windows; one has no words."""
+    rows = [{"tokens": r["text"].split(), "tags": ["O"] * len(r["text"].split())}
+            for r in reviews(40, 1)]  # fmt: skip
+    rows[0]["tags"][0] = "B-X"
+    pool = [{"id": i, "tokens": r["text"].split() * (1 + 8 * (i % 2))}
+            for i, r in enumerate(reviews(12, 7))]  # fmt: skip
+    pool.append({"id": 12, "tokens": []})
+    files = {n: write_jsonl(tmp_path / f"{n}.jsonl", v) for n, v in (("own", rows), ("pool", pool))}
+    words = [f"--config.data.{name}=files:{files['own']}" for name in ("train", "dev", "test")]
+    words += ["--config.task.name=tagging", "--config.data.text=tokens", "--config.data.label=tags"]
+    words += ["--config.task.label_names=", "--config.task.stride=8", "--config.train.steps=4"]
+    run_here(tmp_path / "run", *words).ok()
+    n = len({tuple(r["tokens"]) for r in pool})
+    for by in ("margin", "entropy", "badge", "k_centre"):
+        asking = (*words, f"--pool=files:{files['pool']}", f"--n={n}", f"--by={by}")
+        code, _, err = ask(tmp_path / "run", *asking, f"--out={tmp_path / by}")
+        assert code == 0, err
+        chosen = read_jsonl(tmp_path / by)
+        assert len({tuple(r["tokens"]) for r in chosen}) == n
+        scores = {r["id"]: r["score"] for r in chosen}
+        if by == "badge":  # the longest gradient first; that of no words is none
+            assert chosen[0]["score"] == max(scores.values()) and scores[12] == 0
+        elif by == "k_centre":
+            assert [*scores.values()] == sorted(scores.values(), reverse=True)
 
 
 def test_one_process_of_several_writes_and_speaks(world, ask, tmp_path, monkeypatch):

@@ -277,6 +277,31 @@ def test_the_rate_of_the_chain_leaves_its_gradient_as_large_as_it_is(made, tmp_p
         np.testing.assert_allclose(found[100.0][name], found[1.0][name], rtol=1e-6)
 
 
+@pytest.mark.parametrize("decode", ["viterbi", "crf"])
+def test_beliefs_hold_the_gradient_of_the_loss(made, tmp_path, decode):
+    """Of the last layer's weights, were the likeliest labels right: that of the loss itself."""
+    task = Tagging(config(task__decode=decode))
+    data, _ = encoded(made, tmp_path, opinions(8, 0, clauses=2), task=task)
+    assert len(data) == data.source_rows, "one window each"
+    model, params = model_for(task, data, len(made[0]))
+    chain = {k: v for k, v in params["top"].items() if k.startswith("crf_")}
+    noise = np.random.default_rng(0)
+    params["top"] |= {k: noise.normal(0, 0.1, v.shape) for k, v in chain.items()}
+    plan = EvalPlan(data, 8, 48)
+    batch = plan.batch(0)
+
+    def believed(params):
+        return task.beliefs(model.apply({"params": params}, batch), batch)
+
+    found = jax.jit(believed)(params)
+    right = {**batch, "tag": np.argmax(found["probabilities"], axis=2).astype(np.int32)}
+    slopes = jax.grad(lambda p: task.loss(model.apply({"params": p}, right), right)[0])(params)
+    own = np.asarray(batch["weight"])[:, None, None] * np.asarray(found["gradient"])
+    theirs = np.asarray(slopes["top"]["classifier"]["kernel"])
+    np.testing.assert_allclose(own.sum(axis=0).T, theirs, atol=1e-5)
+    assert np.abs(theirs).max() > 0.1
+
+
 @pytest.fixture(scope="module")
 def tagging_config(world, tmp_path_factory):
     root = tmp_path_factory.mktemp("tagging")

@@ -6,6 +6,8 @@ unlike each other too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -34,6 +36,13 @@ def by_row(
         return out
     np.add.at(out, of, values)
     return out / np.maximum(np.bincount(of, minlength=count), 1)
+
+
+def sum_by_row(values_NxD: np.ndarray, row: np.ndarray, count: int) -> np.ndarray:
+    """float64 (count, D): the sum over each row's examples; 0 for a row without any."""
+    out = np.zeros((count, values_NxD.shape[1]))
+    np.add.at(out, row, values_NxD)
+    return out
 
 
 def highest(scores: np.ndarray, n: int) -> np.ndarray:
@@ -85,17 +94,30 @@ def badge(p: np.ndarray, h_NxH: np.ndarray, n: int, seed: int) -> tuple[np.ndarr
     if a.ndim == 3:
         a = a[:, :, 1]
     squared = np.sum(a * a, axis=1) * np.sum(h * h, axis=1)
-    draws, nearest = np.random.default_rng(seed), np.full(len(a), np.inf)
+    return _seeded(squared, lambda k: (a @ a[k]) * (h @ h[k]), n, seed)
+
+
+def badge_of(gradients_NxD: np.ndarray, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `badge`, of gradient embeddings that are sums over a row's words, so no two factors."""
+    g = np.asarray(gradients_NxD)
+    return _seeded(np.einsum("nd,nd->n", g, g), lambda k: g @ g[k], n, seed)
+
+
+def _seeded(
+    squared: np.ndarray, products: Callable[[int], np.ndarray], n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int (n,), their lengths) by k-means++, from the squared lengths of N points and the products
+    of all with one of them."""
+    draws, nearest = np.random.default_rng(seed), np.full(len(squared), np.inf)
     found = [int(squared.argmax())]
     while len(found) < n:
         k = found[-1]
-        apart = squared + squared[k] - 2 * (a @ a[k]) * (h @ h[k])
-        nearest = np.minimum(nearest, np.maximum(apart, 0))
+        nearest = np.minimum(nearest, np.maximum(squared + squared[k] - 2 * products(k), 0))
         nearest[found] = 0
         total = nearest.sum()
         # Where all that is left is the same as what was chosen, any will do.
-        rest = np.ones(len(a))
+        rest = np.ones(len(squared))
         rest[found] = 0
         chance = nearest / total if total > 0 else rest / rest.sum()
-        found.append(int(draws.choice(len(a), p=chance)))
+        found.append(int(draws.choice(len(squared), p=chance)))
     return np.asarray(found[:n], np.int64), np.sqrt(squared[found[:n]])

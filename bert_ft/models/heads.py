@@ -113,8 +113,9 @@ class CoralHead(nn.Module):
 
 class TokenHead(nn.Module):
     """Logits of each token: dropout, dense, as BertForTokenClassification has it. Reads (R, S, H),
-    gives {'logits': float32 (R, S, classes)}; with crf_rate > 0 also the scores of a linear chain
-    over the labels, 'start' and 'end' (classes,) and 'steps' (classes, classes), row: the former.
+    gives {'logits': float32 (R, S, classes)}, 'hidden' float32 (R, S, H), which the dense layer
+    reads, and with crf_rate > 0 the scores of a linear chain over the labels, 'start' and 'end'
+    (classes,) and 'steps' (classes, classes), row: the former.
 
     Adam moves every parameter by about the learning rate a step, too little for scores that start
     from 0 beside a pretrained encoder. So the parameters are scores divided by crf_rate: they
@@ -132,7 +133,8 @@ class TokenHead(nn.Module):
         if noise:
             hidden = noise.hidden(hidden, -1)
         dense = Dense(self.classes, jnp.float32, self.config.initializer_range, name="classifier")
-        out = {"logits": dense(hidden.astype(jnp.float32))}
+        hidden = hidden.astype(jnp.float32)
+        out = {"logits": dense(hidden), "hidden": hidden}
         if self.crf_rate:
             for name, axes in (("start", 1), ("steps", 2), ("end", 1)):
                 shape, zeros = (self.classes,) * axes, nn.initializers.zeros

@@ -44,7 +44,7 @@ class Tagging:
 
     name = "tagging"
     metric = "f1"
-    chosen_by = ("margin", "entropy")
+    chosen_by = ("margin", "entropy", "badge", "k_centre")
     told_names = (WORDS,)
 
     def __init__(self, config: ConfigDict):
@@ -85,7 +85,7 @@ class Tagging:
             known = set(fitted["labels"])
             unseen = sorted({t for tags in gold for t in tags if t not in known})
             if unseen and self.stop_unseen:
-                self._refuse(rows, gold, fitted)
+                self._refuse(rows, gold, fitted["labels"])
         before, after = special_ids(tokenizer)
         tokens, offsets, row, truncated, fields = lay_out(
             words, before, after, max_length, self.stride
@@ -96,20 +96,16 @@ class Tagging:
             fields["tag"] = np.where(fields["words"] >= 0, _at(flat, fields.pop("word_index")), 0)
         else:
             del fields["word_index"]
-        total = sum(map(len, words))
-        assert fields["owned"].sum() == total, (
-            f"{fields['owned'].sum()} of {total} words are scored"
-        )
+        scored, total = fields["owned"].sum(), sum(map(len, words))
+        assert scored == total, f"{scored} of {total} words are scored"
         types = np.zeros(len(tokens), np.int8)
         about = {**fitted, "unseen": unseen}
         return Encoded(tokens, types, offsets, row, truncated, fields, {}, 1, about, len(rows))
 
-    def _refuse(self, rows: Rows, gold: Sequence[Sequence[str]], fitted: Mapping[str, Any]) -> None:
-        known = fitted["labels"]
-        i, k = next(
-            (i, k) for i, tags in enumerate(gold) for k, t in enumerate(tags) if t not in known
-        )
-        raise tagged.unseen(rows, i, k, gold[i][k], known)
+    def _refuse(self, rows: Rows, gold: Sequence[Sequence[str]], known: Sequence[str]) -> None:
+        words = ((i, k, t) for i, tags in enumerate(gold) for k, t in enumerate(tags))
+        i, k, tag = next(word for word in words if word[2] not in known)
+        raise tagged.unseen(rows, i, k, tag, known)
 
     def head(self, fitted: Mapping[str, Any]) -> partial:
         # The labels come with the data, so what they allow is known only here.
@@ -166,13 +162,12 @@ class Tagging:
         in the decoding, so that a path over a window's border sees what is beyond."""
         logits, mask = _of_words(outputs, batch), batch["words"] >= 0
         assert self.limits is not None
-        chances = self.beliefs(outputs, batch)["probabilities"]
+        chances = self._chances(outputs, batch)
         if self.crf_rate:
             start, steps, end = _chain(outputs, batch)
         else:
-            count, classes = logits.shape[0], logits.shape[2]
-            start, end = jnp.zeros((count, classes)), jnp.zeros((count, classes))
-            steps = jnp.zeros((classes, classes))
+            start = end = jnp.zeros((len(logits), logits.shape[2]))
+            steps = jnp.zeros((logits.shape[2],) * 2)
         if self.decode == "argmax":
             tag = jnp.argmax(logits, axis=2).astype(jnp.int32)
         else:
@@ -188,14 +183,22 @@ class Tagging:
             out["nll"] = self._nll(outputs, logits, batch, owned, jnp.where(seen, batch["tag"], 0))
         return out
 
-    def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
-        """'probabilities' (B, W, C) of the labels of each word, a chain's marginals where there is
-        one: what rows to label are chosen by."""
+    def _chances(self, outputs: Outputs, batch: Batch) -> jax.Array:
+        """float32 (B, W, C): of each word's labels, a chain's marginals where there is one."""
         logits = _of_words(outputs, batch)
         if not self.crf_rate:
-            return {"probabilities": jax.nn.softmax(logits)}
-        mask = batch["words"] >= 0
-        return {"probabilities": crf.marginals(logits, mask, *_chain(outputs, batch))}
+            return jax.nn.softmax(logits)
+        return crf.marginals(logits, batch["words"] >= 0, *_chain(outputs, batch))
+
+    def beliefs(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+        """What rows to label are chosen by: 'probabilities' (B, W, C) and, summed over the words
+        that a window owns, 'pooled' (B, H), which the last layer reads, and the 'gradient' (B, C,
+        H) of the loss by its weights, were each word's likeliest label the right one."""
+        p, h = self._chances(outputs, batch), _of_words(outputs, batch, "hidden")
+        owned = (batch["owned"] > 0)[..., None]
+        off = jnp.where(owned, p - jax.nn.one_hot(jnp.argmax(p, axis=2), p.shape[2]), 0.0)
+        gradient = jnp.einsum("bwc,bwh->bch", off, h, precision="highest")
+        return {"probabilities": p, "pooled": jnp.sum(h * owned, axis=1), "gradient": gradient}
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
         """Entities' scores, strict (f1, precision, recall, f1_macro, and f1/TYPE of each); accuracy
@@ -285,14 +288,14 @@ def _without_place(span: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in span.items() if k != "at"}
 
 
-def _of_words(outputs: Outputs, batch: Batch) -> jax.Array:
-    """Logits of the words of each window, float32 (B, W, C), from packed rows' (R, S, C), or as a
-    teacher has told them."""
-    if WORDS in outputs:
+def _of_words(outputs: Outputs, batch: Batch, name: str = "logits") -> jax.Array:
+    """Of the words of each window, float32 (B, W, C), from packed rows' (R, S, C): their logits, or
+    what a teacher has told of them, or another output."""
+    if name == "logits" and WORDS in outputs:
         return outputs[WORDS]
-    logits = outputs["logits"]
+    values = outputs[name]
     index = batch["example_start"][:, None] + jnp.maximum(batch["words"], 0)
-    return logits.reshape(-1, logits.shape[-1])[index]
+    return values.reshape(-1, values.shape[-1])[index]
 
 
 def _chain(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

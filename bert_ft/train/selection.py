@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +149,18 @@ def _chosen(
     system = assemble(config, say, sets=(), model_dir=workdir / "model", fitted=fitted)
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), say)
     say(f"{len(pool):,} rows scored by step {step:,}")
-    believe = _believer(system, params)
+    believe = _believer(system, params, asked.by)
     data, believed = believe(pool)
+    if asked.by == "badge" and "gradient" in believed:  # of words
+        flat = believed["gradient"].reshape(len(data), -1)
+        gradients = acquisition.sum_by_row(flat, data.row, len(pool))
+        return acquisition.badge_of(gradients, asked.n, asked.seed)
     if asked.by == "badge":
         found = believed["probabilities"], believed["pooled"]
         return acquisition.badge(*found, asked.n, asked.seed)
     if asked.by == "k_centre":
-        centres = believe(labelled)[1]["pooled"]
-        return acquisition.k_centre(believed["pooled"], centres, asked.n, asked.seed)
+        points, centres = _points(data, believed), _points(*believe(labelled))
+        return acquisition.k_centre(points, centres, asked.n, asked.seed)
     scores = getattr(acquisition, asked.by)(believed["probabilities"])
     if "owned" in data.fields:  # words
         scores = acquisition.by_row(scores, data.fields["owned"], data.row, len(pool), asked.over)
@@ -166,20 +170,41 @@ def _chosen(
     return places, scores[places]
 
 
-class _Believing:
-    """The task, as eval_step asks it."""
+def _points(data: Encoded, believed: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(rows, H): what the last layer reads of each row, the mean over its words where it reads
+    words."""
+    if "owned" not in data.fields:
+        return believed["pooled"]
+    sums = acquisition.sum_by_row(believed["pooled"], data.row, data.source_rows)
+    words = np.bincount(data.row, data.fields["owned"].sum(axis=1), minlength=data.source_rows)
+    return sums / np.maximum(words, 1)[:, None]
 
-    def __init__(self, task: Any):
-        self.task = task
+
+# What each way reads of a task's beliefs; the rest is neither computed nor kept.
+_READ = {
+    "margin": ("probabilities",),
+    "entropy": ("probabilities",),
+    "k_centre": ("pooled",),
+}
+
+
+class _Believing:
+    """The task, as eval_step asks it, of what the way `by` reads. BADGE reads the gradient where a
+    task has it, else its two factors."""
+
+    def __init__(self, task: Any, by: str):
+        self.task, self.by = task, by
 
     def predict(self, outputs: Any, batch: Batch) -> dict[str, jax.Array]:
-        return self.task.beliefs(outputs, batch)
+        found = self.task.beliefs(outputs, batch)
+        badge = ("gradient",) if "gradient" in found else ("probabilities", "pooled")
+        return {name: found[name] for name in _READ.get(self.by, badge)}
 
 
 def _believer(
-    system: System, params: Any
+    system: System, params: Any, by: str
 ) -> Callable[[Rows], tuple[Encoded, dict[str, np.ndarray]]]:
-    step = functools.partial(eval_step, model=system.model, task=_Believing(system.task))
+    step = functools.partial(eval_step, model=system.model, task=_Believing(system.task, by))
 
     def believe(rows: Rows) -> tuple[Encoded, dict[str, np.ndarray]]:
         # Labels, where the rows have any, play no part.
