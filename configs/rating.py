@@ -1,4 +1,4 @@
-"""The stars of a product review, 1 to 5, from its text.
+r"""The stars of a product review, 1 to 5, from its text.
 
 python -m bert_ft.main --config=configs/rating.py:ordinal=FILE.tsv --workdir=runs/rating
 
@@ -6,7 +6,13 @@ FILE is a TSV with a header and the columns `rating` and `verified_reviews` (Ama
 other files by --config.data.train=… and so on, and --config.data.text, --config.data.label; the
 stars are ranks (CORAL), numbers (`regression`) or classes of inverse-frequency weight (`classes`).
 The last two can be exported to transformers, which has no form for ranks: `ordinal` can't.
-Scores: not yet measured.
+
+Test scores (n = 334), seeds 0 to 2, a run of 4 minutes on one core of a Xeon, by
+`python -m experiments.scores.measure --rates 1.5e-4 --configs \
+configs/rating.py:{ordinal,regression}=../shared/data/amazon_alexa_5class/amazon_alexa.tsv`:
+    ordinal             MAE 0.403 ± 0.028, RMSE 0.867 ± 0.058, accuracy 71.76 ± 0.46 %
+    regression          MAE 0.400 ± 0.014, RMSE 0.731 ± 0.030
+Always five stars has MAE 0.611, RMSE 1.295, accuracy 69.46 %. Classes: not yet measured.
 """
 
 from ml_collections import ConfigDict
