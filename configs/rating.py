@@ -9,10 +9,11 @@ The last two can be exported to transformers, which has no form for ranks: `ordi
 
 Test scores (n = 334), seeds 0 to 2, a run of 4 minutes on one core of a Xeon, by
 `python -m experiments.scores.measure --rates 1.5e-4 --configs \
-configs/rating.py:{ordinal,regression}=../shared/data/amazon_alexa_5class/amazon_alexa.tsv`:
+configs/rating.py:{ordinal,regression,classes}=../shared/data/amazon_alexa_5class/amazon_alexa.tsv`:
     ordinal             MAE 0.403 ± 0.028, RMSE 0.867 ± 0.058, accuracy 71.76 ± 0.46 %
     regression          MAE 0.400 ± 0.014, RMSE 0.731 ± 0.030
-Always five stars has MAE 0.611, RMSE 1.295, accuracy 69.46 %. Classes: not yet measured.
+    classes             macro F1 41.98 ± 1.00 %, accuracy 69.76 ± 0.60 %
+Always five stars has MAE 0.611, RMSE 1.295, accuracy 69.46 %.
 """
 
 from ml_collections import ConfigDict
