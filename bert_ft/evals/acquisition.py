@@ -23,6 +23,13 @@ def entropy(p: np.ndarray) -> np.ndarray:
     return -np.sum(p * np.log(np.maximum(p, np.finfo(np.float32).tiny)), axis=-1)
 
 
+def sum_by_row(values: np.ndarray, row: np.ndarray, count: int) -> np.ndarray:
+    """(N, …), each of a row -> float64 (count, …): each row's sum, 0 for one without any."""
+    out = np.zeros((count, *values.shape[1:]))
+    np.add.at(out, row, values)
+    return out
+
+
 def by_row(
     values_NxW: np.ndarray, owned_NxW: np.ndarray, row: np.ndarray, count: int, over: str
 ) -> np.ndarray:
@@ -30,18 +37,10 @@ def by_row(
     examples own; 0 for a row without words."""
     owned = np.asarray(owned_NxW) > 0
     of, values = np.repeat(row, owned.sum(axis=1)), np.asarray(values_NxW, np.float64)[owned]
+    if over == "mean":
+        return sum_by_row(values, of, count) / np.maximum(np.bincount(of, minlength=count), 1)
     out = np.zeros(count)
-    if over == "max":
-        np.maximum.at(out, of, values)
-        return out
-    np.add.at(out, of, values)
-    return out / np.maximum(np.bincount(of, minlength=count), 1)
-
-
-def sum_by_row(values_NxD: np.ndarray, row: np.ndarray, count: int) -> np.ndarray:
-    """float64 (count, D): the sum over each row's examples; 0 for a row without any."""
-    out = np.zeros((count, values_NxD.shape[1]))
-    np.add.at(out, row, values_NxD)
+    np.maximum.at(out, of, values)
     return out
 
 

@@ -173,11 +173,10 @@ def _chosen(
 def _points(data: Encoded, believed: Mapping[str, np.ndarray]) -> np.ndarray:
     """(rows, H): what the last layer reads of each row, the mean over its words where it reads
     words."""
-    if "owned" not in data.fields:
+    if "row_words" not in data.fields:
         return believed["pooled"]
-    sums = acquisition.sum_by_row(believed["pooled"], data.row, data.source_rows)
-    words = np.bincount(data.row, data.fields["owned"].sum(axis=1), minlength=data.source_rows)
-    return sums / np.maximum(words, 1)[:, None]
+    words = np.maximum(data.fields["row_words"], 1)[:, None]
+    return acquisition.sum_by_row(believed["pooled"] / words, data.row, data.source_rows)
 
 
 # What each way reads of a task's beliefs; the rest is neither computed nor kept.
