@@ -63,11 +63,13 @@ CONFIGS: dict[str, tuple[tuple[str, Any], ...]] = {
     f"configs/rating.py:ordinal={ALEXA}": (),
     f"configs/rating.py:regression={ALEXA}": (),
     f"configs/rating.py:classes={ALEXA}": (),
+    "configs/recommend.py": (),
     "configs/recommend.py:reviews": (),
     **glue("cola", "&columns=source,label,star,sentence"),
     **glue("stsb", ""),
     "configs/ner.py:files": (),
     "configs/mlm.py:medical": (),
+    "configs/qa.py:files": (),
 }
 
 
