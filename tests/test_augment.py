@@ -19,10 +19,11 @@ from bert_ft.data.augment import Augmented
 from bert_ft.data.encode import encode
 from bert_ft.data.pieces import as_text, cut_list, cut_text
 from bert_ft.data.rows import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.data.word_lists import paraphrased, read_listed
 from bert_ft.errors import InputError
 from bert_ft.models.heads import MaskedHead, Model
-from bert_ft.models.hf import load_tokenizer, save
+from bert_ft.models.hf import save
 from bert_ft.tasks import schemes
 from bert_ft.tasks.classification import Classification
 from bert_ft.tasks.multilabel import MultiLabel

@@ -10,6 +10,7 @@ from small import config, init
 from tokenizers import AddedToken, ByteLevelBPETokenizer
 
 from bert_ft.data.rows import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.data.windows import find_span, make_windows
 from bert_ft.data.words import split
 from bert_ft.models import hf
@@ -47,7 +48,7 @@ def roberta(request, tmp_path_factory):
     )  # fmt: skip
     params = jax.device_get(init(Model(sizes, partial(SequenceHead, 2))))
     hf.save(path, sizes, params, "sequence")
-    return hf.load_tokenizer(path), path
+    return load_tokenizer(path), path
 
 
 def rows_of(**columns):

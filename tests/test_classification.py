@@ -12,9 +12,9 @@ from sklearn import metrics as sk
 from small import config, encoded
 
 from bert_ft.data.sources import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.evals.judge import judge
-from bert_ft.models.hf import load_tokenizer
 from bert_ft.tasks.classification import Classification, sorted_labels
 from bert_ft.tasks.registry import make_task
 

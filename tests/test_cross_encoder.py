@@ -10,9 +10,10 @@ from small import SIZES, config, init
 from test_matching import faq, rows_of
 
 from bert_ft.data.batches import BatchPlan
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.models.heads import Model, kind_of
-from bert_ft.models.hf import flatten, load_tokenizer
+from bert_ft.models.hf import flatten
 from bert_ft.tasks.cross_encoder import CrossEncoder, wrong_ahead
 from bert_ft.train.export import _real_rows
 from bert_ft.train.step import loss_and_gradient

@@ -14,10 +14,10 @@ from small import config
 from transformers import BertTokenizerFast
 
 from bert_ft.data import encode as encoding
-from bert_ft.data.encode import encode, tokenize, tokenizer_hash
+from bert_ft.data.encode import encode, tokenize
 from bert_ft.data.sources import Rows
+from bert_ft.data.tokenizer import load_tokenizer, tokenizer_hash
 from bert_ft.errors import InputError
-from bert_ft.models.hf import load_tokenizer
 from bert_ft.tasks.classification import Classification
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the film was good bad ##ly ##ness a b c d".split()  # noqa: SIM905
@@ -267,7 +267,7 @@ def test_berts_tokenizer_comes_without_pytorch(tmp_path):
     pytest.importorskip("torch")
     path = write_bert(tmp_path / "model")
     code = (
-        "import sys, pathlib; from bert_ft.models.hf import load_tokenizer; "
+        "import sys, pathlib; from bert_ft.data.tokenizer import load_tokenizer; "
         "load_tokenizer(pathlib.Path(sys.argv[1])); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)

@@ -8,6 +8,7 @@ import pytest
 from conftest import read_jsonl
 from safetensors.numpy import load_file, save_file
 
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.models import hf
 from bert_ft.train import agreement, card, export
 
@@ -137,7 +138,7 @@ def test_a_wrong_directory_is_not_left_behind(what, trained, run_here, tmp_path,
 
     monkeypatch.setattr(hf, "save", wrong)
     if what == "tokenizer":
-        reading = hf.load_tokenizer
+        reading = load_tokenizer
 
         def other(path):
             tokenizer = reading(path)
@@ -145,7 +146,7 @@ def test_a_wrong_directory_is_not_left_behind(what, trained, run_here, tmp_path,
                 tokenizer.add_tokens(["il"])
             return tokenizer
 
-        monkeypatch.setattr(hf, "load_tokenizer", other)
+        monkeypatch.setattr(agreement, "load_tokenizer", other)
     with pytest.raises(AssertionError, match="export: "):
         run_here(trained, "--mode=export", to(tmp_path / "out"))
     assert left_in(tmp_path) == []

@@ -18,6 +18,7 @@ from test_parity import REFERENCE, close, joined_batch, padded_batch
 from bert_ft.config import default
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded, tokenize
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.models import families, hf
 from bert_ft.models.bert import Encoder
@@ -317,7 +318,7 @@ def embedded_batch(texts, pooling="mean"):
     shapes = jax.eval_shape(model.init, jax.random.key(0), example_batch())["params"]
     found, new = hf.load(path, shapes, "embedding")
     assert not new
-    tokens, types, offsets, cut = tokenize(hf.load_tokenizer(path), texts, None, 256)
+    tokens, types, offsets, cut = tokenize(load_tokenizer(path), texts, None, 256)
     data = Encoded(tokens, types, offsets, np.arange(len(texts)), cut, {}, {}, 1, {}, len(texts))
     return model, hf.unflatten(found), data
 

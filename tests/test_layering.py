@@ -16,6 +16,7 @@ space
 parts trials task_checks mesh_rules train.chips evals.plots
 evals.entities evals.ranking evals.squad
 data.words data.texts data.windows data.rows data.pieces data.epochs data.word_lists
+data.tokenizer
 data.noise data.shots evals.acquisition
 data.augment evals.attack
 method_checks

@@ -19,6 +19,7 @@ from bert_ft.data.batches import BatchPlan, EvalPlan
 from bert_ft.data.encode import encode
 from bert_ft.data.rows import Rows
 from bert_ft.data.sources import open_source
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.heads import MaskedHead, Model
@@ -30,7 +31,7 @@ from bert_ft.train.step import loss_and_gradient
 def made(tmp_path_factory):
     """(tokenizer, directory) of a tiny BERT."""
     path = write_bert(tmp_path_factory.mktemp("bert"))
-    return hf.load_tokenizer(path), path
+    return load_tokenizer(path), path
 
 
 def task(**overrides):

@@ -20,10 +20,11 @@ from small import SIZES, config, encoded, init
 from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.rows import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.evals.ranking import ranking_scores
 from bert_ft.models.heads import Model
-from bert_ft.models.hf import flatten, load_tokenizer
+from bert_ft.models.hf import flatten
 from bert_ft.tasks.matching import Matching, pair_loss
 from bert_ft.train import sharding
 from bert_ft.train.sharding import make_mesh, place, row_shards, shardings

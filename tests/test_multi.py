@@ -14,6 +14,7 @@ from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.encode import encode
 from bert_ft.data.sources import Rows, open_source, source_of, split_of
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
@@ -75,7 +76,7 @@ def multi(parts=None, **more):
 
 def joint(files, task, names=("train",), fitted=None):
     """The merged set of one group for each of `names`, and its tokenizer."""
-    tokenizer = hf.load_tokenizer(files["model"])
+    tokenizer = load_tokenizer(files["model"])
     sets = []
     for group, name in zip(task.groups, names, strict=True):
         source = open_source(f"files:{files[name]}", cache_dir=files["root"])
@@ -160,7 +161,7 @@ def test_versions_of_the_rows_keep_the_labels_of_all_parts(files):
         if word != other
     }
     assert changed == {"O"}
-    tokenizer = hf.load_tokenizer(files["model"])
+    tokenizer = load_tokenizer(files["model"])
     made = encode(versions, task.groups[0], tokenizer, 16, files["root"], None, lambda _: None)
     data = task.merge([with_order(c, made, versions)])
     assert data.source_rows == 96 and sum(data.order.sizes) == len(data)
@@ -394,7 +395,7 @@ def test_a_blank_question_is_predicted_for_in_a_part_as_alone(files):
     where = {"data.text": "question", "data.text_pair": "context", "task.max_question": 6}
     parts = {"where": {"task.name": "span", "task.stride": 2, "data.label": "a", **where}}
     kind = {"data.text": "question", "data.text_pair": "context", "data.label": "kind"}
-    task, tokenizer = multi({**parts, "kind": kind}), hf.load_tokenizer(files["model"])
+    task, tokenizer = multi({**parts, "kind": kind}), load_tokenizer(files["model"])
     columns = {"question": ["film", " "], "context": ["great film", "dull plot"]}
     fitted = {"where": {"unanswerable": False}, "kind": {"labels": ["x", "y"]}}
     data = task.encode_unlabelled(Rows(columns, [1, 2], "q.csv"), tokenizer, 16, fitted)
@@ -635,7 +636,7 @@ def test_atis_intents_and_slots_on_the_same_rows(files):
     source = open_source(f"files:{SHARED}/atis/train", cache_dir=files["root"])
     rows = source.read()
     group = task.groups[0]
-    tokenizer = hf.load_tokenizer(files["model"])
+    tokenizer = load_tokenizer(files["model"])
     data = task.merge([group.encode(rows, tokenizer, 128, group.fit(rows))])
     assert data.fields["intent/weight"].sum() == data.source_rows == 4478
     assert data.fields["slots/owned"].sum() == sum(map(len, rows.columns["tokens"]))

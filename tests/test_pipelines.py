@@ -11,6 +11,7 @@ from small import config, init
 
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.sources import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
 from bert_ft.models.stored_heads import scale_of
@@ -33,7 +34,7 @@ def made(name, bert):
     """What of a System the comparison and the card read, its parameters, and rows."""
     task, fitted = make_task(config(task__name=name)), FITTED[name]
     encoder = dataclasses.replace(hf.read_config(bert), initializer_range=0.2)
-    tokenizer = hf.load_tokenizer(bert)
+    tokenizer = load_tokenizer(bert)
     model = Model(encoder, task.head(fitted))
     about = SimpleNamespace(data=SimpleNamespace(max_length=40))
     system = SimpleNamespace(

@@ -17,6 +17,7 @@ from small import SIZES, config, encoded, init
 from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.sources import Rows, open_source
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.evals.ranking_by_user import by_user
 from bert_ft.models import hf
@@ -149,7 +150,7 @@ def test_a_row_with_another_item():
 
 @pytest.fixture(scope="module")
 def tokenizer(world: World):
-    return hf.load_tokenizer(world.model)
+    return load_tokenizer(world.model)
 
 
 def test_what_is_encoded(tokenizer):

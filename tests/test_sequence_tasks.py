@@ -12,6 +12,7 @@ from small import config, encoded, init, model, varied
 
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.sources import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError, Preempted
 from bert_ft.evals.answers import prediction_sections
 from bert_ft.models import hf
@@ -47,7 +48,7 @@ def test_pairs_are_read_as_transformers_reads_them(world: World):
         label=[0, 1, 1] * 3,
     )
     task = Classification(config(data__text="a", data__text_pair="b"))
-    tokenizer = hf.load_tokenizer(world.model)
+    tokenizer = load_tokenizer(world.model)
     data = task.encode(rows, tokenizer, 10, task.fit(rows))
     theirs = tokenizer(
         rows.columns["a"], rows.columns["b"], truncation=True, max_length=10, padding=True,
@@ -240,7 +241,7 @@ def test_a_label_of_several_that_training_lacked_may_count_as_missed(world: Worl
     task = MultiLabel(config(task__name="multilabel", task__unseen_labels="score"))
     rows = rows_of(text="vwx", label=[["a", "d"], ["b"], ["c", "d"]])
     fitted = {"labels": ["a", "b"], "weights": [], "unseen": []}
-    data = task.encode(rows, hf.load_tokenizer(world.model), 9, fitted)
+    data = task.encode(rows, load_tokenizer(world.model), 9, fitted)
     assert data.fitted["unseen"] == ["c", "d"]
     label = data.fields["label"]
     assert label.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 1]]

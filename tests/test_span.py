@@ -19,6 +19,7 @@ from bert_ft.checks import check
 from bert_ft.data.batches import BatchPlan, EvalPlan
 from bert_ft.data.encode import encode
 from bert_ft.data.sources import Rows, open_source
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.heads import MASKED, Model, SpanHead
@@ -193,7 +194,7 @@ def test_n_best_are_the_best_of_all_spans(computed, n_best, max_answer):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return hf.load_tokenizer(write_bert(tmp_path_factory.mktemp("bert")))
+    return load_tokenizer(write_bert(tmp_path_factory.mktemp("bert")))
 
 
 CONTEXTS = [

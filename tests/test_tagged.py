@@ -6,9 +6,9 @@ import pytest
 from conftest import write_bert, write_jsonl
 
 from bert_ft.data.sources import open_source
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.data.words import split
 from bert_ft.errors import InputError
-from bert_ft.models.hf import load_tokenizer
 from bert_ft.tasks import tagged
 
 

@@ -14,6 +14,7 @@ from test_parity import close, joined_batch, padded_batch
 from bert_ft.data.batches import BatchPlan, EvalPlan
 from bert_ft.data.encode import encode
 from bert_ft.data.sources import open_source
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.evals.metrics import accuracy
 from bert_ft.models import hf
@@ -49,7 +50,7 @@ def config(**more):
 def made(tmp_path_factory):
     """(tokenizer, directory) of a tiny BERT."""
     path = tmp_path_factory.mktemp("bert")
-    return hf.load_tokenizer(write_bert(path)), path
+    return load_tokenizer(write_bert(path)), path
 
 
 def encoded(made, tmp_path, rows, max_length=24, fitted=None, task=None):

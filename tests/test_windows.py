@@ -132,7 +132,7 @@ def test_real_answers_come_back_through_their_tokens():
     if not (shared / "squad11_dev").is_dir() or not (shared / "vocabs").is_dir():
         pytest.skip(f"{shared}/squad11_dev and vocabs are not there")
     from bert_ft.data.sources import open_source
-    from bert_ft.models.hf import load_tokenizer
+    from bert_ft.data.tokenizer import load_tokenizer
 
     vocab = next(p for p in sorted((shared / "vocabs").rglob("*uncased*")) if p.is_file())
     uri = f"files:{shared}/squad11_dev/derived_dev-v1.1.json?format=squad&where=title==Force"

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.data.words import special_ids, split, windows
-from bert_ft.models.hf import load_tokenizer
 
 
 @pytest.mark.parametrize("alone", ["a file", "a directory"])

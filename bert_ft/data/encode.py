@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from bert_ft.data.epochs import Order
 from bert_ft.data.rows import Readable, Rows
+from bert_ft.data.tokenizer import tokenizer_hash
 from bert_ft.errors import InputError
 
 FORMAT = 1  # of the cache; raise it when what is stored changes
@@ -98,18 +99,6 @@ class ReadsBoth:
 def encoder_to_predict(task: Any) -> Callable[..., Encoded]:
     """How a task reads rows to predict for."""
     return getattr(task, "encode_unlabelled", task.encode)
-
-
-@functools.lru_cache(maxsize=8)
-def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of a fast tokenizer's state (vocabulary, normaliser, special tokens), read once for
-    each tokenizer: a start asks for every set, 0.1 s for 30,000 tokens.
-
-    Truncation and padding are left out: each call sets them, so with them the hash would be another
-    one after the first use than before it, and `tokenize` decides both anyway."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    lasting = {k: v for k, v in state.items() if k not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
 def tokenize(

@@ -8,7 +8,6 @@ import json
 import re
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,34 +158,6 @@ def _of_text(text: str, encoding: Any, unknown: int, cut: bool) -> Words:
             after += 1
         end[i] = after
     return Words(text, ids, begin, end)
-
-
-def casing(path: Path) -> dict[str, Any]:
-    """{'do_lower_case'} of a WordPiece vocabulary that no other file says it of: a vocab.txt, or a
-    directory with that and neither tokenizer.json nor tokenizer_config.json. Where no entry but
-    special tokens ([UNK], <S>) has a capital, text is lower-cased. {} for other directories."""
-    if path.is_dir():
-        settled = any((path / f).is_file() for f in ("tokenizer.json", "tokenizer_config.json"))
-        path /= "vocab.txt"
-        if settled or not path.is_file():
-            return {}
-    entries = path.read_text("utf-8").split("\n")
-    plain = [entry for entry in entries if not re.fullmatch(r"\[.*\]|<.*>", entry)]
-    return {"do_lower_case": all(entry == entry.lower() for entry in plain)}
-
-
-def names_bert(path: Path) -> bool:
-    """Whether a directory's files name BERT's tokenizer, which transformers' AutoTokenizer would
-    then choose. To import that one takes PyTorch along where it is installed: 1.5 s of a start."""
-    try:
-        model, own = (
-            json.loads((path / name).read_text("utf-8"))
-            for name in ("config.json", "tokenizer_config.json")
-        )
-        named = str(own.get("tokenizer_class")).removesuffix("Fast") == "BertTokenizer"
-        return named and "auto_map" not in own and model.get("model_type") == "bert"
-    except (OSError, ValueError, AttributeError):
-        return False  # who reads them says what is wrong
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bert_ft import paths
-from bert_ft.data import wheels, words
+from bert_ft.data import wheels
 from bert_ft.errors import InputError
 from bert_ft.models import families, stored_heads
 from bert_ft.models.bert import EncoderConfig
@@ -99,34 +99,6 @@ def read_config(path: Path) -> EncoderConfig:
         return families.encoder_config(_read_json(path))
     except ValueError as e:
         raise InputError(f"{path / 'config.json'}: {e}") from None
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The fast tokenizer of a model directory, or of a bare vocab.txt."""
-    from transformers.models.bert.tokenization_bert import BertTokenizer
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    # Without any of them transformers 5 makes an empty tokenizer, to which every word is unknown.
-    files = ("tokenizer.json", "vocab.txt", "vocab.json")
-    if not (path.is_file() or any((path / f).is_file() for f in files)):
-        raise InputError(f"{path}: no tokenizer there; expected: tokenizer.json or vocab.txt")
-    try:
-        if path.is_file():
-            tokenizer: Any = BertTokenizer(vocab=str(path), **words.casing(path))
-        elif words.names_bert(path):
-            tokenizer = BertTokenizer.from_pretrained(path, **words.casing(path))
-        else:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(path, use_fast=True, **words.casing(path))
-    except Exception as e:
-        raise InputError(
-            f"{path}: no tokenizer there that can be loaded: {str(e).splitlines()[0]}"
-        ) from e
-    if not getattr(tokenizer, "is_fast", False):
-        raise InputError(f"{path}: its tokenizer is not a fast one (tokenizer.json)")
-    return tokenizer
 
 
 def _safetensors(path: Path) -> list[Path]:

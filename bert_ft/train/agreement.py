@@ -17,6 +17,7 @@ import numpy as np
 from bert_ft.data.batches import Batch, Draw, EvalPlan
 from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.models import families, hf
 from bert_ft.models.heads import Model, kind_of
 from bert_ft.models.stored_heads import OWN, Scale, scale_of
@@ -40,7 +41,7 @@ def compare(system: System, params: Any, plain: Any, rows: Rows, path: Path) -> 
     transformers. `params` are what the model is given, `plain` the tree of what was written. Raises
     AssertionError where the tokens differ at all or an output, in the model's own unit, by more
     than TOLERANCE."""
-    tokenizer, length = hf.load_tokenizer(path), system.config.data.max_length
+    tokenizer, length = load_tokenizer(path), system.config.data.max_length
     data, again = (
         _of_rows(system.task.encode(rows, by, length, system.fitted))
         for by in (system.tokenizer, tokenizer)

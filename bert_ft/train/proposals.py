@@ -17,6 +17,7 @@ from bert_ft.data.augment import Proposals
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.pieces import Pieces, as_text, changed
 from bert_ft.data.rows import Rows
+from bert_ft.data.tokenizer import load_tokenizer
 from bert_ft.errors import InputError
 from bert_ft.models import hf
 from bert_ft.models.heads import Model, kind_of
@@ -49,7 +50,7 @@ class Proposer:
         """(tokenizer, task, model, params)."""
         c = defaults.default()
         tokenizer, task, sizes = (
-            hf.load_tokenizer(self.path),
+            load_tokenizer(self.path),
             MaskedWords(c),
             hf.read_config(self.path),
         )

@@ -17,11 +17,12 @@ from ml_collections import ConfigDict
 
 from bert_ft import paths
 from bert_ft.config import cache_dir
-from bert_ft.data.encode import Encoded, encode, tokenizer_hash
+from bert_ft.data.encode import Encoded, encode
 from bert_ft.data.packing import shortest_row
 from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Readable
 from bert_ft.data.sources import source_of
+from bert_ft.data.tokenizer import KeptTokenizer, tokenizer_hash
 from bert_ft.errors import InputError
 from bert_ft.method_checks import prefix_length, prompt_length
 from bert_ft.methods.registry import make_weights
@@ -56,7 +57,7 @@ class System:
     row_length: int
     pretrained: Path | None
 
-    @property
+    @functools.cached_property
     def abstract_params(self) -> Any:
         """The parameters' tree of shapes, with their shardings on the mesh."""
         shapes = jax.eval_shape(self.model.init, jax.random.key(0), example_batch())["params"]
@@ -160,7 +161,7 @@ def assemble(
     else:
         assert pretrained is not None
         tokenizer_path = pretrained
-    tokenizer = hf.load_tokenizer(tokenizer_path)
+    tokenizer = KeptTokenizer(tokenizer_path, cache)
     encoder = _encoder(config, pretrained, tokenizer)
     if config.model.layers_from and not model_dir:
         layers = chosen_layers(config.model.layers_from, encoder.num_hidden_layers)

