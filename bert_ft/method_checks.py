@@ -196,14 +196,6 @@ def _check_combinations(c: ConfigDict, used: list[str]) -> None:
             "'viterbi' or 'argmax' with distil, whose teacher tells each word's label alone",
         ),
         (
-            *("hints", c.model.layer_loop == "loop", "model.layer_loop", c.model.layer_loop),
-            "'loop' with hints, which reads what each layer computes",
-        ),
-        (
-            *("hints", c.model.remat == "none", "model.remat", c.model.remat),
-            "'none' with hints, which keeps what each layer computes",
-        ),
-        (
             *("rdrop", c.model.dropout > 0, "model.dropout", c.model.dropout),
             "more than 0 with rdrop, whose two passes differ in nothing else",
         ),

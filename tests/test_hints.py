@@ -54,14 +54,14 @@ def knobs(**given):
     return c
 
 
-def begun(c):
+def begun(c, model=MODEL):
     weights = make_weights(c)
     params = weights.begin(init(MODEL), 0)[0]
-    return FormedModel(MODEL, weights, {}, 0), params, make_methods(c)
+    return FormedModel(model, weights, {}, 0), params, make_methods(c)
 
 
-def gradient(c, given, accumulate=1, task=TASK):
-    formed, params, methods = begun(c)
+def gradient(c, given, accumulate=1, task=TASK, model=MODEL):
+    formed, params, methods = begun(c, model)
     metrics, found = jax.jit(
         lambda p, b: loss_and_gradient(formed, task, p, b, KEY, 0.0, accumulate, methods)
     )(params, given)
@@ -111,6 +111,19 @@ def test_packed_padded_and_accumulated_agree():
     assert_same(padded, packed)
     assert_same(halves, packed)
     assert float(jnp.abs(packed["hints/layer_1/kernel"]).max()) > 0 and metrics["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("remat", "layer_loop"), [("none", "scan"), ("layer", "loop"), ("dots", "scan")]
+)
+def test_layers_in_a_loop_or_computed_twice_tell_the_same(remat, layer_loop):
+    c = knobs()
+    other = MODEL.clone(remat=remat, layer_loop=layer_loop)
+    metrics, plain = gradient(c, batch())
+    found_metrics, found = gradient(c, batch(), model=other)
+    for name in ("loss", "hints_hidden", "hints_attention"):
+        np.testing.assert_allclose(found_metrics[name], metrics[name], rtol=1e-5)
+    assert_same(found, plain)
 
 
 def test_hints_are_means_over_examples_whatever_a_label_weighs():
@@ -200,7 +213,6 @@ def test_an_adapter_of_peft_leaves_out_what_hints_are_learnt_with(tmp_path):
     ("values", "words"),
     [
         ({}, "config.methods.distil.teacher is ''; accepted: the workdir"),
-        ({"methods.distil.teacher": "x", "model.remat": "layer"}, "config.model.remat is 'layer'"),
         ({"methods.distil.teacher": "x", "methods.hints.layers": "1;2"}, "hints.layers is '1;2'"),
         ({"methods.distil.teacher": "x", "methods.hints.hidden": -1.0}, "hints.hidden is -1.0"),
         ({"methods.distil.teacher": "x", "task.name": "masked"}, "no hints where task.name"),

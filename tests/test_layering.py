@@ -33,11 +33,11 @@ data.encode
 data.prefetch data.prompts data.unlabelled
 data.batches
 data.masking
-models.ops models.crf models.positions
+models.ops models.crf models.positions models.taps
 models.attention models.noise
 models.bert
 models.heads models.families models.lstm models.stored_heads
-models.hf models.multi models.fusion models.shallow models.taps
+models.hf models.multi models.fusion models.shallow
 methods.method
 models.peft methods.weights methods.lora methods.ema methods.swa methods.shifts
 methods.fgm methods.pgd methods.freelb methods.smart

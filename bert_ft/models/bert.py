@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_ft.errors import InputError
-from bert_ft.models import attention, ops
+from bert_ft.models import attention, ops, taps
 from bert_ft.models.noise import Drop, Noise
 
 Batch = Mapping[str, jax.Array]
@@ -281,12 +281,12 @@ class Encoder(nn.Module):
         params = [all_params[f"layer_{i}"] for i in range(c.num_hidden_layers)]
         words = [noise.words[1 + 3 * i : 4 + 3 * i] if noise else None for i in range(len(params))]
         scanned = (len(params) - (slots is not None)) * (self.layer_loop == "scan")
+        tapping, seen = self.is_mutable_collection("intermediates"), []
 
         def layer(x, params, words, slots):
             own = dataclasses.replace(noise, words=words) if noise else None
-            return Layer(c, self.dtype, self.attend, parent=None).apply(
-                {"params": params}, x, batch, own, 0, slots
-            )
+            made = Layer(c, self.dtype, self.attend, parent=None)
+            return taps.of_layer(tapping, made, {"params": params}, x, batch, own, 0, slots)
 
         def kept(inside_scan: bool) -> Callable:
             """Nothing in a scan can merge the second computation with the first."""
@@ -306,8 +306,12 @@ class Encoder(nn.Module):
                 lambda *leaves: jnp.stack(leaves), *list(zip(params, words, strict=True))[:scanned]
             )
             run = kept(True)
-            x, _ = jax.lax.scan(lambda x, now: (run(x, *now, None), None), x, stacked)
+            x, found = jax.lax.scan(lambda x, now: run(x, *now, None), x, stacked)
+            seen = [jax.tree.map(lambda leaves, i=i: leaves[i], found) for i in range(scanned)]
         run = kept(False)
         for i in range(scanned, len(params)):
-            x = run(x, params[i], words[i], slots if i == len(params) - 1 else None)
+            x, found = run(x, params[i], words[i], slots if i == len(params) - 1 else None)
+            seen.append(found)
+        for i in range(len(seen) * tapping):
+            self.put_variable("intermediates", f"layer_{i}", seen[i])
         return x

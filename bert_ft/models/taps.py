@@ -1,7 +1,7 @@
 """What an encoder computes on its way, of each layer: hidden states, queries and keys.
 
-Flax records what modules return, so the model itself knows nothing of it. The layers must be
-modules of their own: model.layer_loop 'loop' and model.remat 'none'.
+Flax records what modules return. Of layers that are none of the model's own, since they are in a
+loop or computed twice (model.layer_loop, model.remat), the encoder stores it under the same names.
 """
 
 from __future__ import annotations
@@ -18,10 +18,24 @@ QUERY, KEY = ("attention", "query"), ("attention", "key")
 Taps = dict[str, list[jax.Array]]  # a layer each: 'hidden', 'query', 'key' (R, Q or S, H)
 
 
-def _wanted(module: nn.Module, method: str) -> bool:
+def _in_layer(module: nn.Module, method: str, above: int = 0) -> bool:
+    return method == "__call__" and module.path[above:] in ((), QUERY, KEY)
+
+
+def _in_model(module: nn.Module, method: str) -> bool:
     path = module.path
-    in_layer = method == "__call__" and len(path) > 1 and path[1].startswith("layer_")
-    return in_layer and path[0] == "encoder" and path[2:] in ((), QUERY, KEY)
+    layers = len(path) > 1 and path[0] == "encoder" and path[1].startswith("layer_")
+    return layers and _in_layer(module, method, 2)
+
+
+def of_layer(taps: bool, layer: nn.Module, variables: Any, *args: Any) -> tuple[Any, Any]:
+    """(what a layer of no model gives, what it computed, {} without `taps`)."""
+    if not taps:
+        return layer.apply(variables, *args), {}
+    made, seen = layer.apply(
+        variables, *args, capture_intermediates=_in_layer, mutable=["intermediates"]
+    )
+    return made, seen["intermediates"]
 
 
 def applied(taps: bool, model: Any, *args: Any) -> Any:
@@ -36,7 +50,7 @@ def tapped(model: Any, variables: Any, *args: Any, **more: Any) -> tuple[Any, Ta
     """(what `model.apply` gives, what it computed). Of a last layer that computes first tokens only
     'hidden' and 'query' are theirs, (R, E, H)."""
     outputs, seen = model.apply(
-        variables, *args, **more, capture_intermediates=_wanted, mutable=["intermediates"]
+        variables, *args, **more, capture_intermediates=_in_model, mutable=["intermediates"]
     )
     layers: Mapping[str, Any] = seen["intermediates"]["encoder"]
 

@@ -196,7 +196,7 @@ def _config(workdir: Path, student: ConfigDict) -> ConfigDict:
             student.eval,
             student.data.cache_dir,
         )
-        config.model.remat, config.model.layer_loop = "none", "loop"  # hints are of single layers
+        config.model.remat, config.model.layer_loop = "none", "loop"  # nothing is kept for training
         config.model.attention = student.model.attention  # this machine may lack the teacher's
         config.data.packing, config.data.max_length = student.data.packing, student.data.max_length
     return config
