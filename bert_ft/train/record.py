@@ -81,12 +81,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines. What JSON has no form for, such as a timestamp of a Parquet file, is its text."""
+    """JSON lines. What JSON has no form for, such as a timestamp of a Parquet file, is its text; a
+    number that is none, such as an empty cell's NaN there, is null."""
 
     def plain(value: Any) -> Any:
         return value.item() if isinstance(value, np.generic) else str(value)
 
-    lines = (json.dumps(o, ensure_ascii=False, default=plain) + "\n" for o in objects)
+    def defined(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: defined(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [defined(v) for v in value]
+        number = isinstance(value, (float, np.floating))
+        return None if number and not np.isfinite(value) else value
+
+    lines = (json.dumps(defined(o), ensure_ascii=False, default=plain) + "\n" for o in objects)
     write_text(path, "".join(lines))
 
 
