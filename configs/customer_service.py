@@ -11,13 +11,14 @@ python -m bert_ft.main --config=configs/customer_service.py:banking77 --workdir=
     The intent of requests to a bank, 77 classes. Test accuracy 92.03 ± 0.08, macro F1 92.03 ± 0.09
     (%, n = 3,080, seeds 0 to 2; 14 minutes a run on one core of a Xeon), by
     python -m experiments.scores.measure --configs configs/customer_service.py:banking77 \
-    --rates 5e-4: the best of four rates on dev where there are 30 requests a class.
+    --rates 5e-4: the best of three rates on dev where there are 30 requests a class.
 python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/faq
     English COVID-19 questions to the best of 398 stored answers ('faq' is 'faq=covid'). Too few to
-    learn from: test MRR, %, of 27 questions is 50.75 before any training (learning_rate=1e-12,
-    steps=1), 49.63 ± 1.46 after it at 5e-5 and 44.16 ± 4.10 at 1.5e-4, the rate that is best of
-    three on dev (75.05; untrained 57.01), by python -m experiments.scores.measure \
-    --configs configs/customer_service.py:faq, and with --rates 5e-5.
+    learn from: test MRR, %, of 27 questions is 50.75 before any training (by the command above with
+    --config.train.learning_rate=1e-12 --config.train.steps=1), 49.63 ± 1.46 after it at 5e-5 and
+    44.16 ± 4.10 at 1.5e-4, the rate that is best of three on dev (75.05; untrained 57.01), by
+    python -m experiments.scores.measure --configs configs/customer_service.py:faq, and with
+    --rates 5e-5.
 python -m bert_ft.main --config=configs/customer_service.py:faq=atec --workdir=runs/atec
     Chinese questions to a bank to the question of the same meaning, by a small model from scratch
     on the real vocabulary. MRR: not yet measured.

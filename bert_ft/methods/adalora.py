@@ -72,6 +72,7 @@ class AdaLora(Method):
 
     name = "adalora"
     freezes = True
+    factors = True
     wraps_update = True
 
     def new(self, model: Flat, rng: jax.Array) -> dict[str, jax.Array]:

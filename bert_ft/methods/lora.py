@@ -58,6 +58,7 @@ class Lora(Method):
 
     name = "lora"
     freezes = True
+    factors = True
 
     def __init__(self, config: Any):
         super().__init__(config)

@@ -146,6 +146,8 @@ class Method:
     draws = False  # it needs randomness of the model, or its own, though there be no dropout
     timed = False  # its loss, or gradient, depends on the step
     taps = False  # its loss reads what the layers compute (models/taps.py)
+    merges = True  # `merged` has an answer
+    factors = False  # a mean of its parameters is not that of the weights that they stand for
     of_part = False  # of several tasks it changes the loss of each, before they are weighed
     wraps_update = False  # whether `update` adds a Wrapped to the optimizer's state
 

@@ -22,6 +22,7 @@ class Module(Method):
     """`advice`: what else can be done with a model that can't be merged."""
 
     freezes = True
+    merges = False
     advice = "config.export.format=peft writes it as peft loads it"
 
     def merged(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Weights:
             for m in self.methods
         )
 
+    @property
+    def factors(self) -> bool:
+        """Whether means are those of merged weights, not of what is trained."""
+        return any(m.factors for m in self.methods)
+
     def trains(self, path: str) -> bool:
         """Whether a parameter of the model is trained: what a method keeps is not, whatever else
         would train it."""

@@ -1,5 +1,8 @@
 """What several trials of one program are worth together: their averaged predictions, and the
-averages of their weights (model soups, Wortsman et al. 2022)."""
+averages of their weights (model soups, Wortsman et al. 2022).
+
+Where methods train factors of the weights, as LoRA does, the weights are averaged, not the factors:
+the product of two means is not the mean of the products."""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import numpy as np
 from bert_ft.config import flat
 from bert_ft.evals.merit import defined, merit
 from bert_ft.train.finish import conclude, eval_programs, score_set, tune, tuned
+from bert_ft.train.gather import soup_config
 from bert_ft.train.group import Group
 from bert_ft.train.record import SPEED, write_json
 from bert_ft.train.start import checkpoints, meta
@@ -104,10 +108,11 @@ def together(
     """What `gather` reads: scores of the mean prediction, members of the soups. `kept` reads what
     was kept of a trial, `full` makes what the model is given of that, at a step. Soups are cooked
     of what is trained: frozen weights that differ (`digests`), those of models begun anew, have no
-    mean that anything was trained beside."""
-    numbers = members.numbers
+    mean that anything was trained beside. Nor has LoRA beside what cannot be merged (a prefix)."""
+    numbers, weights = members.numbers, group.systems[0].weights
     soups: dict[str, list[int]] = {}
-    if len(numbers) > 1 and len({digests[k] for k in numbers}) == 1:
+    cookable = not weights.factors or all(m.merges for m in weights.methods)
+    if cookable and len(numbers) > 1 and len({digests[k] for k in numbers}) == 1:
         soups = _soups(group, members, kept, full, digests[numbers[0]], workdir)
     return {"mean_prediction": members.mean_prediction(), "soups": soups}
 
@@ -124,6 +129,9 @@ def _soups(
     WORKDIR/trials; {its name: the numbers of its members}."""
     numbers, first = members.numbers, members.numbers[0]
     system = group.systems[first]
+    if system.weights.factors:
+        kept, full, digest = _merging(group, kept, full), lambda k, soup, step: soup, ""
+        system = dataclasses.replace(system, config=soup_config(system.config))
     programs = eval_programs(system)
     metric = system.config.eval.metric or system.task.metric
     found = {UNIFORM + group.tag: numbers}
@@ -152,3 +160,13 @@ def _soups(
         costs = {"speed": dict.fromkeys(SPEED)}
         conclude(cooked, params, steps, own, costs, programs, folder, silent)
     return {name: [group.numbers[k] for k in chosen] for name, chosen in found.items()}
+
+
+def _merging(
+    group: Group, kept: Callable[[int], Any], full: Callable[[int, Any, int], Any]
+) -> Callable[[int], Any]:
+    """As `kept`, the plain weights that the model of a trial comes to."""
+    system = group.systems[0]
+    places = jax.tree.map(lambda leaf: leaf.sharding, system.abstract_params)
+    merge = jax.jit(system.weights.merged, out_shardings=places)
+    return lambda k: merge(full(k, kept(k), group.steps[k]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections import Counter
@@ -18,6 +19,7 @@ from bert_ft.config import config_hash
 from bert_ft.errors import InputError
 from bert_ft.evals.merit import merit
 from bert_ft.evals.report import read_rows, write_report
+from bert_ft.methods.registry import make_weights
 from bert_ft.train import record
 from bert_ft.train.sinks import read_metrics
 from bert_ft.varying import Settings, said
@@ -48,6 +50,17 @@ def refuse_trials(workdir: Path) -> None:
         )
 
 
+def soup_config(config: ConfigDict) -> ConfigDict:
+    """The config of the mean of trials, from that of its first one. Where methods train factors of
+    weights (LoRA), the mean is of the weights, and a run without methods."""
+    if not make_weights(config).factors:
+        return config
+    c = copy.deepcopy(config)
+    with c.unlocked():
+        c.methods.use, c.methods.also_train = "", ""
+    return c
+
+
 def chosen(config: ConfigDict, workdir: Path, key: str) -> tuple[ConfigDict, Path]:
     """The config and the workdir of the trial that the config's `key`, 'best', a number or a soup,
     names; both as they are where the run has no trials."""
@@ -57,7 +70,7 @@ def chosen(config: ConfigDict, workdir: Path, key: str) -> tuple[ConfigDict, Pat
     if which in found.get("ensembles", {}) and (workdir / "trials" / which).is_dir():
         number = found["ensembles"][which]["members"][0]
         settings = found["trials"][number]["settings"]
-        return trials.config_of(config, settings), workdir / "trials" / which
+        return soup_config(trials.config_of(config, settings)), workdir / "trials" / which
     if "trials" not in found:
         if which != "best":
             raise InputError(

@@ -26,6 +26,7 @@ from bert_ft.train.gather import (
     gather,
     is_done,
     merged_metrics,
+    soup_config,
     together_path,
     trial_dir,
 )
@@ -133,7 +134,8 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
             continue
         together = json.loads(path.read_text())
         for name, cooked in together["soups"].items():
-            evaluate(trials.config_of(config, settings[cooked[0]]), workdir / "trials" / name)
+            own = soup_config(trials.config_of(config, settings[cooked[0]]))
+            evaluate(own, workdir / "trials" / name)
         if jax.process_index() == 0:
             write_json(path, {**together, "mean_prediction": members.mean_prediction()})
     for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
