@@ -1,4 +1,4 @@
-"""Films for users: MovieLens-100k, with titles, genres and who the user is; stars of reviews.
+r"""Films for users: MovieLens-100k, with titles, genres and who the user is; stars of reviews.
 
 python -m bert_ft.main --config=configs/recommend.py --workdir=runs/recommend
 python -m bert_ft.main --config=configs/recommend.py:bpr --workdir=runs/recommend_bpr
@@ -13,6 +13,10 @@ MovieLens is split as its authors do (`ua`: ten ratings of every user held out),
 ratings only of films that training lacks; `cold` holds out a tenth of the films with all theirs.
 Scores: not yet measured. By `experiments/recommend/baselines.py` on ua.test (n = 9,430): RMSE 1.122
 for the mean, 0.959 for biases of users and items, whose AUC by user is 0.701.
+`reviews`, test (n = 334), seeds 0 to 2, 4 minutes a run on one core of a Xeon: RMSE 0.730 ± 0.039,
+MAE 0.413 ± 0.018, Pearson 77.4 ± 2.6 %, by python -m experiments.scores.measure \
+    --configs configs/recommend.py:reviews --rates 1.5e-4
+What was bought adds nothing to the text: rating.py's `regression` has 0.731 and 0.400 without it.
 """
 
 from ml_collections import ConfigDict
