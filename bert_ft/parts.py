@@ -15,7 +15,8 @@ from bert_ft.varying import without_trials
 
 OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
 SHAPE = '{"PART": {"task.name": "tagging", "data.label": "COLUMN", ...}, ...}'
-TAKEN = ("labels", "names")  # what a single task calls what it learnt from its rows
+# What a single task calls what it learnt from its rows, and the parameters of losses' weights.
+TAKEN = ("labels", "names", "log_variance", "task_weight")
 
 
 def part_configs(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -51,7 +52,8 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
     where = f"config.task.parts: {part!r}"
     if not part.isidentifier() or part in TAKEN or lower_is_better(part):
         raise InputError(
-            f"{where} is no name of a part; accepted: letters, digits and _, no name of a score"
+            f"{where} is no name of a part; accepted: letters, digits and _, no name of a score "
+            f"and not {', '.join(TAKEN)}"
         )
     if not isinstance(keys, dict):
         raise InputError(f"{where} is {keys!r}; accepted: an object of keys and values")

@@ -18,7 +18,7 @@ POOL = flags.DEFINE_string("pool", None, "a data URI of rows with or without lab
 COUNT = flags.DEFINE_integer("n", None, "how many rows to choose")
 BY = flags.DEFINE_string("by", "margin", "margin, entropy, badge, k_centre or random")
 OVER = flags.DEFINE_string("over", "mean", "of several words or labels a row: their mean or max")
-OUT = flags.DEFINE_string("out", "", "the file; '' is WORKDIR/selected.jsonl")
+OUT = flags.DEFINE_string("out", "", "a new file; '' is WORKDIR/selected.jsonl")
 SEED = flags.DEFINE_integer("seed", 0, "of what badge, k_centre and random draw")
 
 
@@ -44,6 +44,10 @@ def main(argv: list[str]) -> int:
             out = paths.at(OUT.value) if OUT.value else workdir / "selected.jsonl"
             if out.resolve() in [path.resolve() for path in source_of(config, POOL.value).files]:
                 raise errors.InputError(f"--out is {out}, a file of --pool; give another name")
+            if out.exists():  # it may hold labels by now
+                raise errors.InputError(
+                    f"--out is {out}, which is there; accepted: the name of a file that is not"
+                )
             asked = Asked(POOL.value, COUNT.value, BY.value, OVER.value, SEED.value)
             rows = select(config, workdir, asked, tell)
             if jax.process_index() == 0:

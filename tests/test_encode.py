@@ -1,5 +1,6 @@
 """Encoding: the tokenizer's own ids, truncation counted, and a cache that knows what made it."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -226,6 +227,19 @@ def test_a_cache_that_can_not_be_written_is_the_users_fault(tokenizer, tmp_path)
     blocked.write_text("not a directory")
     with pytest.raises(InputError, match=r"data\.cache_dir"):
         made(source(), tokenizer, blocked)
+
+
+def test_a_full_disk_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):
+    save = np.save
+
+    def full(path, array):
+        save(path, array)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(InputError, match=r"data\.cache_dir: can't write .*No space left"):
+        made(source(), tokenizer, tmp_path / "cache")
+    assert [*(tmp_path / "cache" / "encoded").iterdir()] == []
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path):

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import write_jsonl
 from small import SIZES, config, init, model, task, varied
 from test_losses import KEY, assert_same
 
@@ -157,6 +159,7 @@ def test_a_student_learns_from_a_teachers_layers(run_here, world, tmp_path, cach
         "--config.methods.use=distil,hints",
         f"--config.methods.distil.teacher={teacher}",
         "--config.model.layers_from=0",
+        f"--config.model.pretrained={shutil.copytree(world.model, tmp_path / 'base')}",
     )
     taught = cache / "bert_ft" / "taught"
     before = {*taught.glob("*.npy")}
@@ -197,6 +200,10 @@ def test_a_student_learns_from_a_teachers_layers(run_here, world, tmp_path, cach
     run_here(tmp_path / "x", *short, *words, "--config.methods.hints.layers=5").refused(
         "config.methods.hints.layers is '5'; accepted: 1 of the teacher's layers 0 to 1"
     )
+    shutil.rmtree(tmp_path / "base")  # nothing was frozen: the checkpoint has all of the student
+    new = write_jsonl(tmp_path / "new.jsonl", [{"text": "a great film"}])
+    asked = (*short, *words, "--mode=predict", f"--config.predict.input={new}")
+    run_here(student.workdir, *asked).ok()
 
 
 def test_an_adapter_of_peft_leaves_out_what_hints_are_learnt_with(tmp_path):

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment, write_bert
@@ -90,6 +91,43 @@ def test_a_cache_that_cannot_be_written_is_done_without(path, tmp_path):
     kept.save_pretrained(tmp_path / "kept")
     assert tokenizer_hash(kept) == tokenizer_hash(true)
     assert tokenizer_hash(load_tokenizer(tmp_path / "kept")) == tokenizer_hash(true)
+
+
+def test_a_disk_that_is_full_is_done_without(path, tmp_path, monkeypatch):
+    """tokenizers raises a bare Exception then, not an OSError."""
+    true = load_tokenizer(path)
+
+    def full(self, directory, **_):
+        Path(directory).mkdir()
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(type(true), "save_pretrained", full)
+    kept = KeptTokenizer(path, tmp_path / "cache")
+    assert tokenizer_hash(kept) == tokenizer_hash(true)
+    assert contents(tmp_path / "cache") == {} and not [*(tmp_path / "cache/tokenizers").iterdir()]
+    with pytest.raises(OSError, match="No space left"):
+        kept.save_pretrained(tmp_path / "kept")
+
+
+def test_what_is_saved_has_permissions_of_its_own(path, tmp_path):
+    KeptTokenizer(path, tmp_path / "cache")
+    for file in [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]:
+        file.chmod(0o400)
+    (to := tmp_path / "kept").mkdir(mode=0o755)
+    KeptTokenizer(path, tmp_path / "cache").save_pretrained(to)
+    (to / "config.json").write_text("{}")
+    assert to.stat().st_mode & 0o777 == 0o755
+    assert all(p.stat().st_mode & 0o200 for p in to.iterdir())
+
+
+def test_the_side_on_which_texts_are_cut_counts(tmp_path):
+    path = write_bert(tmp_path / "model")
+    before = KeptTokenizer(path, tmp_path / "cache").sha256
+    own = path / "tokenizer_config.json"
+    own.write_text(json.dumps({**json.loads(own.read_text()), "truncation_side": "left"}))
+    after = KeptTokenizer(path, tmp_path / "cache")
+    assert after.truncation_side == "left" and after.sha256 != before
+    assert tokenizer_hash(load_tokenizer(path)) == after.sha256
 
 
 def test_a_directory_without_one_is_refused_at_once(tmp_path):

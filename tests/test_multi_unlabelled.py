@@ -132,6 +132,7 @@ def test_texts_of_two_data_sets_in_a_run_that_goes_on_exactly(
 def test_labelled_examples_keep_the_order_of_their_mixture(two):  # noqa: F811
     order = Mixture((60, 36), "turns", 1.0, 16)
     whole = joined(two[3], [two[3]], 12, FREE, order)
+    assert whole.of_an_epoch == 96 * 12 / (12 - FREE)  # of both parts, not a mean of the two
     stream = whole.order.stream(0, 0, 12 * 8).reshape(8, 12)
     np.testing.assert_array_equal(stream[:, :-FREE].reshape(-1), order.stream(0, 0, 64))
     first = stream[:, :-FREE].reshape(4, 16)
@@ -171,3 +172,11 @@ def test_a_part_has_no_name_of_a_score():
     """Its scores, `loss/accuracy`, would be the better the lower they are."""
     with pytest.raises(InputError, match="'loss' is no name of a part; .* no name of a score"):
         part_configs(small.config(task__name="multi", task__parts='{"loss": {}, "b": {}}'))
+
+
+@pytest.mark.parametrize("name", ["log_variance", "task_weight", "names"])
+def test_a_part_has_no_name_that_is_taken(name):
+    with pytest.raises(
+        InputError, match=f"{name!r} is no name of a part; .* and not labels, names"
+    ):
+        part_configs(small.config(task__name="multi", task__parts=json.dumps({name: {}, "b": {}})))

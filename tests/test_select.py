@@ -156,6 +156,7 @@ def test_rows_of_a_pool_are_chosen_and_written_whole(world, run_here, ask, tmp_p
     flags = (*flags, f"--pool=files:{pool}")
 
     def chosen(*more):
+        (tmp_path / "out.jsonl").unlink(missing_ok=True)
         code, out, err = ask(run, *flags, f"--out={tmp_path / 'out.jsonl'}", *more)
         assert code == 0, err
         return read_jsonl(tmp_path / "out.jsonl"), err
@@ -288,6 +289,11 @@ def test_one_process_of_several_writes_and_speaks(world, ask, tmp_path, monkeypa
     monkeypatch.setattr("bert_ft.train.selection.select", found)
     code, out, err = ask(tmp_path / "run", *words)
     assert (code, err) == (0, "scored\n") and "1 rows by margin" in out
+    assert read_jsonl(tmp_path / "out.jsonl") == [{"id": "a"}]
+    code, _, err = ask(tmp_path / "run", *words)
+    assert (
+        code == 2 and "out.jsonl, which is there; accepted: the name of a file that is not" in err
+    )
     assert read_jsonl(tmp_path / "out.jsonl") == [{"id": "a"}]
     code, _, err = ask(tmp_path / "run", *words, f"--out={tmp_path}/./pool.jsonl")
     assert code == 2 and "a file of --pool; give another name" in err

@@ -191,6 +191,7 @@ def _once(rows: Rows, source: Readable) -> Rows:
 
 def _store(encoded: Encoded, entry: Path) -> None:
     """Writes a cache entry whole or not at all; another process may be writing the same one."""
+    scratch = None
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=entry.parent))
@@ -211,11 +212,10 @@ def _store(encoded: Encoded, entry: Path) -> None:
         }
         (scratch / "about.json").write_text(json.dumps(about))
         os.rename(scratch, entry)
-    except FileExistsError:
-        shutil.rmtree(scratch)
     except OSError as e:
-        if entry.is_dir():  # the other process was first
+        if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+        if entry.is_dir():  # the other process was first
             return
         raise InputError(
             f"data.cache_dir: can't write {entry}: {e.strerror}; set another directory"

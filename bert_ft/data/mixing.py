@@ -33,23 +33,28 @@ def endless(key: tuple[int, ...], count: int, start: int, stop: int) -> np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """How groups of `sizes` examples are mixed.
+    """How groups of these numbers of examples are mixed.
 
     'proportion': all examples alike. 'temperature': group k has the share n_k^(1/T) / sum of every
     epoch of sum(n) examples, so that small groups come more often (Raffel et al. 2020, section
     3.5.2). 'turns': each batch is of one group, which take turns.
     """
 
-    sizes: tuple[int, ...]
+    groups: tuple[int, ...]
     how: str = "proportion"
     temperature: float = 1.0
     batch_size: int = 1
 
+    @property
+    def sizes(self) -> tuple[int]:
+        """Draws of an epoch (epochs.py, Order)."""
+        return (sum(self.groups),)
+
     @functools.cached_property
     def quotas(self) -> tuple[int, ...]:
-        """Examples of each group in an epoch of the mixture; they add up to sum(sizes), and no
+        """Examples of each group in an epoch of the mixture; they add up to sum(groups), and no
         group that has examples is left out."""
-        total, sizes = sum(self.sizes), np.asarray(self.sizes, float)
+        total, sizes = sum(self.groups), np.asarray(self.groups, float)
         power = 1 / self.temperature if self.how == "temperature" else 1.0
         share = np.where(sizes > 0, np.power(np.maximum(sizes, 1), power), 0.0)
         exact = share / share.sum() * total
@@ -63,24 +68,24 @@ class Mixture:
     def stream(self, seed: int, start: int, stop: int) -> np.ndarray:
         """int64 (stop - start,): examples at places start … stop - 1 of the endless stream."""
         if self.how == "proportion":
-            return endless((seed,), sum(self.sizes), start, stop)
+            return endless((seed,), sum(self.groups), start, stop)
         if self.how == "turns":
             return self._turns(seed, np.arange(start, stop))
-        total = sum(self.sizes)
+        total = sum(self.groups)
         epochs = range(start // total, (stop - 1) // total + 1)
         whole = np.concatenate([_epoch(self, seed, e) for e in epochs])
         return whole[start - epochs[0] * total : stop - epochs[0] * total]
 
     def _turns(self, seed: int, places: np.ndarray) -> np.ndarray:
-        begins = np.cumsum((0, *self.sizes))
-        there = [k for k, n in enumerate(self.sizes) if n]
+        begins = np.cumsum((0, *self.groups))
+        there = [k for k, n in enumerate(self.groups) if n]
         step, within = np.divmod(places, self.batch_size)
         out = np.empty(len(places), np.int64)
         for turn, k in enumerate(there):
             mine = step % len(there) == turn
             at = step[mine] // len(there) * self.batch_size + within[mine]
             if len(at):  # consecutive but for the batches of others
-                own = endless((seed, k + 1), self.sizes[k], int(at[0]), int(at[-1]) + 1)
+                own = endless((seed, k + 1), self.groups[k], int(at[0]), int(at[-1]) + 1)
                 out[mine] = begins[k] + own
         return out
 
@@ -88,10 +93,10 @@ class Mixture:
 @functools.lru_cache(maxsize=2)
 def _epoch(mixture: Mixture, seed: int, epoch: int) -> np.ndarray:
     """An epoch of a mixture by quotas."""
-    begins = np.cumsum((0, *mixture.sizes))
+    begins = np.cumsum((0, *mixture.groups))
     parts = [
         begins[k] + endless((seed, k + 1), n, epoch * q, (epoch + 1) * q)
-        for k, (n, q) in enumerate(zip(mixture.sizes, mixture.quotas, strict=True))
+        for k, (n, q) in enumerate(zip(mixture.groups, mixture.quotas, strict=True))
         if n
     ]
     mixed = np.concatenate(parts)

@@ -6,6 +6,7 @@ therefore, and a run whose sets are encoded reads none.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -82,14 +83,18 @@ def tokenizer_hash(tokenizer: Any) -> str:
     each tokenizer: a start asks for every set, 0.1 s for 30,000 tokens.
 
     Truncation and padding are left out: each call sets them, so with them the hash would be another
-    one after the first use than before it, and `tokenize` decides both anyway."""
+    one after the first use than before it, and `tokenize` decides both anyway, but for the side on
+    which texts are cut."""
     if isinstance(tokenizer, KeptTokenizer):
         return tokenizer.sha256
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     lasting = {k: v for k, v in state.items() if k not in ("truncation", "padding")}
+    if (side := getattr(tokenizer, "truncation_side", "right")) != "right":
+        lasting["truncation_side"] = side
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()
 
 
+VERSION = 1  # of how tokenizers are read here and of what is kept; raise it when either changes
 # What a directory's tokenizer is read from.
 _FILES = (
     *("config.json", "tokenizer*", "vocab*", "merges.txt", "*.model", "*.jinja"),
@@ -131,10 +136,13 @@ class KeptTokenizer:
 
     def save_pretrained(self, directory: Path) -> None:
         """Writes what transformers' `save_pretrained` wrote before the tokenizer was used."""
-        if self._files.is_dir():
-            shutil.copytree(self._files, directory, dirs_exist_ok=True)
-        else:
-            self._read.save_pretrained(directory)
+        if not self._files.is_dir():
+            _save(self._read, directory)
+            return
+        for file in sorted(p for p in self._files.rglob("*") if p.is_file()):
+            to = directory / file.relative_to(self._files)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, to)  # not its permissions, which are those of the cache
 
     def _store(self, entry: Path, about: dict[str, Any]) -> None:
         """Whole or not at all: where nothing can be written, as beside another process that was
@@ -145,16 +153,26 @@ class KeptTokenizer:
         except OSError:
             return
         try:
-            self._read.save_pretrained(scratch / "files")
+            _save(self._read, scratch / "files")
             (scratch / "about.json").write_text(json.dumps(about))
             os.rename(scratch, entry)
         except OSError:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _save(tokenizer: Any, directory: Path) -> None:
+    """Raises OSError where there is no room: what is written in Rust raises a bare Exception."""
+    try:
+        tokenizer.save_pretrained(directory)
+    except OSError:
+        raise
+    except Exception as e:
+        raise OSError(errno.EIO, str(e), str(directory)) from e
+
+
 def _name(path: Path) -> str:
     """Of a cache entry: a hash of what a tokenizer is read from, and of who reads it."""
-    made = hashlib.sha256()
+    made = hashlib.sha256(f"{VERSION}\n".encode())
     for package in ("transformers", "tokenizers"):
         made.update(f"{package} {importlib.metadata.version(package)}\n".encode())
     found = {file for pattern in _FILES for file in path.glob(pattern)} if path.is_dir() else {path}

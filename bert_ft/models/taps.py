@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-TAPS = "taps"  # among a model's outputs, where a method asks for them
+TAPS = "/taps"  # among a model's outputs, where a method asks for them; no part has this name
 QUERY, KEY = ("attention", "query"), ("attention", "key")
 Taps = dict[str, list[jax.Array]]  # a layer each: 'hidden', 'query', 'key' (R, Q or S, H)
 

@@ -191,6 +191,8 @@ def frozen_again(
     if system.weights.plain:
         return {}
     like = abstract_state(system, optimizer)
+    if not digest and not like.frozen:  # a method that adds to what is trained and freezes nothing
+        return {}
     frozen = _begun(system, base_params(system, say), like)[1]
     now = frozen_digest(frozen)
     if now != digest:

@@ -224,6 +224,9 @@ def _write_tokens(
     data = teacher.sets["train"]
     shape = (len(data.tokens), len(layers), teacher.encoder.hidden_size)
     out = {n: np.lib.format.open_memmap(path, "w+", np.float16, shape) for n, path in to.items()}
+    for path in to.values():  # a map's page for which the disk has no room ends the process
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def layers_of(params: Any, batch: Batch, *, model: Any) -> dict[str, jax.Array]:
         _, on_the_way = tapped(model, {"params": params}, batch, method="encoded")

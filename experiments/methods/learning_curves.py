@@ -138,6 +138,7 @@ def grown(
 ) -> None:
     """Writes the rows of `before` and as many more, chosen by the run in `workdir`."""
     own, chosen = read(before), path.with_suffix(".chosen")
+    chosen.unlink(missing_ok=True)  # of a run that was killed before it was used
     run(
         "bert_ft.select",
         workdir,
