@@ -11,8 +11,8 @@ A row to predict has the columns of training but the rating: {"user": 1, "item":
 It gets a rating and its rank among the user's rows; each user's ranked list is written as well.
 MovieLens is split as its authors do (`ua`: ten ratings of every user held out), which leaves two
 ratings only of films that training lacks; `cold` holds out a tenth of the films with all theirs.
-On ua.test (n = 9,430) one epoch, 23 minutes on one core of a Xeon, is too little: RMSE 0.974, AUC by
-user 0.695, NDCG@10 0.880, by the first command with --config.train.learning_rate=5e-4
+On ua.test (n = 9,430) one epoch, 23 minutes on one core of a Xeon, is too little: RMSE 0.974, AUC
+by user 0.695, NDCG@10 0.880, by the first command with --config.train.learning_rate=5e-4
 --config.train.epochs=1 (seed 0). Means have RMSE 1.122, biases of users and items 0.959 and AUC
 0.701, a small fresh model with table_rate=5 0.954 (experiments/recommend). Three epochs, `bpr` and
 `cold`: not yet measured.
