@@ -62,7 +62,7 @@ def lines_of(scores, n=10):
 
 def test_a_line_of_the_table():
     runs = {"bert_ft": lines_of([0.5, 0.6]), "trainer": lines_of([0.9, 0.8])}
-    assert compare.row("MRPC", runs).endswith("| 10 | 55.00 ± 7.07 | 85.00 ± 7.07 | "
+    assert compare.row("MRPC", runs).endswith("| 10 | 2 | 55.00 ± 7.07 | 85.00 ± 7.07 | "
                                               "-30.00 (-4.2 std) **below** |")  # fmt: skip
     same = {system: lines_of([0.5, 0.5]) for system in compare.SYSTEMS}
     assert compare.row("MRPC", same).endswith("| +0.00 |")
