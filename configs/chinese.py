@@ -10,7 +10,10 @@ says what can be learnt from these rows alone; those in _bert start from hf:bert
 Data and vocabulary are read from ../shared. CLUENER is tagged by characters: some of its spans end
 within what a tokenizer takes for a word. Its test set is the published development set, and its dev
 a tenth of the training rows by a hash of the text.
-Test accuracy of the sentiment, strict F1 of the entities: not yet measured.
+Of the small model, seed 0, 5 minutes on one core of a Xeon: test accuracy of the sentiment 89.67 %
+(n = 1,200), strict F1 of the entities 46.46 % (n = 1,343), by python -m experiments.scores.measure
+--configs configs/chinese.py configs/chinese.py:cluener --rates 1e-3 --seeds 0. BERT-base: not yet
+measured.
 """
 
 from ml_collections import ConfigDict

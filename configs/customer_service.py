@@ -21,7 +21,9 @@ python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/f
     --rates 5e-5.
 python -m bert_ft.main --config=configs/customer_service.py:faq=atec --workdir=runs/atec
     Chinese questions to a bank to the question of the same meaning, by a small model from scratch
-    on the real vocabulary. MRR: not yet measured.
+    on the real vocabulary. Test MRR 24.59 %, recall@10 49.82 % of 854 questions among 8,524 (seed
+    0; 15 minutes on one core of a Xeon), by python -m experiments.scores.measure \
+    --configs configs/customer_service.py:faq=atec --rates 1e-3 --seeds 0
 
 A second stage, which reads question and answer together. The first one lists candidates for the
 questions to train on; its test set's list is in its workdir:

@@ -17,7 +17,9 @@ TensorFlow is not needed to read the default variant's data, but mostly to prepa
 tfds build conll2003 --file_format=array_record (with --data_dir=DIR, add ?data_dir=DIR to the URIs
 of data.train, data.dev and data.test).
 
-Test F1 (strict, as seqeval counts): not yet measured.
+Test F1 (strict, as seqeval counts) of `files`: 87.06 % (3,453 sentences, seed 0; 15 minutes on one
+core of a Xeon), by python -m experiments.scores.measure --configs configs/ner.py:files --rates 5e-4
+--seeds 0: the rate is that of medical.py, not looked for here. BERT-base: not yet measured.
 """
 
 from ml_collections import ConfigDict
