@@ -96,6 +96,19 @@ def require_writable(path: Path, name: str) -> None:
         raise InputError(f"{name}={path}: {why(e)}; give a directory that can be written") from e
 
 
+@contextmanager
+def new_entry(entry: Path) -> Iterator[Path]:
+    """A directory to write in, on the local disk, which is renamed to `entry` at the end: an entry
+    of a cache is there whole or not at all, and what fails leaves nothing. An OSError may also mean
+    that another process has written the same entry first."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=".making-", dir=entry.parent, ignore_cleanup_errors=True
+    ) as scratch:
+        yield Path(scratch)
+        os.rename(scratch, entry)
+
+
 def write_whole(path: Path, text: str) -> None:
     """A UTF-8 file, whole or not at all; its directory is made."""
     # JSON can carry a lone surrogate, which has no UTF-8.

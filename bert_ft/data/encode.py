@@ -10,9 +10,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +18,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 from tqdm import tqdm
 
+from bert_ft import paths
 from bert_ft.data.epochs import Order
 from bert_ft.data.rows import Readable, Rows
 from bert_ft.data.tokenizer import tokenizer_hash
@@ -190,31 +188,25 @@ def _once(rows: Rows, source: Readable) -> Rows:
 
 
 def _store(encoded: Encoded, entry: Path) -> None:
-    """Writes a cache entry whole or not at all; another process may be writing the same one."""
-    scratch = None
+    """Writes a cache entry; another process may be writing the same one."""
+    arrays = {
+        name: getattr(encoded, name) for name in ("tokens", "types", "offsets", "row", "truncated")
+    }
+    arrays |= {f"field.{k}": v for k, v in encoded.fields.items()}
+    arrays |= {f"token_field.{k}": v for k, v in encoded.token_fields.items()}
+    arrays |= {f"aside.{k}": v for k, v in encoded.aside.items()}
+    about = {
+        "pieces": encoded.pieces,
+        "fitted": dict(encoded.fitted),
+        "source_rows": encoded.source_rows,
+        "skipped": list(encoded.skipped),
+    }
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=entry.parent))
-        arrays = {
-            name: getattr(encoded, name)
-            for name in ("tokens", "types", "offsets", "row", "truncated")
-        }
-        arrays |= {f"field.{k}": v for k, v in encoded.fields.items()}
-        arrays |= {f"token_field.{k}": v for k, v in encoded.token_fields.items()}
-        arrays |= {f"aside.{k}": v for k, v in encoded.aside.items()}
-        for name, array in arrays.items():
-            np.save(scratch / f"{quote(name, safe='')}.npy", array)
-        about = {
-            "pieces": encoded.pieces,
-            "fitted": dict(encoded.fitted),
-            "source_rows": encoded.source_rows,
-            "skipped": list(encoded.skipped),
-        }
-        (scratch / "about.json").write_text(json.dumps(about))
-        os.rename(scratch, entry)
+        with paths.new_entry(entry) as scratch:
+            for name, array in arrays.items():
+                np.save(scratch / f"{quote(name, safe='')}.npy", array)
+            (scratch / "about.json").write_text(json.dumps(about))
     except OSError as e:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
         if entry.is_dir():  # the other process was first
             return
         raise InputError(

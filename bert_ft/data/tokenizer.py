@@ -6,18 +6,18 @@ therefore, and a run whose sets are encoded reads none.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from bert_ft import paths
 from bert_ft.errors import InputError
 
 
@@ -145,19 +145,11 @@ class KeptTokenizer:
             shutil.copyfile(file, to)  # not its permissions, which are those of the cache
 
     def _store(self, entry: Path, about: dict[str, Any]) -> None:
-        """Whole or not at all: where nothing can be written, as beside another process that was
-        first, the tokenizer itself does."""
-        try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=entry.parent))
-        except OSError:
-            return
-        try:
+        """Where nothing can be written, as beside another process that was first, the tokenizer
+        itself does."""
+        with contextlib.suppress(OSError), paths.new_entry(entry) as scratch:
             _save(self._read, scratch / "files")
             (scratch / "about.json").write_text(json.dumps(about))
-            os.rename(scratch, entry)
-        except OSError:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _save(tokenizer: Any, directory: Path) -> None:
