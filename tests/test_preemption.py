@@ -1,5 +1,6 @@
 """SIGTERM wherever a run may be: saved where there is something to save, 75, and the same end."""
 
+import functools
 import os
 import re
 import signal
@@ -153,6 +154,14 @@ def test_ctrl_c_within_a_finalizer_is_heard_all_the_same():
         assert sys.unraisablehook is hook
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_hook_that_was_set_while_it_listened_stays(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with closing(preemption.listen(lambda code, line: None)):
+        below = sys.unraisablehook
+        sys.unraisablehook = over = functools.partial(lambda hook, ignored: hook(ignored), below)
+    assert sys.unraisablehook is over
 
 
 def test_a_library_that_falls_back_after_a_failure_lets_it_pass():

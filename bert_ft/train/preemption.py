@@ -66,10 +66,8 @@ class Stop:
         self._out, into = os.pipe()
         os.set_blocking(into, False)
         earlier = signal.set_wakeup_fd(into, warn_on_full_buffer=False)
-        hook = sys.unraisablehook
-        sys.unraisablehook = functools.partial(_interrupt_again, hook)
         self._undo = [
-            lambda: setattr(sys, "unraisablehook", hook),
+            _hooked(),
             lambda: signal.set_wakeup_fd(earlier),
             lambda: signal.signal(signal.SIGTERM, before),
             lambda: os.close(into),
@@ -142,6 +140,20 @@ class Stop:
             thread.join(5)
         for undo in self._undo:
             undo()
+
+
+def _hooked() -> Callable[[], Any]:
+    """Has Python call _interrupt_again; returns what ends that. A hook that somebody has put over
+    it since then stays, and with it this one, which it calls."""
+    earlier = sys.unraisablehook
+    ours = functools.partial(_interrupt_again, earlier)
+    sys.unraisablehook = ours
+
+    def undo() -> None:
+        if sys.unraisablehook is ours:
+            sys.unraisablehook = earlier
+
+    return undo
 
 
 def _interrupt_again(hook: Callable[[Any], Any], ignored: Any) -> None:
