@@ -24,6 +24,7 @@ from bert_ft import paths
 from bert_ft.checks import check
 from bert_ft.errors import InputError
 
+CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 # What libtpu is told of a machine that has no TPU; backend.py must not take it for a TPU machine's.
 WITHOUT_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -57,7 +58,8 @@ def parse(
     are '', of a command that makes them itself. Whatever is wrong on the command line, or goes
     wrong in the config file, is one InputError."""
     try:
-        rest = flags.FLAGS(argv)
+        sys.argv = _config_first(argv)  # where ml_collections looks for what it is to override
+        rest = flags.FLAGS(sys.argv)
         getattr(config.value, "train", None)  # a file that raised OSError raises it here, again
     except Exception as e:  # a config file is a program: it can raise anything
         raise InputError(_readable(e, argv)) from e
@@ -115,11 +117,20 @@ def place(coordinator: str | None, processes: int | None, process: int | None) -
     return Place(coordinator, processes, process)
 
 
+def _config_first(argv: list[str]) -> list[str]:
+    """The same words, --config before the flags that only its file makes known."""
+    for i, word in enumerate(argv[1:], 1):
+        if match := CONFIG_FLAG.fullmatch(word):
+            end = i + (2 if match[1] is None else 1)
+            return [argv[0], *argv[i:end], *argv[1:i], *argv[end:]]
+    return argv
+
+
 def _config_path(argv: list[str]) -> str | None:
     """The FILE of --config=FILE:variant; None where there is no such flag."""
     found = None
     for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.fullmatch(r"--?config(?:=(.*))?", word, re.DOTALL):
+        if match := CONFIG_FLAG.fullmatch(word):
             found = (after if match[1] is None else match[1]).partition(":")[0]
     return found
 

@@ -75,6 +75,14 @@ def test_refused_in_a_process_of_its_own(run_cli, tmp_path):
     assert len(done.err.splitlines()) == 1 and not done.out
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_flags_may_stand_before_the_config(run_here, tmp_path, world: World, monkeypatch, joined):
+    config = [f"--config={world.config}"] if joined else ["--config", str(world.config)]
+    words = ["--config.train.batch_size", "0", *config, f"--workdir={tmp_path / 'run'}"]
+    monkeypatch.setattr("conftest.command", lambda *_: ["python", "-m", "main", *words])
+    run_here(tmp_path / "run").refused("train.batch_size is 0", "1 or more")
+
+
 def test_what_is_missing(run_here, tmp_path, monkeypatch):
     run_here(Path(""), "--workdir=").refused("--workdir is missing")
     run_here(tmp_path / "run", config="").refused("--config")
