@@ -24,6 +24,7 @@ FLAGS = (
     f"--config.train.steps={STEPS}",
     f"--config.eval.every_steps={EVAL}",
     f"--config.checkpoint.every_steps={SAVE}",
+    "--config.data.row_counts=2",
     # A schedule that moves, and dropout: both must go on from where they were.
     "--config.train.schedule=linear",
     "--config.train.warmup=0.2",

@@ -28,7 +28,8 @@ def losses(run, k):
 def done(run_cli, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trials") / "run"
     flags = (STEPS, of(TRIALS), "--config.model.dropout=0.1", "--config.eval.every_steps=3",
-             "--config.checkpoint.every_steps=3", "--config.checkpoint.keep=9")  # fmt: skip
+             "--config.checkpoint.every_steps=3", "--config.checkpoint.keep=9",
+             "--config.data.row_counts=2")  # fmt: skip
     return run_cli(workdir, *flags).ok(), flags
 
 
