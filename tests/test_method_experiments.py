@@ -40,11 +40,14 @@ def test_attacked_texts_are_spread_over_a_set_that_is_sorted_by_label(tmp_path):
 
 
 def test_a_method_with_other_knobs():
-    flags = adversarial.flags_of("pgd:epsilon=3,step=1.5")
-    assert flags == [f"--config.methods.{x}" for x in ("use=pgd", "pgd.epsilon=3", "pgd.step=1.5")]
-    assert adversarial.flags_of("plain") == ["--config.methods.use="]
-    some = [adversarial.what(case, 0, [], 200, 3) for case in ("pgd", "pgd:epsilon=3")]
-    assert some[0] != some[1]
+    flags = adversarial.task_of("pgd:epsilon=3,step=1.5", ["--config.train.epochs=1"]).command[1:]
+    own = [f"--config.methods.{x}" for x in ("use=pgd", "pgd.epsilon=3", "pgd.step=1.5")]
+    assert flags == [*own, "--config.train.epochs=1"]
+    assert adversarial.task_of("plain", []).command[1:] == ["--config.methods.use="]
+    usual = f"pgd:epsilon={config().methods.pgd.epsilon}"
+    cases = ("pgd", usual, "pgd:epsilon=3", "misspelt")
+    some = [adversarial.what(adversarial.task_of(case, []), 0, 200, 3) for case in cases]
+    assert some[0] == some[1] and some[2] not in some[:2] and some[3] not in some[:3]
 
 
 def test_students_of_other_layers_are_other_runs(monkeypatch):

@@ -14,6 +14,7 @@ probability 0.3 (bert_ft/data/noise.py, `typos`), which is not drawn as the atta
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import hashlib
 import json
@@ -23,19 +24,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bert_ft.config import flat
 from bert_ft.evals.attack import attack, unbroken
 from bert_ft.train.record import git_commit
-from configs.sentiment import get_config
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import measured, median, shown, spread, told, versions
-from experiments.methods.reading import attacked_texts, scorer, train
+from experiments.lines import measured, median, shown, spread, versions
+from experiments.methods.reading import attacked_texts, scorer
+from experiments.parity.tasks import Task
+from experiments.runs import result_of, settings_of
 
 HERE = Path(__file__).parent
 METHODS = ("plain", "fgm", "pgd", "freelb", "smart", "rdrop", "misspelt")
-# What is no method of the loss, by its flags.
-OF_DATA = {"plain": (), "misspelt": ("--config.data.augment=typos:0.3",)}
+# What is no method of the loss, by its settings.
+OF_DATA = {"plain": (), "misspelt": ("data.augment=typos:0.3",)}
 
 
 def used(case: str) -> str:
@@ -43,40 +44,42 @@ def used(case: str) -> str:
     return "" if case in OF_DATA else case.partition(":")[0]
 
 
-def flags_of(case: str) -> list[str]:
-    """'plain', 'misspelt', 'NAME' or 'NAME:KNOB=VALUE,...' -> flags of the main program."""
+def task_of(case: str, flags: Sequence[str]) -> Task:
+    """'plain', 'misspelt', 'NAME' or 'NAME:KNOB=VALUE,...', and flags of the main program."""
     name, knobs = used(case), case.partition(":")[2]
-    own = [f"--config.methods.{name}.{knob}" for knob in knobs.split(",") if knob]
-    return [f"--config.methods.use={name}", *own, *OF_DATA.get(case, ())]
+    own = [f"methods.{name}.{knob}" for knob in knobs.split(",") if knob]
+    words = [f"methods.use={name}", *own, *OF_DATA.get(case, ())]
+    words += [flag.removeprefix("--config.") for flag in flags]
+    return Task("configs/sentiment.py", "test/accuracy", tuple(map(override, words)))
 
 
-def trained(case: str, seed: int, flags: Sequence[str]) -> dict[str, Any]:
-    """The part of a line that says what was trained."""
-    about = {"method": case, "seed": seed, "flags": list(flags)}
-    about["own"] = flags_of(case)
-    c = get_config()
-    c.methods.use = used(case)
-    return {**about, "config": told(flat(c)), "versions": versions()}
+def override(words: str) -> tuple[str, Any]:
+    """'KEY=VALUE', the value in Python's notation or as it stands."""
+    key, _, value = words.partition("=")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
-def what(case: str, seed: int, flags: Sequence[str], texts: int, edits: int) -> dict[str, Any]:
+def what(task: Task, seed: int, texts: int, edits: int) -> dict[str, Any]:
     """The part of a line that says what was run; equal parts need not run again."""
-    how = {"attacked": texts, "of_the_set": "evenly", "edits": edits}
-    return {**trained(case, seed, flags), **how}
+    trained = {"seed": seed, "config": settings_of(task, seed), "versions": versions()}
+    return {**trained, "attacked": texts, "of_the_set": "evenly", "edits": edits}
 
 
 def measure(
-    workdirs: Path, case: str, seed: int, flags: Sequence[str], texts: int, edits: int
+    workdirs: Path, case: str, task: Task, seed: int, texts: int, edits: int
 ) -> dict[str, Any]:
     """One run, or what is there of it, and an attack on `texts` of its test texts."""
-    digest = hashlib.sha256(json.dumps(trained(case, seed, flags)).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(settings_of(task, seed)).encode()).hexdigest()
     workdir = workdirs / f"{case.partition(':')[0]}-{seed}-{digest[:8]}"
-    own = [f"--config.train.seed={seed}", *flags_of(case), *flags]
-    result = train("configs/sentiment.py", workdir, own)
+    result = result_of(task, seed, workdir)
     found = attack(*attacked_texts(workdir, texts), scorer(workdir), edits)
     shutil.rmtree(workdir)  # checkpoints are large
     test = result["eval"]["test/accuracy"]
     return {
+        "method": case,
         "accuracy": test["mean"],
         "n": test["n_examples"],
         "clean": statistics.fmean(one.right for one in found),
@@ -120,8 +123,8 @@ def main() -> None:
     attempts = Attempts()
     for seed in args.seeds:
         for case in args.methods:
-            how = (case, seed, args.flags, args.texts, args.edits)
-            make = functools.partial(measure, args.workdirs, *how)
+            how = (task_of(case, args.flags), seed, args.texts, args.edits)
+            make = functools.partial(measure, args.workdirs, case, *how)
             wanted = functools.partial(measured, args.results, what(*how), make)
             line = attempts.of(f"{case}, seed {seed}", wanted)
             if line is not None:
