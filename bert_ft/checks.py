@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -108,7 +109,7 @@ def _check_trials(c: ConfigDict, mode: str) -> None:
     require(t.halving == 0 or t.halving >= 2, "trial.halving", t.halving, "2 or more, or 0 (off)")
     require(t.samples >= 0, "trial.samples", t.samples, "0 or more")
     if not c.trials:
-        for key in ("halving", "space", "samples", "at_once"):
+        for key in ("halving", "space", "samples", "at_once", "width", "share_batches"):
             require(not t[key], f"trial.{key}", t[key], "nothing where config.trials is ''")
         return
     if t.halving:
@@ -159,6 +160,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
             raise InputError(unknown(key))
         if type(value) is not type(usual[key]):  # None passes ml_collections' own check
             raise InputError(wrong_type(key, value, usual[key]))
+        require(not isinstance(value, float) or math.isfinite(value), key, value, "a finite number")
     for key in usual.keys() - f.keys():
         raise InputError(f"config.{key} is missing; begin with c = config.default()")
 
@@ -199,8 +201,10 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         *("train.steps", "train.epochs", "train.learning_rate", "train.weight_decay"),
         *("train.clip_norm", "train.seed", "eval.every_steps", "data.row_length"),
         *("checkpoint.every_steps", "checkpoint.every_seconds", "model.positions"),
+        *("train.epsilon", "trial.width"),
     ):
         at_least(key, 0)
+    require(c.train.seed < 2**31, "train.seed", c.train.seed, "less than 2^31, as JAX's keys are")
     for key in (
         *("model.dropout", "train.warmup", "train.beta1", "train.beta2"),
         *("task.label_smoothing", "task.id_dropout"),
@@ -258,7 +262,6 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     )
     check_model(c, mode)
     check_methods(c)
-    at_least("trial.width", 0)
     _check_trials(c, mode)
     one_of("preflight.effort", ("full", "quick"))
     one_of("preflight.model", ("", "base", "large"))

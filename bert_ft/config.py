@@ -110,7 +110,7 @@ def default() -> ConfigDict:
     # Of 'span'; the four values are those of Devlin et al.'s run_squad.py.
     c.task.max_question = 64  # tokens of a question; longer ones are cut and counted
     c.task.max_answer = 30  # tokens of an answer, at most
-    c.task.n_best = 20  # answers kept of each window, and listed for each question
+    c.task.n_best = 20  # answers kept of each window, and listed of each question beside 'none'
     c.task.null_threshold = 0.0  # 'no answer' where its score exceeds the best answer's by more
     c.task.choose_null = True  # by the best F1 on dev instead, where there is one (their 4.3)
 

@@ -135,6 +135,11 @@ def check_steps(c: ConfigDict, steps: int) -> None:
     """Part of the above that asks for the steps of a run, which train.epochs do not tell alone:
     what begins or ends by a step does so within them."""
     m, used = c.methods, names(c)
+    accepted = (
+        f"0 where eval.every_steps ({c.eval.every_steps}) is not less than {steps}, the steps"
+    )
+    ok = not c.trial.halving or c.eval.every_steps < steps
+    require(ok, "trial.halving", c.trial.halving, f"{accepted} of a trial, which is never judged")
     accepted = f"{steps}, the steps of the run, or less"
     ok = "adalora" not in used or m.adalora.end <= steps
     require(ok, "methods.adalora.end", m.adalora.end, accepted)

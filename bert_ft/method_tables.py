@@ -77,7 +77,10 @@ LEAST = {
         *("hints.hidden", "hints.attention", "hints.width"),
     ),
 }
-POSITIVE = ("smart.start", "contrastive.temperature", "distil.temperature", "uda.temperature")
+POSITIVE = (
+    *("lora.alpha", "adalora.alpha", "smart.start"),
+    *("contrastive.temperature", "distil.temperature", "uda.temperature"),
+)
 SHARES = (
     *("contrastive.weight", "distil.weight", "swa.start"),
     *("pseudo.threshold", "uda.threshold"),

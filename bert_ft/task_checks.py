@@ -34,7 +34,7 @@ def numbers(text: str, least: float) -> bool:
 
 
 def check_task(c: ConfigDict) -> None:
-    """The knobs of one task are refused under another, where they would do nothing."""
+    """Knobs that are off by default are refused under a task that does not read them."""
     t, known = c.task, [*TASKS, "multi"]
     accepted = f"{', '.join(sorted(known))}{nearest(t.name, known)}"
     require(t.name in TASKS, "task.name", t.name, accepted)
@@ -59,6 +59,10 @@ def check_task(c: ConfigDict) -> None:
         t.class_weights,
         "'', 'balanced', 'effective', or numbers of 0 or more, comma-separated",
     )
+    some = t.class_weights in ("", "balanced", "effective") or any(
+        map(float, t.class_weights.split(","))
+    )
+    require(some, "task.class_weights", t.class_weights, "one weight of more than 0, or several")
     require(0 <= t.class_beta < 1, "task.class_beta", t.class_beta, "0 or more and less than 1")
     bounds = t.range.split(",")
     require(

@@ -3,7 +3,7 @@ are directories on this machine in which the commands for them really run.
 
 $WORLD/scenario.json:
   create  exit codes of the creations, one after the other (then 0)
-  queue   states of the queued resource, one after the other (the last one stays)
+  queue   states of the queued resource, one after the other (the last one stays); gone: deleted
   refuse  what gcloud itself refuses, by words of the command: {"accelerator-types": "not found"},
           or a list of such texts, one after the other (the last one stays, '' refuses nothing)
   breaks  what is done, but its answer is lost: by words of the command, a list of the slice's
@@ -171,6 +171,9 @@ def answer(arguments: list[str]) -> int:
         if not (WORLD / "queued").exists():
             return fail("NOT_FOUND: Resource was not found")
         state = played("queue", "ACTIVE")
+        if state == "gone":
+            (WORLD / "queued").unlink()
+            return fail("NOT_FOUND: Resource was not found")
         if state == "ACTIVE":
             slice_state("READY")
         print(state)

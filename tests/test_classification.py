@@ -137,13 +137,13 @@ def test_what_is_no_label(value, seen, tokenizer):
 
 
 def test_labels_that_are_one_number():
-    with pytest.raises(InputError, match=r"labels '1' and '1\.0' are one number; accepted: one"):
+    with pytest.raises(InputError, match=r"'1' and '1\.0' are one number; accepted: one"):
         task().fit(rows(label=["1.0", "0", "1"]))
     assert task().fit(rows(label=["1.5", "01", "1"]))["labels"] == ["01", "1", "1.5"]
 
 
 def test_labels_that_differ_by_blanks_only(tokenizer):
-    said = r"reviews\.csv: column 'label'.*: labels '1' and '1 ' differ by blanks only"
+    said = r"reviews\.csv: column 'label'.*: '1' and '1 ' differ by blanks only"
     with pytest.raises(InputError, match=said):
         task().fit(rows(label=["1", "0", "1 "]))
     for scoring in (task(), task(task__unseen_labels="score")):

@@ -95,6 +95,9 @@ def test_scores_of_each_kind_of_rows():
     other = judge(CLASSES, "f1", "", positive="0").whole
     assert other == pytest.approx(f1_score(gold, said, pos_label="0")) != expected["f1"]
     x, y = ([row[s] for row in RATINGS] for s in ("label", "prediction"))
+    ranks = [{**row, "probabilities": {"0": 1.0}} for row in CLASSES]
+    wrong = np.mean([row["label"] != row["prediction"] for row in CLASSES])
+    assert judge(ranks, "mae", "").whole == pytest.approx(wrong)
     assert judge(RATINGS, "pearson", "").whole == pytest.approx(scipy.stats.pearsonr(x, y)[0])
     assert judge(RATINGS, "spearman", "").whole == pytest.approx(scipy.stats.spearmanr(x, y)[0])
     assert judge(ENTITIES, "f1", "").whole == pytest.approx(2 * 3 / (6 + 3))
@@ -104,7 +107,7 @@ def test_scores_of_each_kind_of_rows():
         for r in CLASSES
     ]
     assert judge(parts, "x/accuracy", "").whole == pytest.approx(expected["accuracy"])
-    for rows, metric in ((CLASSES, "rmse"), ([], "accuracy"), (parts, "y/accuracy")):
+    for rows, metric in ((CLASSES, "nll"), ([], "accuracy"), (parts, "y/accuracy")):
         with pytest.raises(InputError, match="no score"):
             judge(rows, metric, "f")
 

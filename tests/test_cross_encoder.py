@@ -127,6 +127,10 @@ def test_scores_before_and_after(tokenizer):
     assert [a["rank"] for a in answers] == [1, None, 3, 1]
     assert [c["text"] for c in answers[0]["candidates"]] == ["great", "x", "weak", "dull"]
     assert [c["first_stage"] for c in answers[0]["candidates"]] == [2, 4, 3, 1]
+    # All alike: in either, ties count against the right ones.
+    value = np.zeros(7)
+    assert [a["rank"] for a in made.answers({"value": value}, data, rows)] == [3, None, 4, 1]
+    assert made.score({"value": value}, data)["mrr"] == pytest.approx((1 / 3 + 0 + 1) / 3)
 
 
 def test_a_question_asked_of_other_candidates_is_another_one(tokenizer):

@@ -153,6 +153,12 @@ def test_what_is_fetched(cloud):
     assert not any(map(excluded.match, kept))
 
 
+def test_results_that_cannot_be_fetched(cloud):
+    cloud.plays(refuse={"storage rsync": "PERMISSION_DENIED"})
+    done = cloud.launch(verb="fetch")
+    assert done.code == 1 and "could not be fetched; they are in gs://bucket/runs/a" in done.err
+
+
 @pytest.mark.parametrize(("extras", "wanted"), [("", ""), ("hf,parquet", ",hf,parquet")])
 def test_extras_are_installed_beside_those_of_every_slice(cloud, extras, wanted):
     done = cloud.launch("--dry-run", verb="install", extras=extras)
@@ -424,6 +430,12 @@ def test_a_queued_resource_that_fails(cloud):
     assert "queued-resources delete my-run --zone=us-west4-a --force" in done.err
 
 
+def test_a_queued_resource_that_somebody_deleted(cloud):
+    cloud.plays(queue=["WAITING_FOR_RESOURCES", "gone"])
+    done = cloud.launch("--queued")
+    assert done.code == 1 and "the queued resource is none" in done.err
+
+
 def test_a_slice_whose_creation_ends_in_nothing_is_made(cloud):
     (cloud.world / "after.json").write_text('{"says": ["CREATING", "CREATING"]}')
     done = cloud.launch(verb="create")
@@ -518,7 +530,7 @@ def test_ctrl_c_says_what_still_costs(cloud, number):
 
 
 def test_a_second_launch_joins_the_run_that_goes_on(cloud):
-    cloud.plays(runs=[{"seconds": 4}])
+    cloud.plays(runs=[{"seconds": 8}])
     first = cloud.start("--keep")
     wait_for(lambda: "training" in log_of(cloud), first)
     os.killpg(first.pid, signal.SIGINT)
@@ -618,11 +630,33 @@ def test_data_that_all_workers_see(cloud):
     words = (
         *("--config.data.train=files:gs://b/a.csv", "--config.data.dev=pypi:a==1/a.csv"),
         *("--config.model.name=files:a", "--config.data.augment_words=gs://b/a.tsv"),
+        *("--config.model.pretrained=hf:a/b", "--config.resume=gs://b/runs/a", "--mode=eval"),
         *("--config.data.augment_paraphrases=my.own:paraphrase", "--config.data.augment_words="),
         '--config.task.parts={"a": {"data.train": "files:gs://b/a.csv", "data.label": "files:"}}',
     )
     done = cloud.launch("--dry-run", "--", *words)
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--config.model.pretrained=/home/me/model", "gs://BUCKET/PATH, or for a model hf:NAME"),
+        ("--config.model.tokenizer=vocab.txt", "gs://BUCKET/PATH, or for a model hf:NAME"),
+        ("--config.resume=runs/old", "gs://BUCKET/PATH"),
+        ("--config.methods.distil.teacher=runs/teacher", "gs://BUCKET/PATH"),
+        ("--config.data.train=tfds:glue/sst2", "files:gs://BUCKET/PATH, pypi:, hf:"),
+        ("--config.data.train=hf:glue/sst2", "needs --extras=hf"),
+        ("--workdir=gs://other/y", "accepted: --config and --workdir before --"),
+        ("--config=configs/qa.py", "accepted: --config and --workdir before --"),
+        ("--config.mesh.backend=cpu", "accepted: --config and --workdir before --"),
+    ],
+)
+def test_what_cannot_work_on_a_slice(cloud, flag, words):
+    for given in ([flag], flag.split("=", 1)):
+        done = cloud.launch("--", "--config.train.steps=3", *given)
+        assert done.code == 2 and words in done.err and flag.partition("=")[0] in done.err
+        assert len(done.err.splitlines()) == 1 and not cloud.calls
 
 
 @pytest.mark.parametrize("key", ["augment_words", "augment_paraphrases"])

@@ -44,8 +44,8 @@ def made(use, **knobs):
     return make_methods(c)
 
 
-def gradient(methods, given, rate=0.0, accumulate=1):
-    run = jax.jit(lambda p, b: loss_and_gradient(MODEL, TASK, p, b, KEY, rate, accumulate, methods))
+def gradient(methods, given, rate=0.0, accumulate=1, model=MODEL):
+    run = jax.jit(lambda p, b: loss_and_gradient(model, TASK, p, b, KEY, rate, accumulate, methods))
     metrics, found = run(params(), given)
     return metrics, flatten(found)
 

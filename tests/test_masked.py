@@ -196,6 +196,8 @@ def test_loss_and_scores_are_those_of_all_logits(made):
     right = [all(r for _, r in word) for word in found.values()]
     assert scores["accuracy"] == pytest.approx(np.mean(right))
     assert scores["token_accuracy"] == pytest.approx(np.mean([r for _, r in flat]))
+    nothing = t.score({k: np.zeros_like(v) for k, v in predicted.items()}, data)
+    assert all(np.isnan(nothing[k]) for k in ("perplexity", "loss", "accuracy", "token_accuracy"))
 
 
 def test_a_word_is_right_by_all_of_its_tokens():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from bert_ft.evals.merit import merit
+from bert_ft.evals.merit import beats, merit
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,9 @@ from bert_ft.evals.merit import merit
 def test_more_is_better_and_undefined_is_worst(metric, rising):
     found = [merit(metric, value) for value in rising]
     assert found == sorted(found) and len(set(found)) == len(found) and found[0] == -math.inf
+
+
+def test_of_undefined_ones_the_last_is_kept_until_one_is_defined():
+    undefined, low, high = (merit("f1", value) for value in (math.nan, 0.1, 0.2))
+    assert beats(undefined, -math.inf) and beats(low, undefined) and beats(high, low)
+    assert not beats(undefined, low) and not beats(low, low) and not beats(low, high)

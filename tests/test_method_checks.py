@@ -1,5 +1,6 @@
 """What may stand with what in config.methods.use, in which order, and what depends on the steps."""
 
+import numpy as np
 import pytest
 from small import config
 
@@ -7,6 +8,7 @@ from bert_ft.checks import check
 from bert_ft.errors import InputError
 from bert_ft.method_checks import check_steps
 from bert_ft.method_tables import ASCENTS
+from bert_ft.methods.registry import make_weights
 
 
 def use(names, **more):
@@ -85,6 +87,20 @@ def test_what_begins_after_the_run_never_acts(name, key, value, steps, says):
             refuses()
         assert f"config.methods.{name}.{key} is {says}" in str(said.value)
         c.train.steps = steps
+
+
+def test_halving_needs_an_evaluation_before_the_end():
+    c = config(trial__halving=2, eval__every_steps=100)
+    check_steps(c, 101)
+    with pytest.raises(InputError, match=r"trial.halving is 2; accepted: 0 where eval.every_steps"):
+        check_steps(c, 100)
+
+
+def test_nothing_to_train():
+    c = use("freeze")
+    c.methods.freeze.targets = "."
+    with pytest.raises(InputError, match="methods.use is 'freeze', with which no parameter is tr"):
+        make_weights(c).begin({"encoder": {"bias": np.zeros(3)}}, 0)
 
 
 def test_one_step_may_have_pseudo_labels():

@@ -88,6 +88,10 @@ def test_categories_are_numbers_and_what_is_new_is_unknown():
     assert known == {"a": ["7", "b", "x"], "b": ["1", "2", "true"]}
     new = rows_of(a=[7, "X", "b"], b=["2", "1", "3"])
     assert features.categories(new, known, ["b", "a"]).tolist() == [[2, 1], [1, 0], [0, 2]]
+    with pytest.raises(InputError, match=r"'b', with training's: '1' and '1.0' are one number"):
+        features.categories(rows_of(a=["x"], b=[1.0]), known, ["b"])
+    with pytest.raises(InputError, match="'x' and 'x ' differ by blanks only; .* each category"):
+        features.fit_categories(rows_of(a=["x", "x "]), ["a"])
 
 
 def test_numbers_are_standardised_by_the_training_rows():
@@ -96,7 +100,7 @@ def test_numbers_are_standardised_by_the_training_rows():
     x = features.numbers(rows, fitted, ["time", "flag"])
     assert x.dtype == np.float32 and (x[:, 1] == 0).all()
     np.testing.assert_allclose(x[:, 0], (np.asarray([0, 1, 5]) - 2) / np.std([0, 1, 5]), rtol=1e-6)
-    assert features.numbers(rows_of(flag=[1]), fitted, ["flag"]).tolist() == [[1.0]]
+    assert features.numbers(rows_of(flag=[1]), fitted, ["flag"]).tolist() == [[0.0]]
     with pytest.raises(InputError, match=r"set.csv:3: age is ''; accepted: a finite number"):
         features.fit_numbers(rows_of(age=[1, ""]), ["age"])
 
@@ -140,6 +144,12 @@ def test_a_row_with_another_item():
     for column in rows.columns:
         of = worse if column in ("item", "title", "genres") else better
         assert got.columns[column] == [rows.columns[column][i] for i in of], column
+    unique = rows_of(user="aab", item="xyz", title=["p", "q", "r"], age=[10, 10, 20])
+    ends = np.asarray([0]), np.asarray([2])
+    got = features.with_other_item(unique, "user", "item", ["title"], *ends, ["age"]).columns
+    assert got == {"user": ["a"], "item": ["z"], "title": ["r"], "age": [10]}
+    with pytest.raises(InputError, match="no user and no item has two rows.*column 'title' is"):
+        features.with_other_item(unique.take([1, 2]), "user", "item", ["title"], *ends)
     reviews = rows_of(user="aabb", item="xyxy", review=["good", "bad", "fine", "dull"])
     with pytest.raises(InputError, match="'review' differs between rows of one item.*'rated'"):
         features.with_other_item(reviews, "user", "item", ["review"], better[:2], worse[:2] - 7)

@@ -181,6 +181,11 @@ def test_several_labels_from_lists_and_strings():
         {"a"},
     ]
     assert task.label_sets(rows_of(text="v", label=["[a]; b"])) == [{"[a]", "b"}]
+    as_json = ['["a\\/b"]', '["\\ud83d\\ude00", 7]']
+    assert task.label_sets(rows_of(text="vw", label=as_json)) == [{"a/b"}, {"😀", "7"}]
+    for cell in ("['good' 'film']", "[ 2 13]", '["a", null]', "[unk]"):
+        with pytest.raises(InputError, match=r"set.csv:2: label is .*; accepted: a list of labels"):
+            task.label_sets(rows_of(text="v", label=[cell]))
     rows = rows_of(text="vwxyz", label=["b; a", ["c"], [], "", ["a", "a"]])
     fitted = task.fit(rows)
     assert fitted["labels"] == ["a", "b", "c"]

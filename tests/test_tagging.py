@@ -103,6 +103,26 @@ def test_every_word_of_long_sentences_is_scored_once(made, tmp_path):
         assert all(answer["text"][s["start"] : s["end"]] == s["text"] for s in answer["label"])
 
 
+def test_types_whose_score_is_told(made, tmp_path):
+    """Those of the data, if few, whatever is predicted; of many the one that is asked for."""
+    rows = [{"tokens": ["it"], "tags": [f"B-T{i}"]} for i in range(40)]
+    data, _ = encoded(made, tmp_path, rows)
+    few, _ = encoded(made, tmp_path, rows[:20], fitted=data.fitted)
+    other = as_if(lambda tag: (tag + 21) % len(data.fitted["labels"]), few)
+    told = [k for k in Tagging(config()).score(other, few) if k.startswith("f1/")]
+    assert len(told) == 20
+    for asked, expected in (("", []), ("f1/T3", ["f1/T3"]), ("part/f1/T3", ["f1/T3"])):
+        scores = Tagging(config(eval__metric=asked)).score(as_if(lambda tag: tag, data), data)
+        assert [k for k in scores if k.startswith("f1/")] == expected
+
+
+def test_a_set_without_words_has_no_accuracy(made, tmp_path):
+    fitted = encoded(made, tmp_path, opinions(3, 0))[0].fitted
+    data, _ = encoded(made, tmp_path, [{"tokens": [], "tags": []}], fitted=fitted)
+    scores = Tagging(config()).score(as_if(lambda tag: tag, data), data)
+    assert np.isnan(scores["accuracy"]) and np.isnan(scores["loss"]) and scores["words"] == 0
+
+
 def test_a_word_that_is_not_scored_is_noticed(made, tmp_path):
     data, _ = encoded(made, tmp_path, opinions(3, 0, clauses=9))
     owned = np.array(data.fields["owned"])

@@ -1,6 +1,9 @@
 """Texts without labels: where they stand in the stream and in a batch, the two methods against
 their formulas, runs with them."""
 
+import dataclasses
+from functools import partial
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from bert_ft.data.epochs import Epochs
 from bert_ft.data.unlabelled import Beside, joined
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods, make_weights
+from bert_ft.models.heads import SequenceHead
 from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.tasks.ordinal import Ordinal
 
@@ -146,13 +150,13 @@ def test_a_run_of_other_batches_may_go_on_from_one_with_consistency():
         make_methods(c)[0].objective(fake(LOGITS), TASK, MODEL)
 
 
-def semi(accumulate=1, packed=True):
-    """The second batch of a set of 10 labelled examples and 8 texts in two versions."""
+def semi(accumulate=1, packed=True, number=1):
+    """A batch of a set of 10 labelled examples and 8 texts in two versions."""
     micro = 12 // accumulate
     data = joined(varied(10), [varied(8, seed=2), varied(16, seed=3)], micro, micro * 2 // 3)
     plan = BatchPlan(data, 12, 2, 16, seed=1, packed=packed, accumulate=accumulate,
                      mixture=data.order)  # fmt: skip
-    return plan.batch(1)
+    return plan.batch(number)
 
 
 def with_step(batch, accumulate=1):
@@ -195,6 +199,21 @@ def test_micro_batches_are_batches_of_the_same_share():
         gradient(both(6), with_step({k: v[a] for k, v in halves.items()}))[1] for a in range(2)
     ]
     assert_same(found, {k: (alone[0][k] + alone[1][k]) / 2 for k in found})
+
+
+def test_micro_batches_with_class_weights_are_the_whole_batch():
+    """Their labelled examples weigh more or less; the texts without labels count alike."""
+    weights = (0.1, 5.0, 2.0)
+    heavy = dataclasses.replace(MODEL, head=partial(SequenceHead, CLASSES, class_weights=weights))
+    halves = semi(accumulate=2, number=0)
+    weight = np.array(weights)[halves["label"]] * halves["weight"]
+    assert weight.sum(axis=1)[0] != weight.sum(axis=1)[1]
+    metrics, found = gradient(both(6), with_step(halves, 2), accumulate=2, model=heavy)
+    whole, expected = gradient(both(12), with_step(semi(number=0)), model=heavy)
+    assert_same(found, expected)
+    for name in ("loss", "pseudo_loss", "pseudo_share", "uda_divergence", "uda_share"):
+        assert metrics[name] == pytest.approx(float(whole[name]), rel=1e-5)
+    assert metrics["uda_share"] > 0 and metrics["pseudo_share"] > 0
 
 
 STEPS = ("--config.train.steps=4", "--config.data.row_counts=1", "--config.eval.report=False",

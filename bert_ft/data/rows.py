@@ -1,6 +1,8 @@
 """What every source is read as: columns of equal length, and where each row came from."""
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Protocol
@@ -87,3 +89,18 @@ class Readable(Protocol):
     def uri(self) -> str: ...
     def fingerprint(self) -> str: ...
     def read(self) -> Rows: ...
+
+
+def require_apart(labels: Iterable[str], where: str, kind: str = "label") -> None:
+    """Raises InputError on two labels that differ by blanks around them only, or as 1 and 1.0;
+    `kind` is what they are called."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        plain = label.strip()
+        # What pandas makes of whole numbers in a column with a gap.
+        other = seen.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
+        if other != label:
+            how = "differ by blanks only" if other.strip() == plain else "are one number"
+            raise InputError(
+                f"{where}: {other!r} and {label!r} {how}; accepted: one spelling of each {kind}"
+            )

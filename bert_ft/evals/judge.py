@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -25,7 +26,7 @@ def judge(rows: Sequence[Row], metric: str, where: str, positive: str = "") -> J
         rows = rows_of_part(rows, part)
     kinds = _scores(rows, positive) if rows else {}
     if name not in kinds:
-        there = ", ".join(kinds) or "none: there are no rows with a label"
+        there = ", ".join(kinds) or "none: of this task no score is made of rows"
         raise InputError(f"{where}: no score {metric!r} by example; accepted: {there}")
     return kinds[name]()
 
@@ -51,14 +52,27 @@ def _scores(rows: Sequence[Row], positive: str) -> dict[str, Callable[[], Judged
     if spans.are_entities(rows):
         return {"f1": partial(_entities, rows)}
     scored = all(isinstance(row.get("probabilities"), dict) for row in rows)
+    of = (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae)
+    of_numbers: dict[str, Callable[[], Judged]] = {
+        metric.__name__: partial(_regression, rows, metric) for metric in of
+    }
     if all(isinstance(x, int | float) and not isinstance(x, bool) for x in sides) and not scored:
-        of = (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae)
-        return {metric.__name__: partial(_regression, rows, metric) for metric in of}
+        return of_numbers
     if all(isinstance(x, str | int) for x in sides):
         one = positive or len(rows[0].get("probabilities") or _classes(rows)) == 2
         names = ["accuracy", "f1_macro", "mcc", *(["f1"] if one else [])]
-        return {name: partial(_classification, rows, name, positive) for name in names}
+        kinds: dict[str, Callable[[], Judged]] = {
+            name: partial(_classification, rows, name, positive) for name in names
+        }
+        return kinds | (of_numbers if all(map(_is_number, sides)) else {})  # ranks are both
     return {}
+
+
+def _is_number(side: Any) -> bool:
+    try:
+        return math.isfinite(float(side))
+    except ValueError:
+        return False
 
 
 def _classes(rows: Sequence[Row]) -> list[str]:

@@ -19,6 +19,20 @@ def merit(metric: str, value: float | None) -> float:
     return -value if lower_is_better(metric) else value
 
 
+def beats(value: float, best: float) -> bool:
+    """Whether a later `merit` takes the best one's place: it is more, or neither is defined, where
+    the later one has at least been trained for longer."""
+    return value > best or best == -math.inf
+
+
+def undefined(metric: str, step: int) -> str:
+    """What is said where a metric that parameters are kept by is not defined."""
+    return (
+        f"WARNING: dev/{metric} is not defined at step {step}, so eval.keep_best keeps these "
+        "parameters only until it is; see config.eval.metric"
+    )
+
+
 def defined(value: float) -> float | None:
     """None for NaN."""
     return None if math.isnan(value) else value

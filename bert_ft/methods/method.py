@@ -52,13 +52,20 @@ class Sums:
     of further metrics; and the model's outputs. `each`: what a term of an example's own counts in
     these sums, so that its mean is over examples. Of several tasks the total is of means already:
     the number is then the share that the micro-batch is of the batch, and `each` one by the number
-    of the batch's examples."""
+    of the batch's examples. `usual`: the mean of the micro-batches' numbers, where it is
+    known; else this one's is taken for it."""
 
     total: jax.Array
     count: jax.Array
     extra: dict[str, Any]
     outputs: Any
     each: jax.Array | float = 1.0
+    usual: jax.Array | None = None
+
+    def of_free(self, free: jax.Array | int) -> jax.Array:
+        """What a term of a text without a label counts in these sums, so that its mean is over
+        those of the whole batch, `free` in each micro-batch."""
+        return (self.count if self.usual is None else self.usual) / free
 
 
 @jax.tree_util.register_dataclass
@@ -146,6 +153,7 @@ class Method:
     draws = False  # it needs randomness of the model, or its own, though there be no dropout
     timed = False  # its loss, or gradient, depends on the step
     taps = False  # its loss reads what the layers compute (models/taps.py)
+    counts = False  # its loss reads Sums.usual
     merges = True  # `merged` has an answer
     factors = False  # a mean of its parameters is not that of the weights that they stand for
     of_part = False  # of several tasks it changes the loss of each, before they are weighed

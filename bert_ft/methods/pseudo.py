@@ -23,7 +23,7 @@ from bert_ft.models.bert import Batch
 class Pseudo(Method):
     name = "pseudo"
     of_part = True
-    timed = True
+    timed = counts = True
 
     def objective(self, run: Run, task: Any, model: Any) -> Run:
         k = self.knobs
@@ -34,8 +34,7 @@ class Pseudo(Method):
             likeliest_BxD, each = task.guesses_of(made.outputs)
             sure_BxD = jax.lax.stop_gradient(jnp.exp(likeliest_BxD)) >= k.threshold
             sure_BxD = free_B[:, None] * sure_BxD
-            # Sums that, divided by the number of labelled examples, are means over the others.
-            scale = made.count / jnp.sum(free_B)
+            scale = made.of_free(jnp.sum(free_B))
             own = -jnp.sum(likeliest_BxD * sure_BxD) * each * scale
             rise = (batch[STEP] - k.begin) / max(k.end - k.begin, 1)
             total = made.total + k.weight * jnp.clip(rise, 0, 1) * own

@@ -23,7 +23,7 @@ from bert_ft.models.bert import Batch
 
 class Uda(Method):
     name = "uda"
-    of_part = True
+    of_part = counts = True
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -42,8 +42,7 @@ class Uda(Method):
             far = task.divergence(
                 {"logits": as_it_is / k.temperature}, {"logits": changed}, {"weight": sure}
             )
-            # Sums that, divided by the number of labelled examples, are means over the others.
-            scale = made.count / len(as_it_is)
+            scale = made.of_free(len(as_it_is))
             own = far * scale
             extra = {"uda_divergence": own, "uda_share": jnp.sum(sure) * scale}
             return dataclasses.replace(

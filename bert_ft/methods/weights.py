@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from bert_ft.errors import InputError
 from bert_ft.methods.method import Method, Params, Wrapped
 from bert_ft.models.hf import flatten, unflatten
 
@@ -60,6 +61,12 @@ class Weights:
         frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
         for method, rng in zip(self.methods, rngs, strict=True):
             trained |= method.new(flat, rng)
+        if all(_OF_LOSS.search(path) for path in trained):
+            used = ",".join(method.name for method in self.methods)
+            raise InputError(
+                f"config.methods.use is {used!r}, with which no parameter is trained; accepted: "
+                "targets that leave some, or config.methods.also_train with a regex of some"
+            )
         return unflatten(trained), unflatten(frozen)
 
     def form(self, frozen: Params, trained: Params, step: Any) -> Params:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft.data.encode import Encoded
-from bert_ft.data.rows import Rows, written
+from bert_ft.data.rows import Rows, require_apart, written
 from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
@@ -34,21 +33,6 @@ def sorted_labels(values: set[str]) -> list[str]:
     if any(math.isnan(n) for n in numbers.values()):
         return sorted(values)
     return sorted(values, key=lambda v: (numbers[v], v))
-
-
-def require_apart(labels: Iterable[str], where: str) -> None:
-    """Raises InputError on two labels that differ by blanks around them only, or as 1 and 1.0."""
-    seen: dict[str, str] = {}
-    for label in labels:
-        plain = label.strip()
-        # What pandas makes of whole numbers in a column with a gap.
-        other = seen.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
-        if other != label:
-            how = "differ by blanks only" if other.strip() == plain else "are one number"
-            raise InputError(
-                f"{where}: labels {other!r} and {label!r} {how}; accepted: one spelling of each "
-                "label"
-            )
 
 
 def every(fitted: Mapping[str, Any], key: str) -> list[str]:

@@ -167,6 +167,10 @@ class CrossEncoder:
         sizes = {"questions": float(len(aside["rights"])), "pairs": float(len(question))}
         return {**after, **{f"first_stage_{k}": v for k, v in before.items()}, **sizes}
 
+    @staticmethod
+    def _candidate(aside: Mapping[str, np.ndarray], i: int) -> str:
+        return text_at(aside["candidates"], aside["candidate_offsets"], int(i))
+
     def answers(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows
     ) -> list[dict[str, Any]]:
@@ -182,16 +186,25 @@ class CrossEncoder:
             order = own[np.argsort(-value[own], kind="stable")]
             candidates = [
                 {
-                    "text": text_at(aside["candidates"], aside["candidate_offsets"], int(i)),
+                    "text": self._candidate(aside, i),
                     "score": round(float(value[i]), 6),
                     "first_stage": int(aside["place"][i]),
                 }
                 for i in order
             ]
             if aside["rights"][asked] and self.pair in answer:
-                texts = [c["text"] for c in candidates]
-                found = answer[self.pair] in texts
-                answer["rank"] = texts.index(answer[self.pair]) + 1 if found else None
+                own_right = np.asarray(aside["right"])[own]
+                ahead = wrong_ahead(question[own], value[own], own_right)
+                ranks = ranks_among(np.zeros(len(ahead)), ahead, value[own][own_right])
+                texts = (self._candidate(aside, i) for i in own[own_right])
+                answer["rank"] = next(
+                    (
+                        int(r)
+                        for text, r in zip(texts, ranks, strict=True)
+                        if text == answer[self.pair]
+                    ),
+                    None,
+                )
             answer |= {
                 "prediction": candidates[0]["text"],
                 "candidates": candidates,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bert_ft.data.rows import Rows, written
+from bert_ft.data.rows import Rows, require_apart, written
 from bert_ft.errors import InputError
 from bert_ft.tasks.sequence import number_in
 
@@ -20,18 +20,28 @@ def values_of(rows: Rows, column: str) -> list[str]:
 
 
 def fit_categories(rows: Rows, columns: Sequence[str]) -> dict[str, list[str]]:
-    """{column: its categories in alphabetical order}; the k-th has the number k + 1."""
-    return {column: sorted(set(values_of(rows, column))) for column in columns}
+    """{column: its categories in alphabetical order}; the k-th has the number k + 1. Raises
+    InputError on two that differ by blanks around them only, or as 7 and 7.0."""
+    found = {column: sorted(set(values_of(rows, column))) for column in columns}
+    for column, values in found.items():
+        require_apart(values, f"{rows.origin}: column {column!r}", "category")
+    return found
 
 
 def categories(
     rows: Rows, known: Mapping[str, Sequence[str]], columns: Sequence[str]
 ) -> np.ndarray:
-    """int32 (N, C): the number of each row's category, UNKNOWN for one that is new."""
+    """int32 (N, C): the number of each row's category, UNKNOWN for one that is new. Raises
+    InputError as fit_categories, on one that is new by its spelling only."""
     out = np.zeros((len(rows), len(columns)), np.int32)
     for c, column in enumerate(columns):
         number = {value: i + 1 for i, value in enumerate(known[column])}
-        out[:, c] = [number.get(value, UNKNOWN) for value in values_of(rows, column)]
+        values = values_of(rows, column)
+        new = sorted(set(values) - number.keys())
+        if new:
+            where = f"{rows.origin}: column {column!r}, with training's"
+            require_apart([*known[column], *new], where, "category")
+        out[:, c] = [number.get(value, UNKNOWN) for value in values]
     return out
 
 
@@ -41,13 +51,13 @@ def _finite(rows: Rows, column: str) -> np.ndarray:
 
 
 def fit_numbers(rows: Rows, columns: Sequence[str]) -> dict[str, list[float]]:
-    """{column: [mean, standard deviation]} of these rows; 1 for that of a constant column, which
-    is then 0 everywhere."""
+    """{column: [mean, standard deviation]} of these rows; 0 for that of a constant column, which
+    says nothing and is 0 in all rows."""
     out = {}
     for column in columns:
         x = _finite(rows, column)
         constant = bool((x == x[0]).all())
-        out[column] = [float(x[0]), 1.0] if constant else [float(x.mean()), float(x.std())]
+        out[column] = [float(x[0]), 0.0] if constant else [float(x.mean()), float(x.std())]
     return out
 
 
@@ -58,7 +68,9 @@ def numbers(
     out = np.zeros((len(rows), len(columns)), np.float32)
     for c, column in enumerate(columns):
         mean, scale = fitted[column]
-        out[:, c] = (_finite(rows, column) - mean) / scale
+        values = _finite(rows, column)
+        if scale:
+            out[:, c] = (values - mean) / scale
     return out
 
 
@@ -110,14 +122,29 @@ def _generator(user: np.ndarray) -> np.random.Generator:
 
 
 def with_other_item(
-    rows: Rows, user: str, item: str, texts: Sequence[str], better: np.ndarray, worse: np.ndarray
+    rows: Rows,
+    user: str,
+    item: str,
+    texts: Sequence[str],
+    better: np.ndarray,
+    worse: np.ndarray,
+    more: Sequence[str] = (),
 ) -> Rows:
     """Rows that nobody has written: those of `better`, each with the item of the row in `worse`.
 
-    What belongs to an item are its own column and every other one, save the user's, that says the
-    same in all rows of an item; the rest (the user's age, the time) is that of `better`. Raises
-    InputError on a text that belongs to neither, such as a review: an unseen item has none.
+    What belongs to an item are its own column and every other one that says the same in all rows of
+    an item, but not in all of a user who has several; the rest (the user's age, the time) is that
+    of `better`. Raises InputError on a text that belongs to neither, such as a review: an unseen
+    item has none; and where each user and each item has one row, which do not tell what is whose.
     """
+    several = {c: len({written(v) for v in rows.columns[c]}) < len(rows) for c in (user, item)}
+    asked = [*texts, *more]
+    if not any(several.values()) and set(asked) - {user, item}:
+        column = next(c for c in asked if c not in (user, item))
+        raise InputError(
+            f"{rows.origin}: no {user} and no {item} has two rows, which would tell whether column "
+            f"{column!r} is the {user}'s or the {item}'s; accepted: config.task.worse='rated'"
+        )
 
     def belongs(column: str, to: str) -> bool:
         said: dict[str, str] = {}
@@ -126,7 +153,8 @@ def with_other_item(
 
     columns = {}
     for column, values in rows.columns.items():
-        of_item = column == item or (column != user and belongs(column, item))
+        users_own = column == user or (several[user] and belongs(column, user))
+        of_item = column == item or (not users_own and belongs(column, item))
         if column in texts and not of_item and not belongs(column, user):
             raise InputError(
                 f"{rows.origin}: column {column!r} differs between rows of one {item}, so that an "

@@ -157,15 +157,16 @@ class MaskedWords:
 
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
         """perplexity: e to the mean loss of a hidden token; accuracy: share of hidden words all of
-        whose tokens are guessed; masked_tokens and masked_words: how many were hidden."""
+        whose tokens are guessed; masked_tokens and masked_words: how many were hidden. Of none
+        these are NaN."""
         total = {k: float(predicted[k].sum(dtype=np.float64)) for k in ("nll", "right")}
         tokens, words = int(predicted["tokens"].sum()), int(predicted["words"].sum())
-        loss = total["nll"] / max(tokens, 1)
+        loss = total["nll"] / tokens if tokens else np.nan
         return {
-            "perplexity": float(np.exp(min(loss, 700.0))),
+            "perplexity": float(np.exp(np.minimum(loss, 700.0))),
             "loss": loss,
-            "accuracy": int(predicted["words_right"].sum()) / max(words, 1),
-            "token_accuracy": total["right"] / max(tokens, 1),
+            "accuracy": int(predicted["words_right"].sum()) / words if words else np.nan,
+            "token_accuracy": total["right"] / tokens if tokens else np.nan,
             "masked_tokens": float(tokens),
             "masked_words": float(words),
         }

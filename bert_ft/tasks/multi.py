@@ -148,11 +148,13 @@ class MultiTask(ReadsBoth):
         batch: Batch,
         methods: Sequence[Method] = (),
         model: Any = None,
+        usual: Mapping[str, jax.Array] | None = None,
     ) -> dict[str, Sums]:
-        """{part: the sums of its loss}, changed by those of the methods that are of a part."""
+        """{part: the sums of its loss}, changed by those of the methods that are of a part; `usual`
+        as Sums have it."""
         found = {}
         for part, task in self.parts.items():
-            run: Run = partial(_told, task, outputs[part])
+            run: Run = partial(_told, task, outputs[part], usual[part] if usual else None)
             for method in (m for m in methods if m.of_part):
                 run = method.objective(run, task, model)
             found[part] = run(None, _own(batch, part), None)
@@ -272,10 +274,12 @@ class MultiTask(ReadsBoth):
         return "; ".join(f"{p}: {self.parts[p].sentence(single(answer, p))}" for p in there)
 
 
-def _told(task: Any, outputs: Any, _params: Any, batch: Batch, _rng: Any) -> Sums:
+def _told(
+    task: Any, outputs: Any, usual: jax.Array | None, _params: Any, batch: Batch, _rng: Any
+) -> Sums:
     """A part's `Run`, the model having run already for all."""
     total, count, extra = task.loss(outputs, batch)
-    return Sums(total, count, extra, outputs)
+    return Sums(total, count, extra, outputs, usual=usual)
 
 
 def _joined(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
+import re
+import tokenize
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -60,14 +64,16 @@ class MultiLabel(SequenceTask):
         """Each row's labels. Raises InputError where a row's are neither a list nor a string."""
         out = []
         for i, value in enumerate(rows.column(self.label)):
-            if isinstance(value, str) and value.lstrip()[:1] == "[" and value.rstrip()[-1:] == "]":
+            said = value
+            if isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL):
                 value = _written_list(value)
-            if isinstance(value, str):
+            elif isinstance(value, str):
                 value = value.split(self.delimiter)
-            elif not isinstance(value, list) or not all(isinstance(v, str | int) for v in value):
+            if not isinstance(value, list) or not all(isinstance(v, str | int) for v in value):
                 raise InputError(
-                    f"{rows.where(i)}: {self.label} is {value!r}; accepted: a list of labels, or a "
-                    f"string of them with {self.delimiter!r} between (config.task.label_delimiter)"
+                    f"{rows.where(i)}: {self.label} is {said!r}; accepted: a list of labels, as "
+                    "JSON or Python write it where it is a cell's text, or a string of them with "
+                    f"{self.delimiter!r} between (config.task.label_delimiter)"
                 )
             out.append({str(v).strip() for v in value} - {""})
         return out
@@ -231,9 +237,15 @@ def best_threshold(labels: np.ndarray, p: np.ndarray) -> float:
 
 def _written_list(cell: str) -> Any:
     """The list of a cell that holds one as JSON or as Python writes it, as tables do that pandas
-    has saved; what is neither stays a string."""
-    try:
-        value = ast.literal_eval(cell)
-    except (ValueError, SyntaxError):
-        return cell
-    return value if isinstance(value, list) else cell
+    has saved. None for what is neither: NumPy's ['good' 'film'], which to Python is one string."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(cell.strip())
+        except (ValueError, SyntaxError):
+            continue
+        if read is ast.literal_eval and isinstance(value, list):
+            words = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
+            if sum(word.type == tokenize.STRING for word in words) > len(value):
+                return None
+        return value
+    return None

@@ -52,7 +52,8 @@ class Ordinal(SequenceTask):
             ranks = [float(r) for r in range(int(np.ceil(self.low)), int(self.high) + 1)]
         if len(ranks) < 2:
             raise InputError(
-                f"{rows.origin}: column {self.label!r} has one rank only ({ranks}); at least 2"
+                f"{rows.origin}: column {self.label!r} has fewer than two ranks ({ranks}), which "
+                "are its values or the whole numbers within config.task.range"
             )
         self.places(rows, ranks)
         count = Counter(numbers)

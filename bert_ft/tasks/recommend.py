@@ -75,7 +75,12 @@ class Recommend(Regression):
         """{mean, scale} of the label, {categories}, {numbers}: see features.py."""
         for column in self.columns():
             rows.column(column)
-        self.numbers(rows)
+        if self.user and (self.numbers(rows) < self.liked).all():
+            raise InputError(
+                f"{rows.origin}: no row has {self.label} of config.task.liked ({self.liked:g}) or "
+                "more, so no list has a score; accepted: what divides liked rows from others, or "
+                "task.user=''"
+            )
         unit = super().fit(rows) if self.objective == "rating" else {"mean": 0.0, "scale": 1.0}
         known = dict.fromkeys([*self.categorical, self.user, self.item])
         return {
@@ -130,7 +135,10 @@ class Recommend(Regression):
         if self.worse == "rated":
             second = rows.take(worse.tolist())
         else:
-            second = features.with_other_item(rows, self.user, self.item, texts, better, worse)
+            more = [*self.categorical, *self.numeric]
+            second = features.with_other_item(
+                rows, self.user, self.item, texts, better, worse, more
+            )
         made = [self.encode(r, tokenizer, max_length, fitted) for r in (first, second)]
         return dataclasses.replace(_side_by_side(*made), row=better)
 

@@ -100,7 +100,7 @@ def detect(rows: Sequence[Sequence[str]], where: Callable[[int, int], str]) -> s
     letters = {tag[0] for tag in prefixed}
     fits = [name for name, roles in SCHEMES.items() if letters <= set(roles)]
     for name in fits:
-        if all(fault(tags, name) is None for tags in rows):
+        if _kept(rows, name):
             return name
     if not fits:
         unknown = letters - _PREFIXES
@@ -123,10 +123,17 @@ def check(
         _check_typed(rows, where)
     for i, tags in enumerate(rows):
         if found := fault(tags, scheme):
+            keep = [name for name, roles in SCHEMES.items() if roles and _kept(rows, name)]
+            other = f", or set task.scheme to {' or '.join(keep)} where all sets keep it"
             raise InputError(
-                f"{where(i, found[0])}: {found[1]}{why and '; ' + why}; mend the tag, or set "
-                f"task.scheme to another of {', '.join(SCHEMES)}"
+                f"{where(i, found[0])}: {found[1]}{why and '; ' + why}; mend the tag"
+                f"{other if keep else ''}"
             )
+
+
+def _kept(rows: Sequence[Sequence[str]], scheme: str) -> bool:
+    """Whether the scheme allows all tags of these rows."""
+    return all(fault(tags, scheme) is None for tags in rows)
 
 
 def _check_prefixes(

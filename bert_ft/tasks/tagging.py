@@ -49,7 +49,7 @@ class Tagging:
 
     def __init__(self, config: ConfigDict):
         self.text, self.label = config.data.text, config.data.label
-        t = config.task
+        t, self.asked = config.task, config.eval.metric
         self.scheme, self.decode, self.stride = t.scheme, t.decode, t.stride
         self.crf_rate = t.crf_rate if t.decode == "crf" else 0.0
         self.characters = t.words == "characters"
@@ -214,11 +214,12 @@ class Tagging:
         scores, by_type = entity_scores(*spelt)
         flat, said = np.concatenate(gold), np.concatenate(guess)
         words, known = len(flat), int((flat < len(labels)).sum())
-        nll = float(predicted["nll"].sum(dtype=np.float64)) / max(known, 1)
-        scores |= {"accuracy": float((flat == said).mean()) if words else 0.0, "loss": nll}
+        nll = float(predicted["nll"].sum(dtype=np.float64)) / known if known else np.nan
+        scores |= {"accuracy": float((flat == said).mean()) if words else np.nan, "loss": nll}
         scores |= {"words": float(words), "unseen": float(words - known)}
-        kinds = [k for k in by_type if by_type[k]["n"]] if len(by_type) <= SHOWN_TYPES else []
-        return scores | {f"f1/{kind}": by_type[kind]["f1"] for kind in kinds}
+        own = {f"f1/{k}": of["f1"] for k, of in by_type.items() if of["n"]}  # of types in the data
+        few = len(own) <= SHOWN_TYPES
+        return scores | {k: v for k, v in own.items() if few or self.asked.endswith(k)}
 
     def answers(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows

@@ -108,14 +108,17 @@ def loss_and_gradient(
     names = list(task.parts)
     tapping = any(m.taps for m in methods)
 
-    def read(both: Any, batch: Batch, rng: Any) -> tuple[Any, Terms, Terms, dict]:
+    def read(
+        both: Any, batch: Batch, rng: Any, whole: Terms | None
+    ) -> tuple[Any, Terms, Terms, dict]:
         """`both`: parameters, and under PERTURBED what is added at the encoder's output of each
-        part. Of numbers '' is that of examples."""
+        part. Of numbers '' is that of examples; `whole` are those of the whole batch."""
         params = {k: v for k, v in both.items() if k != PERTURBED}
         variables = {"params": params, PERTURBED: both[PERTURBED]}
         batch = with_beside(methods, batch, rng)
         outputs = applied(tapping, model, variables, batch, rng, rate)
-        found = task.sums(outputs, batch, methods, model)
+        usual = whole and {k: whole[k] / accumulate for k in names}
+        found = task.sums(outputs, batch, methods, model, usual)
         total, count, extra = (
             {k: getattr(sums, what) for k, sums in found.items()}
             for what in ("total", "count", "extra")
@@ -130,7 +133,7 @@ def loss_and_gradient(
         """Its total is L, or a micro-batch's part of it where `counts` are of the whole batch."""
 
         def weighed(both: Any, batch: Batch, rng: Any) -> Sums:
-            outputs, totals, own, extra = read(both, batch, rng)
+            outputs, totals, own, extra = read(both, batch, rng, counts)
             number = own if counts is None else counts
             share = {k: jnp.where(n > 0, 1 / jnp.maximum(n, 1e-6), 0.0) for k, n in number.items()}
             means = {k: totals[k] * share[k] for k in names}
@@ -170,7 +173,9 @@ def loss_and_gradient(
         done = slope_of(None)(params, batch, rng)
         counts = done.extra["counts"]
     else:
-        each = jax.lax.map(lambda b: read({**params, PERTURBED: no_taps(b)}, b, rng)[2], batch)
+        each = jax.lax.map(
+            lambda b: read({**params, PERTURBED: no_taps(b)}, b, rng, None)[2], batch
+        )
         counts = jax.tree.map(jnp.sum, each)
         done = summed(slope_of(counts), params, batch, rng)
     found: dict[str, Any] = done.extra

@@ -16,7 +16,7 @@ from bert_ft.config import flat
 from bert_ft.data.batches import BatchPlan
 from bert_ft.data.prefetch import prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, InputError, Preempted
-from bert_ft.evals.merit import merit
+from bert_ft.evals.merit import beats, merit, undefined
 from bert_ft.method_checks import check_steps
 from bert_ft.train import footprint, optim, phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
@@ -44,7 +44,9 @@ from bert_ft.train.writer import Writer
 
 def total_steps(config: ConfigDict, examples: float) -> int:
     """train.steps, or as many as train.epochs take; the next epoch fills the last batch."""
-    return config.train.steps or math.ceil(config.train.epochs * examples / config.train.batch_size)
+    t = config.train
+    # 1.1 epochs of 100 examples in batches of 10 are 11.000000000000002 steps.
+    return t.steps or math.ceil(round(t.epochs * examples / t.batch_size, 6))
 
 
 def batch_plan(system: System, steps: int) -> BatchPlan:
@@ -203,7 +205,9 @@ def _train(
             scores = score_set(system, evaluators, scored(system, state), "dev")
         writer.scalars(step, {f"dev/{k}": v for k, v in scores.items()})
         value = merit(metric, scores[metric])
-        if config.eval.keep_best and (best[0] < 0 or value > best[1]):
+        if config.eval.keep_best and beats(value, best[1]):
+            if value == -math.inf:
+                writer.say(undefined(metric, step))
             best = step, value
             with phases.within("saving", f"the save of the best, step {step}"):
                 saved.save_best(step, reported(system, state), about(), best[1])

@@ -60,15 +60,18 @@ def loss_and_gradient(
     def sums(params: Params, batch: Batch, rng: jax.Array | None) -> Sums:
         outputs = applied(tapping, model, {"params": params}, batch, rng, rate)
         total, count, extra = task.loss(outputs, batch)
-        return Sums(total, count, extra, outputs, each if each is not None else ratio(count, batch))
+        if whole is None:
+            return Sums(total, count, extra, outputs, ratio(count, batch))
+        return Sums(total, count, extra, outputs, *whole)
 
     def ratio(count: jax.Array, batch: Batch) -> jax.Array:
         """Of words, or weighed examples, there are more or fewer than of examples."""
         return jnp.sum(count) / jnp.maximum(jnp.sum(batch["weight"]), 1.0)
 
-    each: jax.Array | None = None  # of the whole batch, where that has several parts
-    if accumulate > 1 and tapping:
-        each = ratio(jax.lax.map(lambda b: sums(params, b, rng).count, batch), batch)
+    whole: tuple[jax.Array, jax.Array] | None = None  # the last two of Sums, where they are asked
+    if accumulate > 1 and any(m.taps or m.counts for m in methods):
+        each = jax.lax.map(lambda b: sums(params, b, rng).count, batch)
+        whole = ratio(each, batch), jnp.mean(each)
     run: Run = sums
     for method in methods:
         run = method.objective(run, task, model)

@@ -14,7 +14,7 @@ import numpy as np
 
 from bert_ft.data.prefetch import prefetch
 from bert_ft.errors import EXIT_DONE, EXIT_PREEMPTED, Preempted
-from bert_ft.evals.merit import defined, merit
+from bert_ft.evals.merit import beats, defined, merit, undefined
 from bert_ft.train import phases, preemption
 from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import score_set
@@ -194,7 +194,9 @@ class Training:
             del params  # no longer than kept below is
             on_dev[k] = defined(scores[k][self.metric])
             value = merit(self.metric, on_dev[k])
-            if self.keep_best and (self.best[k][0] < 0 or value > self.best[k][1]):
+            if self.keep_best and beats(value, self.best[k][1]):
+                if value == -math.inf:
+                    self.writer.say(f"{named(self.group, k)}: {undefined(self.metric, age)}")
                 self.best[k] = age, value
                 self.results.keep(k, age, kept, value)
             del kept
