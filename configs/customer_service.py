@@ -83,7 +83,8 @@ def get_config(variant: str = "") -> ConfigDict:
         run = of or "runs/faq"
         c.data.train = f"files:{run}/lists/train.jsonl"
         c.data.test = f"files:{run}/predictions/test.jsonl"
-        c.data.max_length = 256
+        c.data.max_length, c.train.learning_rate, c.train.epochs = 256, 1.5e-4, 5.0
+        c.train.accumulate = 4  # a row is five texts: 32 at once take 23 GB, and 8 the same step
         return c
     c.task.name = "matching"
     uri = COVID

@@ -6,8 +6,10 @@ python -m bert_ft.main --config=configs/qa.py --workdir=runs/squad
 python -m bert_ft.main --config=configs/qa.py:squad2 --workdir=runs/squad2
     BERT-base on SQuAD 2.0; not yet measured.
 python -m bert_ft.main --config=configs/qa.py:files --workdir=runs/squad_dev
-    MiniLM on 8,992 questions of 38 articles, tested on the 1,578 of 10 others (TEST_ARTICLES); not
-    yet measured. The file's answer_start is an answer's first occurrence, right for about 97 %.
+    MiniLM on 8,992 questions of 38 articles, tested on the 1,578 of 10 others (TEST_ARTICLES):
+    EM 52.7, F1 66.6 after one epoch, 45 minutes on one core of a Xeon, with
+    --config.train.epochs=1 --config.train.learning_rate=1.5e-4 (seed 0, no rate looked for). The
+    file's answer_start is an answer's first occurrence, right for about 97 %.
 
 Your own files, in SQuAD's layout:
 

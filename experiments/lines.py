@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -73,6 +72,7 @@ def shown(value: float | None) -> str:
 
 
 def spread(values: Sequence[float], times: float = 100, digits: int = 2) -> str:
-    """'82.90 ± 0.31', in per cent, with the sample standard deviation."""
-    std = times * statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{times * statistics.fmean(values):.{digits}f} ± {std:.{digits}f}"
+    """'82.90 ± 0.31', in per cent, with the sample standard deviation; '82.90' of one value."""
+    mean = f"{times * statistics.fmean(values):.{digits}f}"
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return mean if std is None else f"{mean} ± {times * std:.{digits}f}"
