@@ -5,8 +5,10 @@ python -m bert_ft.main --config=configs/medical.py:complaints --workdir=runs/com
 
 Test F1 of the diseases, strict as seqeval counts: 82.18 ± 0.88 (%, 940 sentences, seeds 0 to 2; 10
 minutes a run on one core of a Xeon), by python -m experiments.scores.measure --configs
-configs/medical.py --rates 5e-4: the best of three rates on dev after 2,000 sentences. Accuracy over
-the 8 products: not yet measured.
+configs/medical.py --rates 5e-4: the best of three rates on dev after 2,000 sentences. Over the 8
+products, learnt from 200 complaints of each: test accuracy 73.2, macro F1 69.3 (%, 3,000 texts,
+seed 0; 20 minutes), by the second command with --config.data.shots=200
+--config.train.learning_rate=5e-4. From all complaints, some five hours here: not yet measured.
 """
 
 from ml_collections import ConfigDict
