@@ -12,6 +12,7 @@ from bert_ft.errors import InputError
 from bert_ft.tasks.sequence import number_in
 
 UNKNOWN = 0  # the number of a category that the training rows lack
+READ = 2  # part of a cached set's key: raise it when the same rows make other numbers or pairs
 
 
 def values_of(rows: Rows, column: str) -> list[str]:

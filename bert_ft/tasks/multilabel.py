@@ -27,6 +27,8 @@ from bert_ft.tasks import divergence
 from bert_ft.tasks.classification import class_weights, effective_number, every, sorted_labels
 from bert_ft.tasks.sequence import SequenceTask
 
+READ = 2  # part of a cached set's key: raise it when the same cells are read as other labels
+
 
 class MultiLabel(SequenceTask):
     """`data.label` holds a list of labels (JSON), or one string of them with `task.label_delimiter`
@@ -53,7 +55,7 @@ class MultiLabel(SequenceTask):
         self.score_unseen = config.task.unseen_labels == "score"
 
     def signature(self) -> dict[str, Any]:
-        more: dict[str, Any] = {"delimiter": self.delimiter, "weights": self.weighting}
+        more = {"delimiter": self.delimiter, "weights": self.weighting, "read": READ}
         if self.weighting == "effective":
             more["beta"] = self.beta
         if self.score_unseen:

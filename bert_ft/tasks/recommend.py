@@ -65,6 +65,7 @@ class Recommend(Regression):
             **super().signature(),
             "roles": [self.user, self.item, self.shown_columns, self.categorical, self.numeric],
             "objective": [self.objective, self.liked, self.worse, self.pairs],
+            "read": features.READ,
         }
 
     def columns(self) -> list[str]:
