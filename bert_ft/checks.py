@@ -17,7 +17,7 @@ from bert_ft.method_checks import check_methods
 from bert_ft.model_checks import check_model
 from bert_ft.parts import has_dev, part_configs
 from bert_ft.space import Dimension, ends, parsed
-from bert_ft.task_checks import check_ranking, check_task, numbers, require
+from bert_ft.task_checks import check_ranking, check_task, require, weights
 from bert_ft.varying import Settings, said
 
 REMATS = ("none", "layer", "dots")
@@ -40,9 +40,7 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
     ):
         require(t[key] in allowed, f"task.{key}", t[key], " or ".join(map(repr, allowed)))
     require(
-        not t.weights
-        or numbers(t.weights, 0)
-        and any(float(weight) > 0 for weight in t.weights.split(",")),
+        not t.weights or weights(t.weights),
         "task.weights",
         t.weights,
         "'', or numbers of 0 or more, not all of them 0, comma-separated",

@@ -33,6 +33,11 @@ def numbers(text: str, least: float) -> bool:
         return False
 
 
+def weights(text: str) -> bool:
+    """Whether these are comma-separated finite numbers of 0 or more, not all of them 0."""
+    return numbers(text, 0) and any(float(part) > 0 for part in text.split(","))
+
+
 def check_task(c: ConfigDict) -> None:
     """Knobs that are off by default are refused under a task that does not read them."""
     t, known = c.task, [*TASKS, "multi"]
@@ -54,15 +59,12 @@ def check_task(c: ConfigDict) -> None:
             f"{type(t[key])()!r} where task.name is {t.name!r} (it is for {', '.join(tasks)})",
         )
     require(
-        t.class_weights in ("", "balanced", "effective") or numbers(t.class_weights, 0),
+        t.class_weights in ("", "balanced", "effective") or weights(t.class_weights),
         "task.class_weights",
         t.class_weights,
-        "'', 'balanced', 'effective', or numbers of 0 or more, comma-separated",
+        "'', 'balanced', 'effective', or numbers of 0 or more, comma-separated, one of them more "
+        "than 0",
     )
-    some = t.class_weights in ("", "balanced", "effective") or any(
-        map(float, t.class_weights.split(","))
-    )
-    require(some, "task.class_weights", t.class_weights, "one weight of more than 0, or several")
     require(0 <= t.class_beta < 1, "task.class_beta", t.class_beta, "0 or more and less than 1")
     bounds = t.range.split(",")
     require(

@@ -196,15 +196,11 @@ class CrossEncoder:
                 own_right = np.asarray(aside["right"])[own]
                 ahead = wrong_ahead(question[own], value[own], own_right)
                 ranks = ranks_among(np.zeros(len(ahead)), ahead, value[own][own_right])
-                texts = (self._candidate(aside, i) for i in own[own_right])
-                answer["rank"] = next(
-                    (
-                        int(r)
-                        for text, r in zip(texts, ranks, strict=True)
-                        if text == answer[self.pair]
-                    ),
-                    None,
-                )
+                rank_of = {
+                    self._candidate(aside, i): int(rank)
+                    for i, rank in zip(own[own_right], ranks, strict=True)
+                }
+                answer["rank"] = rank_of.get(answer[self.pair])
             answer |= {
                 "prediction": candidates[0]["text"],
                 "candidates": candidates,

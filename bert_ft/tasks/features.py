@@ -154,9 +154,10 @@ def with_other_item(
 
     columns = {}
     for column, values in rows.columns.items():
-        users_own = column == user or (several[user] and belongs(column, user))
-        of_item = column == item or (not users_own and belongs(column, item))
-        if column in texts and not of_item and not belongs(column, user):
+        by_user, by_item = belongs(column, user), belongs(column, item)
+        of_user = column == user or (by_user and several[user])
+        of_item = column == item or (by_item and not of_user)
+        if column in texts and not of_item and not by_user:
             raise InputError(
                 f"{rows.origin}: column {column!r} differs between rows of one {item}, so that an "
                 f"{item} which a {user} has not seen has no such text; accepted: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import re
@@ -240,14 +241,13 @@ def best_threshold(labels: np.ndarray, p: np.ndarray) -> float:
 def _written_list(cell: str) -> Any:
     """The list of a cell that holds one as JSON or as Python writes it, as tables do that pandas
     has saved. None for what is neither: NumPy's ['good' 'film'], which to Python is one string."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(cell.strip())
-        except (ValueError, SyntaxError):
-            continue
-        if read is ast.literal_eval and isinstance(value, list):
-            words = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
-            if sum(word.type == tokenize.STRING for word in words) > len(value):
-                return None
-        return value
-    return None
+    cell = cell.strip()
+    with contextlib.suppress(ValueError):
+        return json.loads(cell)
+    try:
+        value = ast.literal_eval(cell)
+    except (ValueError, SyntaxError):
+        return None
+    words = tokenize.generate_tokens(io.StringIO(cell).readline)
+    joined = sum(word.type == tokenize.STRING for word in words) > len(value)
+    return None if joined else value
