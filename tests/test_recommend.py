@@ -150,6 +150,10 @@ def test_a_row_with_another_item():
     assert got == {"user": ["a"], "item": ["z"], "title": ["r"], "age": [10]}
     with pytest.raises(InputError, match="no user and no item has two rows.*column 'title' is"):
         features.with_other_item(unique.take([1, 2]), "user", "item", ["title"], *ends)
+    # An item that is its own text, without a pair ('').
+    ends = np.asarray([0]), np.asarray([1])
+    got = features.with_other_item(unique.take([1, 2]), "user", "item", ["item", ""], *ends)
+    assert (got.columns["user"], got.columns["item"]) == (["a"], ["z"])
     reviews = rows_of(user="aabb", item="xyxy", review=["good", "bad", "fine", "dull"])
     with pytest.raises(InputError, match="'review' differs between rows of one item.*'rated'"):
         features.with_other_item(reviews, "user", "item", ["review"], better[:2], worse[:2] - 7)

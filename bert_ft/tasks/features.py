@@ -139,12 +139,11 @@ def with_other_item(
     item has none; and where each user and each item has one row, which do not tell what is whose.
     """
     several = {c: len({written(v) for v in rows.columns[c]}) < len(rows) for c in (user, item)}
-    asked = [*texts, *more]
-    if not any(several.values()) and set(asked) - {user, item}:
-        column = next(c for c in asked if c not in (user, item))
+    others = [c for c in (*texts, *more) if c and c not in (user, item)]
+    if others and not any(several.values()):
         raise InputError(
             f"{rows.origin}: no {user} and no {item} has two rows, which would tell whether column "
-            f"{column!r} is the {user}'s or the {item}'s; accepted: config.task.worse='rated'"
+            f"{others[0]!r} is the {user}'s or the {item}'s; accepted: config.task.worse='rated'"
         )
 
     def belongs(column: str, to: str) -> bool:
