@@ -27,7 +27,7 @@ Settings = dict[str, Any]  # {config key: value} of a trial
 def without_trials(config: ConfigDict) -> None:
     """Resets what only a run of trials has, in the config given, which is unlocked."""
     config.trials, config.mesh.trial, t = "", 1, config.trial
-    t.halving, t.space, t.samples, t.at_once = 0, "", 0, 0
+    t.halving, t.space, t.samples, t.at_once, t.width, t.share_batches = 0, "", 0, 0, 0, False
 
 
 @functools.cache

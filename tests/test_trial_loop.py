@@ -218,6 +218,17 @@ def test_stacked_trials_learn_the_same(done, run_here, tmp_path):
             assert a["value"] == pytest.approx(b["value"], abs=1e-3)
 
 
+def test_shared_batches_are_those_of_the_commands_seed(done, run_here, tmp_path):
+    """Those of seed 1, which the first two trials have; a device reads them once for all four."""
+    run, flags = done
+    more = ("--config.trial.share_batches=True", "--config.train.seed=1", "--config.trial.width=4")
+    shared = run_here(tmp_path / "shared", *flags, *more).ok()
+    for k in range(2):
+        assert losses(shared, k) == pytest.approx(losses(run, k), abs=1e-3)
+    for k in range(2, 4):
+        assert losses(shared, k) != pytest.approx(losses(run, k), abs=1e-3)
+
+
 def test_trials_over_a_mesh_go_on_exactly(done, run_cli, tmp_path):
     """Two at a time on two halves of four devices, each with its parameters split over fsdp; the
     others take their places. The losses are those of one device."""
