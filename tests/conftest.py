@@ -154,7 +154,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     root = tmp_path_factory.mktemp("world")
     made = World(
         root,
-        write_bert(root / "model"),
+        write_bert(root / "model", layers=1),
         write_csv(root / "train.csv", reviews(160, seed=1)),
         write_csv(root / "dev.csv", reviews(40, seed=2)),
         write_jsonl(root / "test.jsonl", reviews(45, seed=3)),
@@ -189,6 +189,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         ''').lstrip()
     )
     return made
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of two layers, for what tells layers apart: the world's has one, for each takes its
+    time to compile."""
+    return write_bert(tmp_path_factory.mktemp("deep") / "model", layers=2)
 
 
 def remove(workdir: Path, *names: str) -> None:

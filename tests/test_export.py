@@ -125,7 +125,7 @@ def test_a_wrong_directory_is_not_left_behind(what, trained, run_here, tmp_path,
         file = path / "model.safetensors"
         tensors = load_file(file)
         if what == "weight":
-            tensors["bert.encoder.layer.1.output.dense.bias"][3] += 0.5
+            tensors["bert.encoder.layer.0.output.dense.bias"][3] += 0.5
         elif what == "missing":
             del tensors["classifier.bias"]
         save_file(tensors, file, metadata={"format": "pt"})

@@ -150,16 +150,17 @@ def test_strength_0_changes_nothing():
     assert_same(found, flatten(plain), 1e-6)
 
 
-def test_a_student_learns_from_a_teachers_layers(run_here, world, tmp_path, cache, monkeypatch):
+def test_a_student_learns_from_a_teachers_layers(run_here, deep, tmp_path, cache, monkeypatch):
     """One of its layers from two; what is kept of the teacher is what it computes; the student is
     exported, without what hints were learnt with."""
     short = ("--config.train.steps=6", "--config.data.test=", "--config.model.dropout=0.0")
-    teacher = run_here(tmp_path / "teacher", *short).ok().workdir
+    two = f"--config.model.pretrained={deep}"
+    teacher = run_here(tmp_path / "teacher", *short, two).ok().workdir
     words = (
         "--config.methods.use=distil,hints",
         f"--config.methods.distil.teacher={teacher}",
         "--config.model.layers_from=0",
-        f"--config.model.pretrained={shutil.copytree(world.model, tmp_path / 'base')}",
+        f"--config.model.pretrained={shutil.copytree(deep, tmp_path / 'base')}",
     )
     taught = cache / "bert_ft" / "taught"
     before = {*taught.glob("*.npy")}

@@ -36,23 +36,23 @@ def test_layers_of_a_checkpoint_are_picked():
         chosen_layers("1,4", 4)
 
 
-def test_a_student_begins_with_them(world, cache):
+def test_a_student_begins_with_them(world, deep, cache):
     c = default()
-    c.model.pretrained, c.model.layers_from = str(world.model), "1"
+    c.model.pretrained, c.model.layers_from = str(deep), "1"
     c.data.train, c.data.cache_dir = f"files:{world.train}", str(cache)
     c.data.max_length = 32
     found = hf.flatten(initial_params(assemble(c, print, sets=("train",)), print))
-    tensors = load_file(world.model / "model.safetensors")
+    tensors = load_file(deep / "model.safetensors")
     expected = tensors["encoder.layer.1.intermediate.dense.weight"].T
     np.testing.assert_array_equal(found["encoder/layer_0/up/kernel"], expected)
     assert not any("layer_1" in path for path in found)
 
 
-def test_two_students_learn_from_a_teacher_that_reads_once(run_here, world, tmp_path, cache):
+def test_two_students_learn_from_a_teacher_that_reads_once(run_here, world, deep, tmp_path, cache):
     """As trials of one program, from one of the teacher's layers; with its word alone they come
     near it. The teacher's own predictions of the training set are its test set's."""
-    short = "--config.train.steps=4"
-    teacher = run_here(tmp_path / "teacher", short, f"--config.data.test=files:{world.train}").ok()
+    short = ("--config.train.steps=4", f"--config.model.pretrained={deep}")
+    teacher = run_here(tmp_path / "teacher", *short, f"--config.data.test=files:{world.train}").ok()
     said = read_jsonl(teacher.workdir / "predictions" / "test.jsonl")
     probabilities = np.array([list(line["probabilities"].values()) for line in said])
     words = (
@@ -64,22 +64,22 @@ def test_two_students_learn_from_a_teacher_that_reads_once(run_here, world, tmp_
     )
     trials, taught = json.dumps({"seed": [0, 1]}), cache / "bert_ft" / "taught"
     before = {*taught.glob("*.npy")}
-    student = run_here(tmp_path / "student", short, *words, f"--config.trials={trials}").ok()
+    student = run_here(tmp_path / "student", *short, *words, f"--config.trials={trials}").ok()
     assert "the config is not the one of" not in student.err, "the teacher is no run of this config"
     (kept,) = {*taught.glob("*.npy")} - before
     np.testing.assert_allclose(softmax(np.load(kept), axis=1), probabilities, atol=2e-6)
     far = [line["value"] for line in student.metrics if "distil_divergence" in line["name"]]
     assert len(far) and np.isfinite(far).all()
     ordinal = ("--config.task.name=ordinal", "--config.task.label_names=")
-    other = run_here(tmp_path / "other", short, *words, *ordinal)
+    other = run_here(tmp_path / "other", *short, *words, *ordinal)
     other.refused("config.methods.distil.teacher", "its task is 'classification'", "'ordinal'")
     soft = ("--config.methods.use=distil,prompt", "--config.methods.prompt.length=3")
-    other = run_here(tmp_path / "soft", short, *words, *soft)
+    other = run_here(tmp_path / "soft", *short, *words, *soft)
     other.refused("config.methods.distil.teacher", "its prompt has 0 soft tokens", "student, 3 (")
 
 
 @pytest.mark.parametrize("task", ["tagging", "span"])
-def test_what_a_teacher_says_of_words_and_answers(task, run_here, world, tmp_path, cache):
+def test_what_a_teacher_says_of_words_and_answers(task, run_here, deep, tmp_path):
     """A student that begins where its teacher ended has nothing to learn of it, whatever shares its
     rows; one of a layer has. Both with its layers as hints, of which the first has nothing to learn
     either: they are kept as float16."""
@@ -92,7 +92,8 @@ def test_what_a_teacher_says_of_words_and_answers(task, run_here, world, tmp_pat
         words += ["--config.task.max_question=10"]
         train = f"files:{write_squad(tmp_path / 'a.json', 20, 1)}?format=squad"
     words += [f"--config.task.name={task}", "--config.task.label_names=", "--config.data.dev="]
-    words += [f"--config.data.train={train}", "--config.data.test=", "--config.data.row_counts=1"]
+    words += [f"--config.data.train={train}", "--config.data.test="]
+    words += [f"--config.model.pretrained={deep}"]
     teacher = run_here(tmp_path / "teacher", *words, "--config.train.steps=10").ok().workdir
     words += ["--config.methods.use=distil,hints", f"--config.methods.distil.teacher={teacher}"]
     words += ["--config.methods.distil.weight=0.7", "--config.train.steps=2"]

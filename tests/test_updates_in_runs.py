@@ -91,7 +91,7 @@ def test_a_trial_with_rates_and_an_average_is_the_run_alone(run_here, tmp_path):
     one = run_here(tmp_path / "one", *OF_TRIALS, alone).ok()
     digests = [t["params_sha256"] for t in both.result["trials"]]
     assert digests[1] == one.result["trials"][0]["params_sha256"] != digests[0]
-    assert "learning rate x 0.64, 0.00192 at the peak: encoder/layer_0" in both.err
+    assert "learning rate x 0.8, 0.0024 at the peak: encoder\n" in both.err
 
 
 @pytest.mark.long
