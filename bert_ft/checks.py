@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from bert_ft import trials
 from bert_ft.config import default, flat, unknown, wrong_type
 from bert_ft.data.mixing import MIXINGS
-from bert_ft.data_checks import check_training_rows
+from bert_ft.data_checks import check_columns, check_training_rows
 from bert_ft.errors import InputError
 from bert_ft.mesh_rules import PRESETS, user_rules
 from bert_ft.method_checks import check_methods
@@ -271,6 +271,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         known = c.task.name == "classification" and c.model.kind == "bert"
         alone = "'' where the task is not classification with BERT; give a few rows of your own"
         require(known or not made_up, "preflight.model", c.preflight.model, alone)
+    check_columns(c)
     check_training_rows(c)
     if c.task.name != "multi":
         check_task(c)

@@ -159,6 +159,13 @@ def _as_recorded(judged: Judged, result: dict[str, Any], metric: str, run: Path)
         )
 
 
+def _write(path: Path, found: dict[str, Any]) -> None:
+    try:
+        paths.write_whole(path, json.dumps(found, indent=2) + "\n")
+    except OSError as e:
+        raise InputError(f"--out={path}: can't be written: {e.strerror or e}") from e
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m bert_ft.compare", description=__doc__)
     p.add_argument("a", help="workdir, or workdirs of several seeds, comma-separated")
@@ -177,12 +184,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (a and b):
             raise InputError("a side has no workdir; give RUN_A and RUN_B")
         found = compare(a, b, args.metric, args.resamples, args.seed)
+        print(found["sentence"])
+        if args.out:
+            _write(args.out, found)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         return EXIT_INPUT
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=2) + "\n")
-    print(found["sentence"])
     return EXIT_DONE
 
 

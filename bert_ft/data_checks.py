@@ -16,6 +16,18 @@ AUGMENTED = ("classification", "multilabel", "regression", "ordinal", "tagging",
 WITH_CLASSES = ("classification", "ordinal")
 
 
+# What is said of a row, beside its texts under the names of their columns.
+SAID = ("label", "prediction", "probabilities", "truncated")
+
+
+def check_columns(c: ConfigDict) -> None:
+    for own in part_configs(c).values() if c.task.name == "multi" else [c]:
+        for key in ("text", "text_pair"):
+            name = own.data[key]
+            other = f"another name of the column: predictions say {name!r} of each row themselves"
+            require(name not in SAID, f"data.{key}", name, other)
+
+
 def check_training_rows(c: ConfigDict) -> None:
     d, task = c.data, c.task.name
     kinds = {kind for kind, _ in steps(d.augment)}

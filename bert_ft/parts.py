@@ -15,8 +15,9 @@ from bert_ft.varying import without_trials
 
 OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
 SHAPE = '{"PART": {"task.name": "tagging", "data.label": "COLUMN", ...}, ...}'
-# What a single task calls what it learnt from its rows, and the parameters of losses' weights.
-TAKEN = ("labels", "names", "log_variance", "task_weight")
+# What a single task calls what it learnt from its rows, the parameters of losses' weights, and the
+# score that has a type behind a '/', as another has its part.
+TAKEN = ("labels", "names", "log_variance", "task_weight", "f1")
 
 
 def part_configs(config: ConfigDict) -> dict[str, ConfigDict]:

@@ -44,6 +44,7 @@ class Search:
                     f"a sweep needs {name}, which is not installed; pip install 'bert_ft[sweep]'"
                 )
         import optuna
+        import sqlalchemy
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._space, self._about = optuna, space, dict(about)
@@ -51,14 +52,20 @@ class Search:
         lower = lower_is_better(self.metric)
         pruner = optuna.pruners.MedianPruner() if about["--pruner"] == "median" else None
         workdir.mkdir(parents=True, exist_ok=True)
-        self._study = optuna.create_study(
-            storage=f"sqlite:///{workdir / 'search.db'}",
-            study_name="sweep",
-            direction="minimize" if lower else "maximize",
-            pruner=pruner or optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
-        self._require_same(workdir)
+        try:
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{workdir / 'search.db'}",
+                study_name="sweep",
+                direction="minimize" if lower else "maximize",
+                pruner=pruner or optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+            self._require_same(workdir)
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as e:
+            raise InputError(
+                f"{workdir / 'search.db'} can't be read or written: {str(e).splitlines()[0]}; "
+                "accepted: what it was, from a copy, or another --workdir"
+            ) from e
 
     def _require_same(self, workdir: Path) -> None:
         before = self._study.user_attrs.get("about")

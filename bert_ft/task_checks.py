@@ -158,12 +158,6 @@ def check_ranking(c: ConfigDict) -> None:
     if t.name not in ("matching", "cross_encoder"):
         return
     require(bool(c.data.text_pair), "data.text_pair", "", "the column of the right answer")
-    require(
-        c.data.text_pair != "label",
-        "data.text_pair",
-        "label",
-        "another name of the column: --mode=predict writes what it predicts as 'label'",
-    )
     if t.name == "cross_encoder":
         require(
             t.negatives >= 1, "task.negatives", 0, "1 or more where task.name is 'cross_encoder'"

@@ -101,13 +101,20 @@ def test_scores_of_each_kind_of_rows():
     assert judge(RATINGS, "pearson", "").whole == pytest.approx(scipy.stats.pearsonr(x, y)[0])
     assert judge(RATINGS, "spearman", "").whole == pytest.approx(scipy.stats.spearmanr(x, y)[0])
     assert judge(ENTITIES, "f1", "").whole == pytest.approx(2 * 3 / (6 + 3))
+    two = [{**row, "label": [*row["label"], {**SPAN, "type": "A/B"}]} for row in ENTITIES]
+    assert judge(two, "f1/X", "").whole == pytest.approx(2 * 3 / (6 + 3))
+    assert judge(two, "f1/A/B", "").whole == 0 < judge(two, "f1", "").whole < 2 * 3 / (6 + 3)
+    told = [{k: {"x": v} if k != "text" else v for k, v in row.items()} for row in ENTITIES]
+    assert judge(told, "x/f1/X", "").whole == pytest.approx(2 * 3 / (6 + 3))
     assert judge(ANSWERS, "f1", "").whole == pytest.approx(0.5)  # articles don't count
     parts = [
         {"text": "t", "label": {"x": r["label"]}, "prediction": {"x": r["prediction"]}}
         for r in CLASSES
     ]
     assert judge(parts, "x/accuracy", "").whole == pytest.approx(expected["accuracy"])
-    for rows, metric in ((CLASSES, "nll"), ([], "accuracy"), (parts, "y/accuracy")):
+    for rows, metric in (
+        *((CLASSES, "nll"), ([], "accuracy"), (parts, "y/accuracy"), (ENTITIES, "f1/Y")),
+    ):
         with pytest.raises(InputError, match="no score"):
             judge(rows, metric, "f")
 
@@ -201,3 +208,10 @@ def test_refused(runs, spoil, words, capsys):
     assert compare.main([str(runs[0]), str(runs[1])]) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_numbers_that_can_t_be_written_are_said(runs, tmp_path, capsys):
+    out = tmp_path / "a" / "result.json" / "x.json"
+    assert compare.main([*map(str, runs[:2]), f"--out={out}", "--resamples=20"]) == 2
+    said = capsys.readouterr()
+    assert "is better than" in said.out and said.err.startswith(f"error: --out={out}: can't")

@@ -340,6 +340,7 @@ def test_rows_that_cannot_be(rows, said):
         ({"train__batch_size": 1}, "train.batch_size is 1; accepted: 2 or more"),
         ({"data__text_pair": ""}, "data.text_pair is ''; accepted: the column of the right answer"),
         ({"data__text_pair": "label"}, "data.text_pair is 'label'; accepted: another name"),
+        ({"data__text": "prediction"}, "data.text is 'prediction'; accepted: another name"),
         ({"task__temperature": 0.0}, "task.temperature is 0.0; accepted: more than 0"),
         ({"task__pooling": "max"}, "task.pooling is 'max'; accepted: 'mean' or 'cls'"),
         ({"task__name": "classification", "data__candidates": "x"}, "data.candidates is 'x'"),

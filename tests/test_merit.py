@@ -19,6 +19,7 @@ from bert_ft.evals.merit import beats, merit
         ("auc_cold_user", [None, 0.1, 0.9]),
         ("brier", [None, 0.5, 0.1]),
         ("f1/loss_of_appetite", [None, 0.1, 0.9]),
+        ("dev/f1/loss", [None, 0.1, 0.9]),
     ],
 )
 def test_more_is_better_and_undefined_is_worst(metric, rising):

@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,13 @@ from conftest import read_jsonl, reviews, write_jsonl
 from safetensors.numpy import load_file, save_file
 from small import config
 from test_parity import padded_batch
+from test_tagging import opinions
 
 from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_weights
 from bert_ft.models import hf, peft
 from bert_ft.models.heads import Model, SequenceHead
-from bert_ft.train import adapters
+from bert_ft.train.meaning import MARK, require_same
 from bert_ft.train.system import example_batch
 
 HERE = Path(__file__).parent / "parity"
@@ -257,10 +259,62 @@ def test_adapters_beside_each_other_answer_by_what_each_has_learnt(run_here, tmp
     assert large == pytest.approx(own, abs=1e-4)
     apart = [r["label"] for r in read_jsonl(tmp_path / "out.written10.jsonl")]
     assert apart == pytest.approx(own, abs=1e-4)
-    about = json.loads((where / adapters.MARK).read_text())
-    (where / adapters.MARK).write_text(json.dumps(about | {"base_sha256": "0"}))
+    about = json.loads((where / MARK).read_text())
+    (where / MARK).write_text(json.dumps(about | {"base_sha256": "0"}))
     run_here(places[0], *asked, out, by).refused("written10", "another base")
     assert max(map(abs, small)) < 4 < max(map(abs, large)), "of labels about 0.5, and about 5"
+
+    (where / MARK).write_text(json.dumps(about))
+    unit = about["unit"]
+    said = f"A label is the output times {unit['scale']}, and {unit['mean']} more."
+    assert said in (where / "README.md").read_text()
+    begun = ("--config.train.steps=1", "--config.train.learning_rate=1e-9")
+    begun = (*flags, *begun, f"--config.data.train=files:{tmp_path / '1.jsonl'}")
+    run_here(tmp_path / "begun", *begun, f"--config.model.adapter={where}").ok()
+    run_here(tmp_path / "begun", *asked).ok()  # from what was learnt in another unit
+    own = read_jsonl(tmp_path / "begun" / "predictions" / "rows.jsonl")
+    assert [r["label"] for r in own] == pytest.approx(large, abs=1e-3)
+
+
+def test_a_chain_and_a_card_of_an_adapter(run_here, tmp_path):
+    """The scores of a CRF are read at the rate that they were stored at, and README.md's lines load
+    five outputs on a base that has two."""
+    data = write_jsonl(tmp_path / "a.jsonl", opinions(40, 1))
+    crf = ("--config.task.name=tagging", "--config.task.decode=crf", "--config.methods.use=lora",
+           "--config.task.label_names=", "--config.data.text=tokens", "--config.data.label=tags",
+           f"--config.data.train=files:{data}", f"--config.data.test=files:{data}",
+           "--config.data.dev=", "--config.train.steps=4", "--config.task.stride=8",
+           "--config.eval.report=False")  # fmt: skip
+    run, out = run_here(tmp_path / "run", *crf).ok().workdir, tmp_path / "out"
+    to = ("--mode=export", f"--config.export.to={out}", "--config.export.format=peft")
+    run_here(run, *crf, *to).ok()
+    ask = (*crf, "--mode=predict", f"--config.predict.input={data}")
+    run_here(run, *ask).ok()
+    by = f"--config.predict.adapters={out}"
+    for rate in (100.0, 1000.0):
+        run_here(run, *ask, by, f"--config.task.crf_rate={rate}").ok()
+        own, its = (
+            [
+                e["probability"]
+                for line in read_jsonl(run / "predictions" / name)
+                for e in line["label"]
+            ]
+            for name in ("a.jsonl", "a.out.jsonl")
+        )
+        assert len(own) > 40 and its == pytest.approx(own, abs=1e-5), rate
+    pytest.importorskip("torch"), pytest.importorskip("peft")
+    text = (out / "README.md").read_text()
+    lines = text[text.index("```python\n") :].split("```")[1].removeprefix("python\n")
+    names = dict[str, Any]()
+    exec(lines.replace('("out"', f'("{out}"'), names)
+    assert names["model"].config.id2label == dict(
+        enumerate(["O", "B-BAD", "B-GOOD", "B-TOPIC", "I-TOPIC"])
+    )
+    loaded = load_file(out / "adapter_model.safetensors")
+    weight = names["model"].classifier.state_dict()
+    (ours,) = (v for k, v in loaded.items() if k.endswith("classifier.weight"))
+    (theirs,) = (v for k, v in weight.items() if k.endswith("weight") and "original" not in k)
+    np.testing.assert_array_equal(theirs.numpy(), ours)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +335,7 @@ def test_adapters_with_outputs_that_mean_something_else(task, theirs, words):
     system = SimpleNamespace(task=SimpleNamespace(name="classification"), fitted=fitted)
     said = ""
     try:
-        adapters._require_same(system, task, {**fitted, **theirs}, Path("run"))
+        require_same(system, task, {**fitted, **theirs}, "run")
     except InputError as e:
         said = str(e)
     assert words in said if words else not said
@@ -291,6 +345,6 @@ def test_adapters_of_several_parts_are_compared_part_by_part():
     task = SimpleNamespace(name="multi", parts={"a": None, "b": None})
     fitted = {"a": {"labels": ["x", "y"]}, "b": {"mean": 1.0}}
     system = SimpleNamespace(task=task, fitted=fitted)
-    adapters._require_same(system, "multi", {**fitted, "b": {"mean": 2.0}}, Path("run"))
+    require_same(system, "multi", {**fitted, "b": {"mean": 2.0}}, "run")
     with pytest.raises(InputError, match="its a labels: None; accepted: this run's, .'x', 'y'"):
-        adapters._require_same(system, "multi", {"b": {"mean": 1.0}}, Path("run"))
+        require_same(system, "multi", {"b": {"mean": 1.0}}, "run")

@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import Done, command
 
+from bert_ft.errors import InputError
+
 pytest.importorskip("optuna")
 
 SPACE = {"learning_rate": {"log": [1e-5, 1e-2]}, "dropout": {"uniform": [0, 0.2]},
@@ -96,6 +98,16 @@ def test_a_sweep_cut_twice_finds_what_an_undisturbed_one_finds(run_sweep, tmp_pa
     run_sweep(tmp_path / "cut", space=other).refused("was begun otherwise: --space: ", "0.2", "0.1")
     run_sweep(tmp_path / "cut", "--sampler=random").refused('--sampler: "tpe" -> "random"')
     run_sweep(tmp_path / "cut", "--config.train.weight_decay=0.5").refused("train.weight_decay: ")
+
+
+def test_a_damaged_search_is_said(tmp_path):
+    from bert_ft.search import Search
+    from bert_ft.space import parsed
+
+    about = {"--sampler": "tpe", "--pruner": "none", "--group": 1, "--sampler_seed": 0}
+    (tmp_path / "search.db").write_bytes(b"no database" * 400)
+    with pytest.raises(InputError, match=r"search\.db can't be read or written: .*not a database"):
+        Search(tmp_path, parsed(json.dumps(SPACE), "--space"), {**about, "metric": "f1"})
 
 
 def test_a_trial_that_falls_behind_is_stopped(tmp_path):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from conftest import read_jsonl, remove, write_jsonl
+from conftest import read_jsonl, remove, reviews, write_bert, write_jsonl
 from safetensors.numpy import load_file
 from test_peft import answers_behind
 
@@ -112,6 +112,7 @@ def test_scored_predicted_and_exported_as_it_was_trained(trained, run_here, worl
 
 
 def test_starts_from_an_adapter_and_from_a_run(trained, run_here, tmp_path):
+    """Of the same base and the same labels, or without its head."""
     alone = tmp_path / "alone"
     peft = (f"--config.export.to={alone}", "--config.export.format=peft")
     run_here(trained.workdir, "--mode=export", *FLAGS, *peft).ok()
@@ -122,6 +123,52 @@ def test_starts_from_an_adapter_and_from_a_run(trained, run_here, tmp_path):
         tmp_path / "wrong", *few, f"--config.model.adapter={alone}", "--config.methods.lora.rank=3"
     )
     wrong.refused("--config.methods.lora.rank=2")
+    few = (*few, f"--config.model.adapter={alone}")
+    other = f"--config.model.pretrained={write_bert(tmp_path / 'other', layers=1, seed=1)}"
+    run_here(tmp_path / "wrong", *few, other).refused(str(alone), "beside another base")
+    swapped = (*few, "--config.task.label_names=positive,negative")
+    run_here(tmp_path / "wrong", *swapped).refused(
+        f"config.model.adapter: {alone}: its names: ['negative', 'positive']", "model.head=new"
+    )
+    anew = run_here(tmp_path / "anew", *swapped, "--config.model.head=new").ok()
+    assert f"start: adapter {alone}, a lora; new: top/classifier/bias, top/class" in anew.err
+
+
+def test_an_adapter_of_less_than_the_head_has_the_rest_of_its_base(run_here, tmp_path):
+    """As peft's own of a classifier, which leaves the pooler to the base."""
+    few = ("--config.methods.use=lora", "--config.train.steps=2", "--config.data.dev=")
+    less, out = (*few, "--config.methods.also_train=^top/classifier"), tmp_path / "out"
+    done = run_here(tmp_path / "run", *less).ok()
+    to = ("--mode=export", f"--config.export.to={out}", "--config.export.format=peft")
+    run_here(done.workdir, *less, *to).ok()
+    given = write_jsonl(tmp_path / "rows.jsonl", [{"text": r["text"]} for r in reviews(6, 4)])
+    ask = (*few, "--mode=predict", f"--config.predict.input={given}")
+    run_here(done.workdir, *less, *ask[len(few) :]).ok()
+    (out / "export.json").rename(tmp_path / "export.json")  # now it is as peft's own
+    said = run_here(done.workdir, *ask, f"--config.predict.adapters={out}").ok().err
+    assert "does not say what its outputs mean" in said
+    own, its = (
+        [
+            list(line["probabilities"].values())
+            for line in read_jsonl(done.workdir / "predictions" / name)
+        ]
+        for name in ("rows.jsonl", "rows.out.jsonl")
+    )
+    np.testing.assert_allclose(its, own, atol=1e-6)
+
+
+def test_an_adapter_that_no_base_can_stand_below_is_not_written(run_here, deep, tmp_path):
+    few = ("--config.methods.use=lora", "--config.train.steps=1", "--config.data.dev=")
+    to = ("--mode=export", "--config.export.format=peft", f"--config.export.to={tmp_path / 'out'}")
+    frozen = (*few, "--config.methods.also_train=")
+    run_here(tmp_path / "frozen", *frozen).ok()
+    run_here(tmp_path / "frozen", *frozen, *to).refused(
+        "top/classifier/bias, top/classifier/kernel would be neither in the base", "also_train"
+    )
+    upper = (*few, f"--config.model.pretrained={deep}", "--config.model.layers_from=1")
+    run_here(tmp_path / "upper", *upper).ok()
+    run_here(tmp_path / "upper", *upper, *to).refused("alone, with all of its layers")
+    assert not (tmp_path / "out").exists()
 
 
 MODULES = ("--config.methods.use=houlsby,pfeiffer,prefix", "--config.train.steps=3",

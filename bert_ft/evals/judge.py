@@ -17,12 +17,14 @@ Row = dict[str, Any]
 
 
 def judge(rows: Sequence[Row], metric: str, where: str, positive: str = "") -> Judged:
-    """The rows of a predictions file, each with its label. `metric` may begin with 'PART/';
-    `positive` is task.positive_label, whose F1 is meant; '' is the second of two.
+    """The rows of a predictions file, each with its label. `metric` may begin with 'PART/', and be
+    'f1/TYPE' of entities; `positive` is task.positive_label, whose F1 is meant; '' is the second of
+    two.
 
     Raises InputError where the rows have no such score; `where` names the file."""
-    part, slash, name = metric.rpartition("/")
-    if slash:
+    before, of_type, kind = f"/{metric}".partition("/f1/")
+    part, name = (before[1:], f"f1/{kind}") if of_type else before[1:].rpartition("/")[::2]
+    if part:
         rows = rows_of_part(rows, part)
     kinds = _scores(rows, positive) if rows else {}
     if name not in kinds:
@@ -50,7 +52,9 @@ def _scores(rows: Sequence[Row], positive: str) -> dict[str, Callable[[], Judged
     if spans.are_answers(rows):
         return {"f1": partial(_answers, rows, 1), "exact_match": partial(_answers, rows, 0)}
     if spans.are_entities(rows):
-        return {"f1": partial(_entities, rows)}
+        types = {e["type"] for row in rows for e in row["label"]}
+        of_types = {f"f1/{kind}": partial(_entities, rows, kind) for kind in sorted(types)}
+        return {"f1": partial(_entities, rows), **of_types}
     scored = all(isinstance(row.get("probabilities"), dict) for row in rows)
     of = (metrics.pearson, metrics.spearman, metrics.rmse, metrics.mae)
     of_numbers: dict[str, Callable[[], Judged]] = {
@@ -114,11 +118,12 @@ def _answers(rows: Sequence[Row], which: int) -> Judged:
     return Judged(np.array(both, float)[:, [which]], lambda values: float(values.mean()))
 
 
-def _entities(rows: Sequence[Row]) -> Judged:
-    """Counts of each text: right, predicted, there."""
+def _entities(rows: Sequence[Row], only: str = "") -> Judged:
+    """Counts of each text, of one type or of all: right, predicted, there."""
 
     def places(row: Row, side: str) -> set[tuple]:
-        return {(e["type"], e["start"], e["end"]) for e in row[side]}
+        found = {(e["type"], e["start"], e["end"]) for e in row[side]}
+        return {e for e in found if not only or e[0] == only}
 
     pairs = [(places(row, "label"), places(row, "prediction")) for row in rows]
     counts = np.array([[len(g & p), len(p), len(g)] for g, p in pairs], float)

@@ -6,9 +6,10 @@ _LOWER = frozenset({"loss", "nll", "ece", "brier", "rmse", "mae", "perplexity"})
 
 
 def lower_is_better(metric: str) -> bool:
-    """Of a score's name, which may have the part it is of behind or before a '/', and behind
-    '_cold_' whose unseen ones it is of (tasks/recommend.py)."""
-    return any(name.partition("_cold_")[0] in _LOWER for name in metric.split("/"))
+    """Of a score's name, which may have the part it is of behind or before a '/', behind '_cold_'
+    whose unseen ones it is of (tasks/recommend.py), and behind 'f1/' a type, of any name."""
+    names = metric.split("/")
+    return "f1" not in names and any(n.partition("_cold_")[0] in _LOWER for n in names)
 
 
 def merit(metric: str, value: float | None) -> float:

@@ -99,9 +99,11 @@ def _turned(path: str, array: np.ndarray) -> np.ndarray:
     return array.T if end in ("kernel", "lora_a", "lora_b", "ada_a", "ada_b") else array
 
 
-def read(path: Path, model: Mapping[str, Any], encoder: EncoderConfig, kind: str) -> Adapter:
-    """An adapter directory. `model`: shapes of the model's parameters by path. Raises InputError on
-    what this program has no place for."""
+def read(
+    path: Path, model: Mapping[str, Any], encoder: EncoderConfig, kind: str, head: bool = True
+) -> Adapter:
+    """An adapter directory. `model`: shapes of the model's parameters by path; `head`: whether what
+    it has of a head is read. Raises InputError on what this program has no place for."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -145,6 +147,8 @@ def read(path: Path, model: Mapping[str, Any], encoder: EncoderConfig, kind: str
             f"{path / TENSORS}: {len(strange)} tensors that this model has no place for: "
             f"{', '.join(sorted(strange)[:3])}"
         )
+    if not head:
+        found = {p: a for p, a in found.items() if not p.startswith("top/")}
     about = {**_ABSENT, **about}
     knobs = {ours: about[theirs] for ours, theirs in _KNOBS[use] if theirs in about}
     if use == "adalora":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,15 +12,19 @@ from bert_ft.errors import InputError
 from bert_ft.method_checks import names
 from bert_ft.models import hf, peft
 from bert_ft.models.heads import kind_of
+from bert_ft.models.stored_heads import rescaled, scale_of
+from bert_ft.train.meaning import ANSWERS, WHICH, require_same, told, unit_of
 from bert_ft.train.system import System
 
 
-def adapted(system: System, trained: Any, say: Callable[[str], None]) -> Any:
-    """What is trained, with config.model.adapter's values. Raises InputError where that adapter is
-    of another method, or form, than the config's."""
+def adapted(system: System, trained: Any, digest: str, say: Callable[[str], None]) -> Any:
+    """What is trained, with config.model.adapter's values, but for those of a head where
+    config.model.head is 'new'. `digest`: of what it stands beside. Raises InputError where that
+    adapter is of another method, form or base than the config's, or its outputs mean other things
+    than this run's."""
     at, m = system.config.model.adapter, system.config.methods
-    model = hf.flatten(system.abstract_params)
-    adapter = peft.read(paths.at(at), model, system.encoder, kind_of(system.model.head))
+    model, head = hf.flatten(system.abstract_params), system.config.model.head != "new"
+    adapter = peft.read(paths.at(at), model, system.encoder, kind_of(system.model.head), head)
     wrong = [f"methods.use={adapter.use}"] if adapter.use not in names(system.config) else []
     for knob, value in adapter.knobs.items():
         if not wrong and m[adapter.use][knob] != value:
@@ -36,8 +40,30 @@ def adapted(system: System, trained: Any, say: Callable[[str], None]) -> Any:
             f"config.model.adapter: {at} and this run do not both have {', '.join(other[:3])}; "
             f"give the methods.{adapter.use}.targets and methods.also_train that it was made with"
         )
-    for path, array in adapter.tensors.items():
+    for path, array in _in_own_unit(system, adapter, digest, say).items():
         flat[path] = jax.device_put(array, flat[path].sharding)
     new = sorted(flat.keys() - adapter.tensors.keys())
     say(f"start: adapter {at}, a {adapter.use}; new: {', '.join(new) or '-'}")
     return hf.unflatten(flat)
+
+
+def _in_own_unit(
+    system: System, adapter: peft.Adapter, digest: str, say: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """The adapter's tensors as this run has them, once it is known to mean the same."""
+    at = system.config.model.adapter
+    about, where = told(paths.at(at)), f"config.model.adapter: {at}"
+    if about.get("base_sha256", digest) != digest:
+        raise InputError(
+            f"{where} was trained beside another base than this run's; accepted: its own, as "
+            "config.model.pretrained"
+        )
+    if not any(path.startswith("top/") for path in adapter.tensors):
+        return adapter.tensors
+    if "fitted" not in about:
+        say(f"note: {at} does not say what its outputs mean; they are read as this run's are")
+        return adapter.tensors
+    fitted, instead = about["fitted"], ", or config.model.head=new, which leaves its head out"
+    require_same(system, about["config"]["task.name"], fitted, where, (*WHICH, *ANSWERS), instead)
+    scales = unit_of(about), scale_of(system.task, system.fitted)
+    return {path: rescaled(path, array, *scales) for path, array in adapter.tensors.items()}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from bert_ft.errors import InputError
 from bert_ft.method_checks import names
 from bert_ft.models import hf, peft
 from bert_ft.models.heads import kind_of
+from bert_ft.models.stored_heads import rescaled, scale_of
 from bert_ft.train import agreement, optim
-from bert_ft.train.meaning import ANSWERS, NUMBERS, WHICH, differing, short
+from bert_ft.train.initial import pretrained
+from bert_ft.train.meaning import require_same, told, unit_of
 from bert_ft.train.start import base_params, frozen_digest, full, trained_at
 from bert_ft.train.system import System, load_fitted
 
 Say = Callable[[str], None]
-MARK = "export.json"  # what was exported, and how it was compared; marks a directory as ours
 
 
 def write(
@@ -43,10 +44,18 @@ def write(
             f"config.export.format is 'peft', methods.use {config.methods.use!r}; accepted: one of "
             f"{', '.join(peft.TYPES)} among the methods of a run of one task"
         )
-    if config.resume or not config.model.pretrained:
+    m = config.model
+    if config.resume or not m.pretrained or m.layers_from or m.positions:
         raise InputError(
             "config.export.format is 'peft', which leaves the base where it is, but this run did "
-            "not start from config.model.pretrained alone; accepted: 'transformers'"
+            "not start from config.model.pretrained alone, with all of its layers and its own "
+            "positions; accepted: 'transformers'"
+        )
+    if neither := sorted(hf.flatten(frozen).keys() & _new(system)):
+        raise InputError(
+            f"config.export.format is 'peft', but {', '.join(neither[:3])} would be neither in the "
+            "base, which has none, nor in the adapter, for it was not trained "
+            "(methods.also_train); accepted: 'transformers'"
         )
     uri, kind = config.model.pretrained, kind_of(system.model.head)
     base = hf.directory(uri, cache_dir(config))
@@ -57,6 +66,17 @@ def write(
     read = peft.read(path, model, system.encoder, kind)
     again = full(system, hf.unflatten({**own, **read.tensors}), frozen, step)
     return agreement.compare_adapter(system, params, again, rows, path, base)
+
+
+def _new(system: System) -> set[str]:
+    """The parameters that the model in config.model.pretrained has not."""
+    wanted, config = hf.flatten(system.abstract_params), system.config
+    if config.resume:
+        return set()
+    if not config.model.pretrained:
+        return set(wanted)
+    at = hf.directory(config.model.pretrained, cache_dir(config))
+    return set(pretrained(dataclasses.replace(system, pretrained=at), wanted, lambda _: None)[1])
 
 
 def names_of(config: ConfigDict) -> list[str]:
@@ -95,7 +115,7 @@ def each(
 
 def _of_run(system: System, base: Any, workdir: Path, say: Say) -> tuple[System, Any, int]:
     own, fitted = json.loads((workdir / "config.json").read_text()), load_fitted(workdir)
-    _require_same(system, own["task.name"], fitted, workdir)
+    require_same(system, own["task.name"], fitted, f"config.predict.adapters: {workdir}")
     # The optimizer's state is read beside what was trained, where a run has not ended.
     its = {k: v for k, v in own.items() if k.startswith(("methods.", "train.optimizer"))}
     own_system = dataclasses.replace(_with_methods(system, its), fitted=fitted)
@@ -115,18 +135,6 @@ def _require_base(frozen: Any, digest: str, where: Path) -> None:
         )
 
 
-def _require_same(system: System, task: str, fitted: Mapping[str, Any], workdir: Path) -> None:
-    """Raises InputError where the outputs of that run mean other things than this one's."""
-    compared = [("task.name", system.task.name, task)] if task != system.task.name else []
-    # Each adapter's answers are in the unit of its own training rows.
-    keys = (*WHICH, *NUMBERS, *ANSWERS)
-    for what, ours, its in [*compared, *differing(system.task, system.fitted, fitted, keys)]:
-        raise InputError(
-            f"config.predict.adapters: {workdir}: its {what}: {short(its)}; accepted: this run's, "
-            f"{short(ours)}"
-        )
-
-
 def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, Any, None]:
     model = hf.flatten(system.abstract_params)
     adapter = peft.read(path, model, system.encoder, kind_of(system.model.head))
@@ -134,26 +142,39 @@ def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, A
     if adapter.use != "prefix":
         ends = ("/lora_a", "/ada_a")
         layers = [p.rpartition("/")[0] for p in adapter.tensors if p.endswith(ends)]
-        its[f"methods.{adapter.use}.targets"] = f"^({'|'.join(map(re.escape, layers))})$"
+        its[f"methods.{adapter.use}.targets"] = _these(layers)
+    tops = [p for p in adapter.tensors if p.startswith("top/")]
+    its["methods.also_train"] = _these(tops)
     own_system = _with_methods(system, {"methods.use": adapter.use, **its})
-    about = json.loads((path / MARK).read_text()) if (path / MARK).is_file() else {}
+    about, tensors = told(path), adapter.tensors
     if "fitted" in about:  # one of ours
-        _require_same(system, about["config"]["task.name"], about["fitted"], path)
-        own_system = dataclasses.replace(own_system, fitted=about["fitted"])
+        fitted, where = about["fitted"], f"config.predict.adapters: {path}"
+        require_same(system, about["config"]["task.name"], fitted, where)
+        own_system = dataclasses.replace(own_system, fitted=fitted)
+        scales = unit_of(about), scale_of(system.task, fitted)
+        tensors = {p: rescaled(p, a, *scales) for p, a in tensors.items()}
     else:
         say(f"note: {path} does not say what its outputs mean; they are read as this run's are")
     trained, frozen = own_system.weights.begin(base, 0)
-    lacking = hf.flatten(trained).keys() - adapter.tensors.keys()
+    lacking = hf.flatten(trained).keys() - tensors.keys()
+    if heads := {p for p in model if p.startswith("top/")} - {*tops}:
+        lacking |= heads & _new(system)  # others are the base's
     if lacking:
         raise InputError(
-            f"config.predict.adapters: {path} lacks {', '.join(sorted(lacking)[:3])}, which this "
-            "model needs; accepted: an adapter with its head (modules_to_save)"
+            f"config.predict.adapters: neither {path} nor its base has "
+            f"{', '.join(sorted(lacking)[:3])}, "
+            "which this model needs; accepted: an adapter with its head (modules_to_save)"
         )
     if "base_sha256" in about:
         _require_base(frozen, about["base_sha256"], path)
-    whole = hf.unflatten({p: jnp.asarray(a) for p, a in adapter.tensors.items()})
+    whole = hf.unflatten({p: jnp.asarray(a) for p, a in tensors.items()})
     say(f"adapter: {path}, a {adapter.use}")
     return own_system, full(own_system, whole, frozen, 0), None
+
+
+def _these(places: Sequence[str]) -> str:
+    """A regex of these and no others."""
+    return f"^({'|'.join(map(re.escape, places))})$"
 
 
 def _with_methods(system: System, its: Mapping[str, Any]) -> System:

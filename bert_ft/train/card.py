@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from bert_ft.config import FREE, flat
 from bert_ft.models import families
+from bert_ft.models.hf import label_names
+from bert_ft.models.stored_heads import OWN
 from bert_ft.train.system import System
 
 _PIPELINES = {
@@ -27,7 +29,7 @@ _LOADED = """```python
 from transformers import AutoTokenizer, {architecture}
 
 tokenizer = AutoTokenizer.from_pretrained("{directory}")
-model = {architecture}.from_pretrained("{directory}")
+model = {architecture}.from_pretrained({given})
 ```"""
 
 
@@ -84,14 +86,18 @@ def model_card(
         f"Fine-tuned with bert_ft from {_code(config['model.pretrained'] or 'scratch')}; "
         f"texts are cut at {config['data.max_length']} tokens.",
         "",
-        _LOADED.format(architecture=architecture, directory=Path(config["export.to"]).name),
+        _LOADED.format(
+            architecture=architecture,
+            directory=Path(config["export.to"]).name,
+            given=_given(system, about),
+        ),
         "",
         "## Scores",
         "",
         *_score_lines(scores),
         "",
         *_threshold_lines(thresholds(system)),
-        *_reading_lines(system),
+        *_reading_lines(system, about["unit"]),
         "## Training",
         "",
         f"{about['step']:,} steps, seed {config['train.seed']}.",
@@ -116,6 +122,17 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _given(system: System, about: Mapping[str, Any]) -> str:
+    """What from_pretrained is given: of an adapter also the outputs, for its base has others."""
+    said = f'"{Path(about["config"]["export.to"]).name}"'
+    bias = system.abstract_params["top"].get("classifier", {}).get("bias")
+    if "base_sha256" not in about or bias is None:
+        return said
+    labels = next(iter(label_names(system.fitted)), [])
+    named = f", id2label={dict(enumerate(labels))}" if labels else ""
+    return f"{said}, num_labels={bias.shape[0]}{named}"
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
@@ -144,9 +161,11 @@ _READ = {
 }
 
 
-def _reading_lines(system: System) -> list[str]:
+def _reading_lines(system: System, unit: Mapping[str, float]) -> list[str]:
     """How the scores' answers are read from the outputs, where that is not the largest one."""
     said, threshold = "", null_threshold(system)
+    if unit != {"mean": OWN.mean, "scale": OWN.scale}:
+        said = f"A label is the output times {unit['scale']!r}, and {unit['mean']!r} more."
     if threshold is not None:
         said = (
             "A question has no answer where the score of [CLS] exceeds the best answer's by more "

@@ -30,10 +30,10 @@ from bert_ft.parts import part_configs
 from bert_ft.tasks.candidates import COLUMN, texts_of
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import adapters, card, optim, record
-from bert_ft.train.adapters import MARK
 from bert_ft.train.agreement import compare
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.gather import chosen
+from bert_ft.train.meaning import MARK
 from bert_ft.train.start import fitted_for, frozen_digest, full, trained_parts
 from bert_ft.train.system import System, assemble
 

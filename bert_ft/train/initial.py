@@ -17,7 +17,7 @@ from bert_ft.train.barriers import agree
 from bert_ft.train.system import System, example_batch
 
 
-def _pretrained(
+def pretrained(
     system: System, wanted: Mapping[str, Any], say: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """`hf.load`; of it the layers that config.model.layers_from takes, and the table of positions
@@ -53,7 +53,7 @@ def initial_params(system: System, say: Callable[[str], None]) -> Any:
     wanted = hf.flatten(system.abstract_params)
     found: dict[str, np.ndarray] = {}
     if system.pretrained and system.config.model.pretrained:
-        found, new = _pretrained(system, wanted, say)
+        found, new = pretrained(system, wanted, say)
         count = sum(v.size for v in found.values())
         say(
             f"start: {count:,} pretrained parameters from {system.config.model.pretrained}; "

@@ -3,8 +3,15 @@ parameters or the outputs of one stand for the other's."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+from bert_ft.errors import InputError
+from bert_ft.models.stored_heads import Scale
+
+MARK = "export.json"  # what was exported, and how it was compared; marks a directory as ours
 
 # Of what a task learns from the training rows (`fitted`): which output is which, and which row of
 # a table is whose …
@@ -31,6 +38,33 @@ def differing(
             there = key in own and key in its
             if (there or missing) and own.get(key) != its.get(key):
                 yield f"{part} {key}".strip(), own.get(key), its.get(key)
+
+
+def require_same(
+    system: Any,
+    task: str,
+    fitted: Mapping[str, Any],
+    where: str,
+    keys: tuple[str, ...] = (*WHICH, *NUMBERS, *ANSWERS),
+    instead: str = "",
+) -> None:
+    """Raises InputError where the outputs of a run of this `task` that learnt `fitted` mean other
+    things than the system's. Its answers are in the unit of its own training rows."""
+    compared = [("task.name", system.task.name, task)] if task != system.task.name else []
+    for what, ours, its in [*compared, *differing(system.task, system.fitted, fitted, keys)]:
+        raise InputError(
+            f"{where}: its {what}: {short(its)}; accepted: this run's, {short(ours)}{instead}"
+        )
+
+
+def told(path: Path) -> dict[str, Any]:
+    """What a directory of ours says of itself; {} of another's."""
+    return json.loads((path / MARK).read_text()) if (path / MARK).is_file() else {}
+
+
+def unit_of(about: Mapping[str, Any]) -> Scale:
+    """In which an adapter of ours is stored, by what its directory says: that of its run."""
+    return Scale(**about.get("unit", {}), rate=about["config"].get("task.crf_rate") or 1.0)
 
 
 def renamed(fitted: Mapping[str, Any]) -> str:

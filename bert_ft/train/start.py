@@ -159,7 +159,7 @@ def fresh_state(
     like = abstract_state(system, optimizer)
     params, frozen = _begun(system, base_params(system, say), like)
     if system.config.model.adapter:
-        params = adapted(system, params, say)
+        params = adapted(system, params, frozen_digest(frozen), say)
     places = jax.tree.map(lambda s: s.sharding, like.opt_state)
     opt_state = jax.jit(optimizer.init, out_shardings=places)(params)
     step = jax.device_put(jnp.int32(0), like.step.sharding)
