@@ -53,7 +53,7 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.pretrained = ""  # hf:NAME, pypi:NAME==VERSION, a directory; '' makes a fresh model
     c.model.layers_from = ""  # which of its layers are taken, as '1,3,5', from 0; '' is all
-    c.model.adapter = ""  # a directory of peft's that a new run's methods start from
+    c.model.adapter = ""  # of peft's, to start from: its head too, but where head is 'new'
     c.model.tokenizer = ""  # the same URIs or a vocab.txt; '' is the checkpoint's own
     c.model.kind = "bert"  # 'lstm' is the baseline: embedding, LSTM, dropout, dense
     c.model.head = "checkpoint"  # its head where it has one of this task; 'new' always makes one
