@@ -271,7 +271,6 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         known = c.task.name == "classification" and c.model.kind == "bert"
         alone = "'' where the task is not classification with BERT; give a few rows of your own"
         require(known or not made_up, "preflight.model", c.preflight.model, alone)
-    check_columns(c)
     check_training_rows(c)
     if c.task.name != "multi":
         check_task(c)
@@ -279,6 +278,7 @@ def check(config: ConfigDict, mode: str = "train") -> None:
         pair = c.data.text_pair
         require(c.task.name != "tagging" or not pair, "data.text_pair", pair, "'' for tagging")
     _check_multi(c, mode)
+    check_columns(c)
     if mode == "train" or (mode == "preflight" and not made_up):
         require(
             c.task.name == "multi" or bool(c.data.train),

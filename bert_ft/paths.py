@@ -33,7 +33,12 @@ def at(text: str) -> Path:
     if not is_remote(text):
         if scheme := re.match(r"[a-z][a-z0-9+.-]+(?=://)", text):
             raise InputError(f"{text}: {scheme[0]}:// is not read; accepted: a path, or gs://")
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise InputError(
+                f"{text}: no home directory {Path(text).parts[0]}; accepted: a path, or gs://"
+            ) from None
     if not re.match(r"gs://[a-z0-9][a-z0-9._-]+(/|$)", text):
         raise InputError(f"{text}: accepted: gs://BUCKET/PATH, the bucket in lower case")
     if not importlib.util.find_spec("gcsfs"):
@@ -105,8 +110,10 @@ def new_entry(entry: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(
         prefix=".making-", dir=entry.parent, ignore_cleanup_errors=True
     ) as scratch:
-        yield Path(scratch)
-        os.rename(scratch, entry)
+        made = Path(scratch) / entry.name
+        made.mkdir()  # the scratch directory is closed to other users, who may share the cache
+        yield made
+        os.rename(made, entry)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import sys
 
 import jax
@@ -156,6 +157,35 @@ def test_an_entity_that_ends_in_a_symbol_keeps_its_blank():
     for seed in range(20):
         text, spans = as_text(noisy(pieces, "punctuation", 1.0, seed))
         assert text[spans[0][0] : spans[0][1]] == "Acme™" and "™n" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cafe\u0301s, nai\u0308ve", ["cafe\u0301s", ",", "nai\u0308ve"]),
+        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया", "।"]),
+        ("می\u200cخواهم خوب", ["می\u200cخواهم", "خوب"]),
+        ("สวัสดีครับ", ["สวัสดีครับ"]),
+        ("3.5kg, 1,000 at 10:30.", ["3.5kg", ",", "1,000", "at", "10:30", "."]),
+        ("v2.0-1.5 a.b,c 3.", ["v2.0-1.5", "a", ".", "b", ",", "c", "3", "."]),
+        ("iPhone我用_x don't", ["iPhone", "我", "用", "_x", "don't"]),
+    ],
+)
+def test_words_are_whole(text, words):
+    pieces = cut_text(text)
+    assert [p.text for p in pieces] == words and as_text(pieces)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "joined"),
+    [("see a.b,c", "punctuation", "ab|bc"), ("iPhone我Android ok", "delete", "iPhoneAndroid"),
+     ("नमस्ते,नमस्ते ok", "punctuation", "नमस्तेन")],
+)  # fmt: skip
+def test_what_stood_apart_does_not_become_one_word(text, kind, joined):
+    seen = {as_text(noisy(cut_text(text), kind, 0.5, seed))[0] for seed in range(60)}
+    assert len(seen) > 5 and not any(re.search(joined, one) for one in seen)
+    chinese = {as_text(noisy(cut_text("我很爱你"), "delete", 0.5, seed))[0] for seed in range(9)}
+    assert not any(" " in one for one in chinese)
 
 
 def test_words_are_swapped_on_their_side_of_an_entity():
@@ -321,8 +351,12 @@ def test_word_lists(tmp_path):
         "Film": ["movie", "picture"],
         "film": ["flick"],
     }
-    lines = write_jsonl(tmp_path / "w.jsonl", [{"word": "film", "synonyms": ["movie"]}])
+    found = versions(Given(text=["film"]), [("synonyms", 1.0)], 40, words=str(tabs)).read()
+    assert {*found.columns["text"]} == {"movie", "picture", "flick"}
+    lines = write_jsonl(tmp_path / "w.jsonl", [{"word": " film ", "synonyms": ["movie"]}])
     assert read_listed("k", str(lines), "word", "synonyms") == {"film": ["movie"]}
+    tabs.write_text("film\tmovie\n", "utf-8-sig")
+    assert read_listed("k", str(tabs), "word", "synonyms") == {"film": ["movie"]}
     tabs.write_text("film\tmovie\nalone\n")
     with pytest.raises(InputError, match=r"words.tsv:2: 'alone'; accepted: word, a tab, synonyms"):
         read_listed("k", str(tabs), "word", "synonyms")
@@ -353,6 +387,10 @@ def test_paraphrases_of_a_function_or_a_file(tmp_path, monkeypatch):
     file.write_text("a day\tone day\n")
     found = versions(source, [("paraphrase", 1.0)], paraphrases=str(file))
     assert found.read().columns["text"] == ["a film", "one day"] * 2
+    file = write_jsonl(tmp_path / "p.jsonl", [{"text": " a day\n", "paraphrases": ["one day"]}])
+    source = Given(text=["a film", " a day\n"])
+    found = versions(source, [("paraphrase", 1.0)], 1, paraphrases=str(file))
+    assert found.read().columns["text"] == ["a film", "one day"]
 
 
 def test_lists_in_which_nothing_is_found_are_refused(tmp_path):

@@ -100,6 +100,10 @@ def test_conll_comments(tmp_path):
     )
     table, _ = read(written(tmp_path, "a.conll", "# O\na O\n"))
     assert table.columns["tokens"] == [["#", "a"]]
+    # A tag of such tokens alone, as of a part of speech, is known by those within a sentence.
+    text = "# # B\n3 CD I\n\nfor IN O\n# # B\n2 CD I\n\n# id B\nb IN O\n"
+    table, _ = read(written(tmp_path, "a.conll", text), tag_column="1")
+    assert table.columns["tokens"] == [["#", "3"], ["for", "#", "2"], ["b"]]
 
 
 def test_conll_without_tags(tmp_path):
@@ -214,7 +218,25 @@ BAD = {
         "a.tsv",
         's\tl\n"hello\t1\nworld"\t0\nfine\t1\n',
         {},
-        ["a.tsv:2-3: quotes join 2 lines of 2 columns each", "quoting=none", "quoting=standard"],
+        ["a.tsv:2: quotes join lines 2 to 3, 2 of which", "quoting=none", "quoting=standard"],
+    ),
+    "joined rows and a blank line": (
+        "a.tsv",
+        's\tl\n"hello\t1\na\t0\n\nb\nworld"\t0\nfine\t1\n',
+        {},
+        ["a.tsv:2: quotes join lines 2 to 6, 3 of which have all 2 columns"],
+    ),
+    "joined rows, ragged at their end": (
+        "a.tsv",
+        's\tl\n"hello\t1\na\t0\nb\t0\nworld"\nfine\t1\n',
+        {},
+        ["a.tsv:2: quotes join lines 2 to 5, 3 of which"],
+    ),
+    "stray quote of another line": (
+        "a.csv",
+        'text,label\n"hello,1\nhe said "hi",0\n',
+        {},
+        ["a.csv:2: the row goes on to line 3, where text follows a closing quote"],
     ),
     "utf-8": (
         "a.csv",
@@ -235,6 +257,27 @@ BAD = {
         ["a.csv:1: it is UTF-16, not UTF-8; add encoding=utf-16"],
     ),
     "encoding": ("a.csv", "a\nb\n", {"encoding": "utf-7777"}, ["utf-7777 is unknown", "latin-1"]),
+    **{
+        f"encoding {codec}": (
+            "a.csv",
+            b"a\nb\xe9\n",
+            {"encoding": codec},
+            [f"a.csv: encoding={codec} makes no text", "accepted: utf-8 (default), latin-1"],
+        )
+        for codec in ("base64", "hex", "rot13", "zlib", "undefined")
+    },
+    "encoding punycode": (
+        "a.csv",
+        "a,b\nc,d\n",
+        {"encoding": "punycode", "policy": "skip"},
+        ["encoding=punycode makes no text of it; accepted: utf-8"],
+    ),
+    "encoding punycode by line": (
+        "a.csv",
+        b"a,b\n\xe9,d\n",
+        {"encoding": "punycode", "policy": "skip"},
+        ["encoding=punycode makes no text of it; accepted: utf-8"],
+    ),
     "ragged": (
         "a.csv",
         "text,label\nok,1\nno label\n",
@@ -436,8 +479,40 @@ SKIPPED = {
         't\tl\na\t1\n"x\t1\ny"\t0\n"b\nc"\t1\n',
         {},
         "t",
-        ["a", "b\nc"],
-        ["a.tsv:3-4:"],
+        ["a", 'y"', "b\nc"],
+        ["a.tsv:3:"],
+    ),
+    "lines with tabs and blank ones in a value": (
+        "a.tsv",
+        't\tl\na\t1\n"b\n\n\tc\nd"\t1\n',
+        {},
+        "t",
+        ["a", "b\n\n\tc\nd"],
+        [],
+    ),
+    "rows behind a stray quote": (
+        "a.csv",
+        't,l\n"a,1\nb,1\nc,0\nhe said "hi",0\nd,1\n',
+        {},
+        "t",
+        ["b", "c", 'he said "hi"', "d"],
+        ["a.csv:2:"],
+    ),
+    "bytes in a value of two lines": (
+        "a.csv",
+        b't,l\n"caf\xe9 was bad,\nand the food, great",1\n"b\n\xe9",1\nc,0\n"d, e",1\n',
+        {},
+        "t",
+        ["c", "d, e"],
+        ["a.csv:2: byte 0xe9", "a.csv:5: byte 0xe9"],
+    ),
+    "bytes among joined rows": (
+        "a.tsv",
+        b't\tl\n"a\t1\nb\t1\n\xe9\t0\nc"\t0\n',
+        {},
+        "t",
+        ["b", 'c"'],
+        ["a.tsv:2:", "a.tsv:4: byte 0xe9"],
     ),
     "json": ("a.jsonl", '{"t": 1}\n{\n3\n{"t": 2}', {}, "t", [1, 2], ["a.jsonl:2:", "a.jsonl:3:"]),
     "conll": ("a.conll", "a O\n\nb O\nc\n\nd O\n", {}, "tokens", [["a"], ["d"]], ["a.conll:4:"]),
@@ -453,6 +528,14 @@ def test_skipped_rows_are_listed(tmp_path, case):
     assert len(skipped) == len(places)
     for message, place in zip(skipped, places, strict=True):
         assert message.startswith(place)
+
+
+@pytest.mark.parametrize("quoting", ["none", "standard"])
+@pytest.mark.parametrize("columns", [{}, {"columns": "a,b", "header": "yes"}])
+def test_a_header_is_not_skipped(tmp_path, quoting, columns):
+    path = written(tmp_path, "a.csv", b"t,\xe9\na,1\nb,0\n")
+    with pytest.raises(InputError, match="^a.csv:1: byte 0xe9 .*; it is the header"):
+        read(path, "skip", quoting=quoting, **columns)
 
 
 def test_nothing_left_after_skipping(tmp_path):

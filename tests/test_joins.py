@@ -48,6 +48,32 @@ def test_columns_of_the_partner(files):
     assert both == ["Drama, War", "Drama", "Drama, War"]
 
 
+def test_rows_without_a_key_or_a_flag_can_be_left_out(tmp_path):
+    """As the messages on them say, so before the columns are joined and the flags are read."""
+    (tmp_path / "r.jsonl").write_text(
+        '{"text": "a", "user": 1}\n{"text": "b", "user": null}\n{"text": "c", "user": 2}\n'
+    )
+    (tmp_path / "u.jsonl").write_text(
+        '{"user": 1, "old": null}\n{"user": null}\n{"user": null}\n{"user": 2, "old": 1}\n'
+    )
+    text = f"files:{tmp_path}/r.jsonl?flags=is:old&join={tmp_path}/u.jsonl;on=user"
+    for column, kept in (("user", ["a", "c"]), ("old", ["c"])):
+        with pytest.raises(
+            InputError, match=f"no value in column '{column}'.*where={column}!=null"
+        ):
+            read(text, tmp_path)
+        text += f"&where={column}!=null"
+        if column == "user":
+            rows = read(text.replace("flags=is:old&", ""), tmp_path)
+        else:
+            rows = read(text, tmp_path)
+            assert rows.columns["is"] == ["old"]
+        assert rows.columns["text"] == kept
+    assert len(read(f"{text}&where=is==old", tmp_path)) == 1
+    with pytest.raises(InputError, match="no column 'was'; there are: text, user, old, is"):
+        read(f"{text}&where=was==old", tmp_path)
+
+
 def test_two_joins_and_another_name_for_the_key(files):
     (files / "people.jsonl").write_text('{"name": "u", "age": 3}\n{"name": "v", "age": 4}\n')
     rows = read(uri(files, f"&join={files}/people.jsonl;on=user:name"), files)

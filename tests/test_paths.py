@@ -57,6 +57,24 @@ def test_what_is_no_path_of_ours(text):
         paths.at(text)
 
 
+def test_the_home_of_nobody():
+    with pytest.raises(
+        InputError, match="^~nobody12345/x.csv: no home directory ~nobody12345; acc"
+    ):
+        paths.at("~nobody12345/x.csv")
+
+
+def test_an_entry_of_a_shared_cache_is_open_to_others(tmp_path):
+    entry, before = tmp_path / "cache" / "entry", os.umask(0o022)
+    try:
+        with paths.new_entry(entry) as scratch:
+            (scratch / "a").write_text("x")
+    finally:
+        os.umask(before)
+    assert entry.stat().st_mode & 0o777 == 0o755 and (entry / "a").read_text() == "x"
+    assert os.listdir(tmp_path / "cache") == ["entry"]
+
+
 def test_without_gcsfs_the_extra_is_named(monkeypatch, run_here):
     found = importlib.util.find_spec
     monkeypatch.setattr(

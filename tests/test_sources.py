@@ -85,6 +85,13 @@ def test_a_glob_is_read_in_order_and_rows_keep_their_file(tmp_path):
     assert [rows.where(i) for i in (1, 2)] == [f"{tmp_path}/a.jsonl:2", f"{tmp_path}/b.jsonl:1"]
 
 
+def test_a_file_that_a_glob_finds_twice_is_read_once(tmp_path):
+    (tmp_path / "b" / "b").mkdir(parents=True)
+    (tmp_path / "b" / "b" / "a.csv").write_text("x\n1\n")
+    for pattern in ("**/b/**/*.csv", "**/**/*.csv"):
+        assert len(rows_of(f"files:{tmp_path}/{pattern}", tmp_path)) == 1
+
+
 def test_percent_codes_in_options(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("k&v|n\nx&y|1\nz|2\n")

@@ -59,6 +59,19 @@ def test_iob1_is_read_as_iob2(tmp_path, tokenizer):
     assert tags == [["B-A", "B-A", "O"]]
 
 
+def test_tags_that_differ_by_blanks_only(tmp_path, tokenizer):
+    good = rows_of(tmp_path, {"text": ["Ada", "came"], "label": ["B-PER", "O"]}, text("a b"))
+    odd = {"text": ["Bob", "ran"], "label": ["B-PER ", "O"]}
+    said = "'label'(, with training's)?: 'B-PER' and 'B-PER ' differ by blanks only; accepted: one"
+    with pytest.raises(InputError, match=rf"a.jsonl: column {said} spelling of each tag"):
+        rows = rows_of(tmp_path, {"text": ["Ada"], "label": ["B-PER"]}, odd)
+        tagged.fit(rows, "text", "label", "auto")
+    fitted, _ = read(good, tokenizer)
+    for row in (odd, text("Ada came", (0, 3, "PER "))):
+        with pytest.raises(InputError, match=said):
+            read(rows_of(tmp_path, row), tokenizer, fitted)
+
+
 def test_a_tag_of_conll_columns_is_named_by_its_own_line(tmp_path, tokenizer):
     path = tmp_path / "a.conll"
     path.write_text("-DOCSTART- O\n\na B-A\nb I-A\n\nc O\nd B-A\ne I-B\n")

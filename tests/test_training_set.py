@@ -38,6 +38,22 @@ def test_too_few_rows_are_told():
         few(138, label="")
 
 
+def test_shots_count_a_label_by_what_it_says():
+    """As pandas writes 4, or with blanks around it, it is no label of its own."""
+    source = Given(text=list("abcdef"), label=["4", "4.0", 4.0, "5", " 5", 5])
+    assert len(FewShots(source, 3, 0, "label").read()) == 6
+    assert len(FewShots(source, 1, 0, "label").read()) == 2
+
+
+@pytest.mark.parametrize(("label", "said"), [("", "is blank"), (" ", "is blank"), (np.nan, "nan")])
+def test_shots_of_rows_without_a_label(label, said):
+    source = Given(text=list("abc"), label=["x", "y", label])
+    with pytest.raises(
+        InputError, match=f"given row 2: column 'label' .*{said}; accepted: a label"
+    ):
+        FewShots(source, 1, 0, "label").read()
+
+
 @st.composite
 def epochs(draw):
     blocks = tuple(draw(st.lists(st.integers(1, 12), min_size=1, max_size=4)))

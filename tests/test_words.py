@@ -111,6 +111,15 @@ def test_words_of_a_text_in_sentence_pieces():
     assert [t for t in ids if t != blank] == [t for t in tokenizer(text)["input_ids"] if t != blank]
 
 
+def test_blank_words_of_a_byte_level_tokenizer(tmp_path):
+    from test_augment import byte_level
+
+    for last in ("", " ", "plot ", "\u3000"):
+        (words,) = split(byte_level(tmp_path), [["the", "film", last]])
+        assert len(words) == 3 and words.begin == [0, 4, 9] and words.end[2] == 9 + len(last)
+        assert all(words.ids)
+
+
 def test_characters_as_words(tokenizer):
     text = "  DotA \u751f\u751f\u200b!"
     words, listed = split(tokenizer, [text, ["a", "film"]], characters=True)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,17 @@ def read_conll(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     (default 0) and `tag_column` (default -1, the last). A file of one column has no tags, which
     will do to predict. `-DOCSTART-` lines are no tokens (Tjong Kim Sang and De Meulder, 2003), nor
     are the lines before a sentence that begin with `# ` (CoNLL-U), unless they have a token's
-    columns and a tag that other lines have too. A line whose number of columns differs from the
+    columns and a tag that tokens have too. A line whose number of columns differs from the
     first one's is bad, and its whole sentence with it.
     """
     token_column = _integer(options, "token_column", 0, name)
     tag_column = _integer(options, "tag_column", -1, name)
     document = load(path, name, options, bad)
     sentences = list(_sentences(document))
-    every = [line for s in sentences for line in s if line[0] not in document.undecodable]
-    tokens_only = [line for line in every if not line[1].startswith("# ")] or every
-    number, first, fields = tokens_only[0] if tokens_only else (0, "", [""])
+    good = [[line for line in s if line[0] not in document.undecodable] for s in sentences]
+    begun = [dropwhile(lambda line: line[1].startswith("# "), sentence) for sentence in good]
+    sure = [*chain(*begun)] or [*chain(*good)]  # lines of tokens
+    number, first, fields = sure[0] if sure else (0, "", [""])
     width = len(fields)
     if not all(-width <= column < width for column in (token_column, tag_column)):
         raise InputError(
@@ -42,7 +44,7 @@ def read_conll(path: Path, name: str, options: Options, bad: BadRows) -> Table:
             f"{name}:{number}: {first[:40]!r} is one column; expected: a token and its tag, or no "
             "tag_column= where tags are not needed"
         )
-    known = {fields[tag_column] for _, _, fields in tokens_only if len(fields) == width}
+    known = {fields[tag_column] for _, _, fields in sure if len(fields) == width}
     columns: dict[str, list] = {"tokens": [], "tags": []}
     lines: list[int] = []
     for sentence in sentences:

@@ -31,7 +31,7 @@ from bert_ft.data.word_lists import digest, is_function, paraphrased, read_liste
 from bert_ft.errors import InputError
 
 BLOCK = 4096  # rows that are changed at a time: in pieces they are large
-VERSION = 2  # of what is drawn: raise it when the same settings make other texts
+VERSION = 3  # of what is drawn: raise it when the same settings make other texts
 GIVEN = {  # what a kind reads, and the kinds that do
     "augment_words": tuple(noise.WITH_WORDS),
     "augment_model": ("masked",),
@@ -108,7 +108,9 @@ class Augmented:
         known: dict[str, list[str]] = {}
         if self.words:
             listed = read_listed("data.augment_words", self.words, "word", "synonyms")
-            known = {word.lower(): others for word, others in listed.items()}
+            for word, others in listed.items():
+                mine = known.setdefault(word.lower(), [])
+                mine += [other for other in others if other not in mine]
         self._require_listed(rows, known)
         # The share is drawn for the row, so that both texts of a pair change, or neither.
         some = [

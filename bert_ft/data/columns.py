@@ -47,7 +47,8 @@ class BadRows:
 
 @dataclass(frozen=True)
 class Document:
-    """A decoded file. `undecodable` maps a line to what is wrong with its bytes (under `skip`)."""
+    """A decoded file. `undecodable` maps a line to what is wrong with its bytes (under `skip`);
+    U+FFFD stands for them in it."""
 
     name: str
     lines: list[str]
@@ -65,20 +66,25 @@ class Document:
 def load(path: Path, name: str, options: Options, bad: BadRows) -> Document:
     """Reads and decodes a file (option `encoding`, default UTF-8 with or without byte-order mark).
 
-    InputError for an empty file, an unknown encoding and, unless rows may be skipped, for bytes
-    that do not decode, with their line.
+    InputError for an empty file, an encoding that is none of text and, unless rows may be skipped,
+    for bytes that do not decode, with their line.
     """
     encoding = options.get("encoding", "utf-8-sig")
+    accepted = "accepted: utf-8 (default), latin-1, gb18030 or any other of Python's for text"
     try:
         codec = codecs.lookup(encoding).name
     except LookupError:
-        raise InputError(
-            f"{name}: encoding={encoding} is unknown; accepted: utf-8 (default), latin-1, gb18030 "
-            "or any other of Python's codecs"
-        ) from None
+        raise InputError(f"{name}: encoding={encoding} is unknown; {accepted}") from None
     data = path.read_bytes()
     if not data.strip():
         raise InputError(f"{name}: the file is empty")
+    try:
+        return _decoded(data, name, encoding, codec, bad)
+    except (LookupError, UnicodeError):  # base64, hex, … are codecs, but none of text
+        raise InputError(f"{name}: encoding={encoding} makes no text of it; {accepted}") from None
+
+
+def _decoded(data: bytes, name: str, encoding: str, codec: str, bad: BadRows) -> Document:
     try:
         return Document(name, _split(data.decode(encoding)), {})
     except UnicodeDecodeError as error:
@@ -91,10 +97,11 @@ def load(path: Path, name: str, options: Options, bad: BadRows) -> Document:
             raise InputError(f"{name}:{line}: {reason}") from None
     lines, undecodable = [], {}
     for number, raw in enumerate(_split_bytes(data), start=1):
+        own = encoding if number == 1 else codec.removesuffix("-sig")
         try:
-            lines.append(raw.decode(encoding if number == 1 else codec.removesuffix("-sig")))
+            lines.append(raw.decode(own))
         except UnicodeDecodeError as error:
-            lines.append("")
+            lines.append(raw.decode(own, errors="replace"))  # its quotes may close other lines'
             undecodable[number] = _undecodable(error, encoding)
     return Document(name, lines, undecodable)
 
@@ -118,24 +125,30 @@ def _split_bytes(data: bytes) -> list[bytes]:
     return lines[:-1] if lines[-1] == b"" else lines
 
 
-def read_delimited(path: Path, name: str, options: Options, bad: BadRows) -> Table:
+def read_delimited(
+    path: Path, name: str, options: Options, bad: BadRows, joins: bool = True
+) -> Table:
     """CSV and TSV; every value a string, exactly as in the file.
 
     Options: `delimiter` (one character), `quoting` (`standard`: RFC 4180, strictly; `none`: a quote
     is a character like any other, as in GLUE's TSVs), `header` (yes|no), `columns` (comma-separated
     names; they imply header=no, and with header=yes replace the header's). A column without a name
     is called column_0, column_1, ... by its position. Lines with nothing in them are no rows.
+    Unless quotes may have `joins`, a record of lines that seem to be rows themselves is bad.
     """
     document = load(path, name, options, bad)
     delimiter = options["delimiter"]
+    named = options["columns"].split(",") if options.get("columns") else None
     if options.get("quoting", "standard") == "standard":
-        records = _quoted_records(document, delimiter, bad)
+        records = _quoted_records(document, delimiter, bad, joins, len(named or ()))
     else:
         records = ((n, n, line.split(delimiter)) for n, line in document.good_lines(bad) if line)
-    named = options["columns"].split(",") if options.get("columns") else None
     header = None
     if options.get("header", "no" if named else "yes") == "yes":
+        before = len(bad.skipped)
         _, _, header = next(records, (0, 0, None))
+        if len(bad.skipped) > before:
+            raise InputError(f"{bad.skipped[before]}; it is the header, which can't be left out")
         if header is None:
             raise InputError(f"{name}: no header could be read")
     names = named or header
@@ -165,14 +178,16 @@ def read_delimited(path: Path, name: str, options: Options, bad: BadRows) -> Tab
 
 
 def _quoted_records(
-    document: Document, delimiter: str, bad: BadRows
+    document: Document, delimiter: str, bad: BadRows, joins: bool, width: int
 ) -> Iterator[tuple[int, int, list[str]]]:
-    """(first line, last line, fields) of each RFC 4180 record."""
+    """(first line, last line, fields) of each RFC 4180 record. Of a bad one over several lines the
+    first is reported and the others are read, as they may be rows. `width`: columns, 0 for those of
+    the first record."""
     begin = 0
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         while begin < len(document.lines):
-            source = (line + "\n" for line in document.lines[begin:])
+            source = (document.lines[i] + "\n" for i in range(begin, len(document.lines)))
             reader = csv.reader(source, delimiter=delimiter, strict=True)
             offset, begin = begin, len(document.lines)
             while True:
@@ -191,12 +206,28 @@ def _quoted_records(
                             "the quote that opens on this line never closes; where quotes are "
                             "plain characters, add quoting=none",
                         )
-                        # The rest of the file is not this row's: go on at its next line.
                         begin = opened
                         break
-                    bad.report(_place(document.name, first, last), _csv_reason(error))
-                    continue
+                    reason = _csv_reason(error)
+                    if last == first:
+                        bad.report(f"{document.name}:{first}", reason)
+                        continue
+                    reason = f"the row goes on to line {last}, where {reason}"
+                    bad.report(f"{document.name}:{first}", reason)
+                    begin = first
+                    break
                 last = offset + reader.line_num
+                width = width or len(fields)
+                lines = document.lines[first - 1 : last]
+                if not joins and (whole := _rows_among(lines, delimiter, width)):
+                    bad.report(
+                        f"{document.name}:{first}",
+                        f"quotes join lines {first} to {last}, {whole} of which have all {width} "
+                        "columns, to one row; add quoting=none where quotes are plain characters, "
+                        "quoting=standard where they are not",
+                    )
+                    begin = first
+                    break
                 spoilt = [n for n in range(first, last + 1) if n in document.undecodable]
                 if spoilt:
                     bad.report(f"{document.name}:{spoilt[0]}", document.undecodable[spoilt[0]])
@@ -204,6 +235,18 @@ def _quoted_records(
                     yield first, last, fields
     finally:
         csv.field_size_limit(limit)
+
+
+def _rows_among(lines: list[str], delimiter: str, width: int) -> int:
+    """How many of a record's lines have all columns, where it seems to be several rows: its first
+    and its last have, or most. Lines of a value may hold a tab, or be indented by them."""
+    full = [
+        line.count(delimiter) == width - 1 and not line.startswith(delimiter)
+        for line in lines
+        if line.strip("\r ")
+    ]
+    several = len(full) > 1 and (full[0] and full[-1] or 2 * sum(full) > len(full))
+    return sum(full) if several else 0
 
 
 def read_at(path: Path, name: str, options: Options, bad: BadRows) -> Table:

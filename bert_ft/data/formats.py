@@ -44,29 +44,9 @@ def read_jsonl(path: Path, name: str, options: Options, bad: BadRows) -> Table:
 
 def read_tsv(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     """`read_delimited`, to which a quote opens a value that may go over line ends. Unless `quoting`
-    is given such a row is bad where each of its lines has all columns already: most TSVs know no
-    quoting, and a quote that stands at a value's beginning would join rows."""
-    table = read_delimited(path, name, options, bad)
-    if "quoting" in options or table.lines is None:
-        return table
-    tab, breaks = options["delimiter"], len(table.columns) - 1
-    rows = list(zip(*table.columns.values(), strict=True))
-    kept = []
-    for i, row in enumerate(rows):
-        lines = tab.join(row).split("\n")
-        if len(lines) == 1 or any(line.count(tab) != breaks for line in lines):
-            kept.append(i)
-            continue
-        last = table.lines[i] + len(lines) - 1
-        bad.report(
-            f"{name}:{table.lines[i]}-{last}",
-            f"quotes join {len(lines)} lines of {breaks + 1} columns each to one row; add "
-            "quoting=none where quotes are plain characters, quoting=standard where they are not",
-        )
-    if len(kept) == len(rows):
-        return table
-    columns = {key: [values[i] for i in kept] for key, values in table.columns.items()}
-    return Table(columns, [table.lines[i] for i in kept])
+    is given such a row is bad where its lines seem to be rows: most TSVs know no quoting, and a
+    quote that stands at a value's beginning would join them."""
+    return read_delimited(path, name, options, bad, joins="quoting" in options)
 
 
 def read_parquet(path: Path, name: str, options: Options, bad: BadRows) -> Table:

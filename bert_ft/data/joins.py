@@ -4,6 +4,7 @@
 value; `on=COLUMN:OTHER` where FILE calls it OTHER. The options of FILE's format follow, each after
 a `;` (`format`, `columns`, `delimiter`, `encoding`, …; `%3B` stands for a `;` in a value).
 Every row has exactly one partner: a key that FILE lacks, or has twice, is an error with its line.
+Rows of FILE without a key are no row's.
 
 `flags=NAME:COLUMN,COLUMN` makes of columns that are 0 or 1 one text, NAME: the names of those that
 are 1, with ', ' between them, as in 'Action, Thriller'. The columns themselves stay.
@@ -83,6 +84,8 @@ class Join:
         place: dict[str, int] = {}
         for i, value in enumerate(keys):
             key = written(value)
+            if value is None:
+                continue
             if key in place:
                 at = f":{lines[i]}" if lines else ""
                 first = f"line {lines[place[key]]}" if lines else f"row {place[key]}"

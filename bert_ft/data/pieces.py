@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,17 @@ import numpy as np
 OUTSIDE = "O"
 # Chinese characters are words, as BERT's tokenizer has them (Devlin et al., tokenization.py).
 _CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_LETTERS = rf"[^\W{_CHINESE}]+"
-_WORD = re.compile(rf"[{_CHINESE}]|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s]")
+# Accents, vowel signs and the like (all are in these two ranges), and the zero-width joiners.
+_MARKS = "\u200c\u200d" + "".join(
+    chr(c)
+    for c in chain(range(0x300, 0x20000), range(0xE0100, 0xE01F0))
+    if unicodedata.category(chr(c)).startswith("M")
+)
+_LETTERS = rf"[^\W{_CHINESE}]+(?:[{_MARKS}]+[^\W{_CHINESE}]*)*"
+_JOINED = rf"{_LETTERS}(?:(?<=\d)[.,:](?=\d){_LETTERS})*"  # 3.5, 10:30 and v2.0
+_WORD = re.compile(rf"[{_CHINESE}]|{_JOINED}(?:['’-]{_JOINED})*|[^\w\s]")
+_AT_END = re.compile(rf"[^\W_{_CHINESE}][{_MARKS}]*\Z")
+_AT_BEGINNING = re.compile(rf"[^\W_{_CHINESE}]")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,10 +133,14 @@ def without(pieces: Sequence[Piece], dropped: Collection[int]) -> Pieces:
         if i in dropped and piece.free and not divides and not last:
             gap = piece.gap if gap is None else gap
             continue
-        held = kept and (kept[-1].fixed or piece.fixed)  # an entity may end in a symbol: "Acme™"
-        joins = held or kept and kept[-1].text[-1:].isalnum() and piece.text[:1].isalnum()
-        if gap is not None and (not kept or (not piece.gap and joins)):
+        if gap is not None and not kept:
             piece = dataclasses.replace(piece, gap=gap)
+        elif gap is not None and not piece.gap:
+            # An entity may end in a symbol, as "Acme™"; of the others only words would join.
+            if kept[-1].fixed or piece.fixed:
+                piece = dataclasses.replace(piece, gap=gap)
+            elif _AT_END.search(kept[-1].text) and _AT_BEGINNING.match(piece.text):
+                piece = dataclasses.replace(piece, gap=gap or " ")
         kept.append(piece)
         gap = None
     return kept

@@ -91,16 +91,34 @@ class Readable(Protocol):
     def read(self) -> Rows: ...
 
 
+def labels_in(rows: Rows, column: str) -> list:
+    """Each row's; InputError on what is none: a blank, as of a row that nobody has labelled yet,
+    NaN, by which a table of numbers says the same, a list, an object."""
+    values = rows.column(column)
+    for i, value in enumerate(values):
+        label = written(value)
+        if isinstance(value, list | dict) or value != value or not label.strip():
+            seen = f"is {value!r}" if label.strip() else "is blank"
+            raise InputError(
+                f"{rows.where(i)}: column {column!r} {seen}; accepted: a label, or such rows left "
+                f"out by where={column}!={label} in the URI"
+            )
+    return values
+
+
+def plain(label: str) -> str:
+    """Without blanks around it, and 1 for 1.0, which pandas makes of it in a column with a gap."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", label.strip())
+
+
 def require_apart(labels: Iterable[str], where: str, kind: str = "label") -> None:
     """Raises InputError on two labels that differ by blanks around them only, or as 1 and 1.0;
     `kind` is what they are called."""
     seen: dict[str, str] = {}
     for label in labels:
-        plain = label.strip()
-        # What pandas makes of whole numbers in a column with a gap.
-        other = seen.setdefault(re.sub(r"^(-?\d+)\.0+$", r"\1", plain), label)
+        other = seen.setdefault(plain(label), label)
         if other != label:
-            how = "differ by blanks only" if other.strip() == plain else "are one number"
+            how = "differ by blanks only" if other.strip() == label.strip() else "are one number"
             raise InputError(
                 f"{where}: {other!r} and {label!r} {how}; accepted: one spelling of each {kind}"
             )

@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 
 from bert_ft.data.columns import shown
-from bert_ft.data.rows import Readable, Rows, written
+from bert_ft.data.rows import Readable, Rows, labels_in, plain, written
 from bert_ft.errors import InputError
 
 NONE = ""  # the label of rows that have none
@@ -73,5 +73,5 @@ class FewShots:
         if self.labels_of:
             return [own or (NONE,) for own in self.labels_of(rows)]
         if self.label:
-            return [(written(v),) for v in rows.column(self.label)]
+            return [(plain(written(v)),) for v in labels_in(rows, self.label)]
         return [(NONE,)] * len(rows)

@@ -7,10 +7,10 @@
 
 Options of `files:` and `pypi:` are those of the format (`formats.py`) and `format`, else taken from
 the suffix. Options of every scheme add columns, `join=` and then `flags=` (`joins.py`; again for
-more), and choose rows, in this order: `where=COLUMN==VALUE` or `!=`, or
-`where=COLUMN=~REGEX` or `!~` for values that match as a whole (again for more),
-`split=train|dev|test` with `split_by=COLUMN` (the config's `data.text`, where the URI has none),
-`limit=N` (the first N).
+more), and choose rows, in this order: `where=COLUMN==VALUE` or `!=`, or `where=COLUMN=~REGEX` or
+`!~` for values that match as a whole (again for more; each as soon as its column is there, so that
+rows can be left out which can't be joined), `split=train|dev|test` with `split_by=COLUMN` (the
+config's `data.text`, where the URI has none), `limit=N` (the first N).
 `bad_rows=stop|skip` overrides the argument of that name for one source with known bad lines.
 In values, `%26`, `%23` and so on stand for `&`, `#`, ...
 """
@@ -41,7 +41,7 @@ from bert_ft.errors import InputError
 SPLITS = ("train", "dev", "test")
 
 # Part of every fingerprint: raise it when the same bytes are read as different rows than before.
-ROWS_VERSION = 2
+ROWS_VERSION = 3
 
 _ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows", "join", "flags")
 _REPEATED = ("where", "join", "flags")
@@ -94,16 +94,15 @@ class Source:
     def read(self) -> Rows:
         """Reads, checks and selects the rows, at least one; InputError where that fails."""
         bad = BadRows(self.bad_rows)
-        rows = _joined(self.origin.tables(bad), bad, self.uri)
+        conditions = [value for key, value in self.options if key == "where"]
+        rows = _where(_joined(self.origin.tables(bad), bad, self.uri), conditions, self.uri)
         for join in self.joins:
-            rows = join.apply(rows, bad)
+            rows = _where(join.apply(rows, bad), conditions, self.uri)
         rows = replace(rows, skipped=tuple(bad.skipped))
-        for key, value in self.options:
-            if key == "flags":
-                rows = apply_flags(rows, value, self.uri)
-        for key, value in self.options:
-            if key == "where":
-                rows = _where(rows, value, self.uri)
+        for value in [value for key, value in self.options if key == "flags"]:
+            rows = _where(apply_flags(rows, value, self.uri), conditions, self.uri)
+        for condition in conditions:
+            rows.column(re.split(_OPERATOR, condition)[0])  # says which there are
         chosen = dict(self.options)
         if "split" in chosen:
             by = chosen.get("split_by", self.split_by)
@@ -213,7 +212,7 @@ class _Files:
             if paths.is_remote(path):
                 found = sorted(path.parent.glob(path.name))
             else:
-                found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+                found = [Path(name) for name in sorted({*glob.glob(str(path), recursive=True)})]
             if found:
                 return found
             there = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
@@ -297,17 +296,21 @@ def _check_condition(condition: str, uri: str) -> None:
         raise InputError(f"{uri}: where={condition}: no regular expression: {e}") from None
 
 
-def _where(rows: Rows, condition: str, uri: str) -> Rows:
-    column, operator, value = re.split(_OPERATOR, condition, maxsplit=1)
-    if column not in rows.columns:
-        rows.column(column)
-    values = [written(seen) for seen in rows.columns[column]]
-    alike = re.compile(value).fullmatch if "~" in operator else value.__eq__
-    kept = [i for i, seen in enumerate(values) if bool(alike(seen)) != ("!" in operator)]
-    if not kept:
-        seen = shown(sorted(set(values)))
-        raise InputError(f"{uri}: where={condition} leaves no row; {column} has the values: {seen}")
-    return rows.take(kept)
+def _where(rows: Rows, conditions: list[str], uri: str) -> Rows:
+    """The rows that keep the conditions whose columns are there; these leave the list."""
+    for condition in [*conditions]:
+        column, operator, value = re.split(_OPERATOR, condition, maxsplit=1)
+        if column not in rows.columns:
+            continue
+        conditions.remove(condition)
+        values = [written(seen) for seen in rows.columns[column]]
+        alike = re.compile(value).fullmatch if "~" in operator else value.__eq__
+        kept = [i for i, seen in enumerate(values) if bool(alike(seen)) != ("!" in operator)]
+        if not kept:
+            there = f"{column} has the values: {shown(sorted(set(values)))}"
+            raise InputError(f"{uri}: where={condition} leaves no row; {there}")
+        rows = rows.take(kept)
+    return rows
 
 
 def _hashed_text(value: Any) -> str:

@@ -23,7 +23,7 @@ def read_listed(key: str, uri: str, name: str, others: str) -> Listed:
     path = paths.at(uri)
     try:
         with paths.reached(path):
-            lines = path.read_text("utf-8").split("\n")
+            lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"config.{key}: {path}: can't be read: {paths.why(e)}") from None
     as_json = path.suffix in (".jsonl", ".json")
@@ -56,7 +56,8 @@ def _from_json(line: str, name: str, others: str) -> tuple[str, list[str]] | Non
     except (ValueError, KeyError, TypeError):
         return None
     right = isinstance(first, str) and isinstance(listed, list) and first.strip()
-    return (first, listed) if right and all(isinstance(o, str) and o for o in listed) else None
+    fits = right and all(isinstance(o, str) and o for o in listed)
+    return (first.strip(), listed) if fits else None
 
 
 def is_function(text: str) -> bool:

@@ -98,6 +98,7 @@ def _of_list(words: Sequence[str], encoding: Any, unknown: int, joined: bool = F
     word_of: Any = encoding.word_ids
     if joined:  # a token of the joined text, or of the blank before a word, is of that word
         word_of = np.searchsorted(end, [a for a, _ in encoding.offsets], "right")
+        word_of = np.minimum(word_of, len(words) - 1)  # blanks of the last begin at the text's end
     for token, word in zip(encoding.ids, word_of, strict=True):
         ids[word].append(token)
     return Words(" ".join(words), [i or [unknown] for i in ids], begin, end)

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft.data.encode import Encoded
-from bert_ft.data.rows import Rows, require_apart, written
+from bert_ft.data.rows import Rows, labels_in, require_apart
 from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
@@ -119,18 +119,7 @@ class Classification(SequenceTask):
         return {**super().signature(), "names": self.names, **{k: v for k, v in more.items() if v}}
 
     def _labels(self, rows: Rows) -> list[str]:
-        """Each row's; InputError on what is none: a blank, as of a row that nobody has labelled
-        yet, NaN, by which a table of numbers says the same, a list, an object."""
-        values = rows.column(self.label)
-        for i, value in enumerate(values):
-            label = written(value)
-            if isinstance(value, list | dict) or value != value or not label.strip():
-                seen = f"is {value!r}" if label.strip() else "is blank"
-                raise InputError(
-                    f"{rows.where(i)}: column {self.label!r} {seen}; accepted: a label, or such "
-                    f"rows left out by where={self.label}!={label} in the URI"
-                )
-        return [str(v) for v in values]
+        return [str(v) for v in labels_in(rows, self.label)]
 
     def fit(self, rows: Rows) -> dict[str, Any]:
         values = self._labels(rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from bert_ft.data.columns import shown
+from bert_ft.data.rows import require_apart
 from bert_ft.data.sources import Rows
 from bert_ft.data.words import Words
 from bert_ft.errors import InputError
@@ -38,6 +40,8 @@ def fit(rows: Rows, text: str, label: str, scheme: str) -> dict[str, Any]:
     given = inputs(rows, text)
     spans = {kind for i, s in _spans_of(rows, label, given) for _, _, kind in s}
     written = _tags_of(rows, label, given)
+    every = spans.union(*(tags for _, tags in written))
+    require_apart(sorted(every), f"{rows.origin}: column {label!r}", "tag")
     read_as = "IOB2" if scheme == "auto" else scheme
     seen = {f"{prefix}-{kind}" for kind in spans for prefix in "BI"}
     if written:
@@ -83,6 +87,11 @@ def tags(
         out[i] = row
     for i, spans in _spans_of(rows, label, given):
         out[i] = schemes.to_tags(_on_words(spans, words[i], widen, rows.where(i)), len(words[i]))
+    require_apart(
+        sorted({*fitted["labels"], *chain(*out)}),
+        f"{rows.origin}: column {label!r}, with training's",
+        "tag",
+    )
     return out
 
 
