@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -12,7 +13,7 @@ def quiet_orbax() -> None:
     if _not_orbax in log.filters:
         return
     log.addFilter(_not_orbax)
-    logging.getLogger("asyncio").addFilter(_not_dropped_read)
+    logging.getLogger("asyncio").addFilter(_not_dropped)
     # The writes that a failed save has dropped, told of as Python ends.
     warnings.filterwarnings("ignore", r"coroutine 'async_serialize.*never awaited", RuntimeWarning)
     earlier = sys.unraisablehook
@@ -33,6 +34,10 @@ def _not_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname or record.levelno >= logging.CRITICAL
 
 
-def _not_dropped_read(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not ("never retrieved" in text and ("orbax" in text or "tensorstore" in text))
+def _not_dropped(record: logging.LogRecord) -> bool:
+    """Not of a read or a write that failed beside the one that was said."""
+    text, raised = record.getMessage(), record.exc_info
+    if "never retrieved" not in text:
+        return True
+    where = [f.filename for f in traceback.extract_tb(raised[2])] if raised else []
+    return not any(name in said for name in ("orbax", "tensorstore") for said in (text, *where))
