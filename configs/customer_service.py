@@ -33,7 +33,10 @@ python -m bert_ft.main --config=configs/customer_service.py:faq --workdir=runs/f
 &split=train" \
   --config.predict.output=runs/faq/lists/train.jsonl
 python -m bert_ft.main --config=configs/customer_service.py:rerank=runs/faq --workdir=runs/rerank
-    MRR before and after: not yet measured.
+    Test MRR, %, of 27 questions falls from 50.2 to 21.7, what chance would give (seed 0; 45 minutes
+    on one core of a Xeon): no right answer there is one of training's, most of its rivals are, and
+    from 348 questions with an answer each all that can be learnt is which answers were right. A
+    second stage needs answers that several questions share.
 
 The same list gives the first stage hard negatives for a second round:
 
