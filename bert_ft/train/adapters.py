@@ -57,7 +57,7 @@ def write(
             "base, which has none, nor in the adapter, for it was not trained "
             "(methods.also_train); accepted: 'transformers'"
         )
-    uri, kind = config.model.pretrained, kind_of(system.model.head)
+    uri, kind = m.pretrained, kind_of(system.model.head)
     base = hf.directory(uri, cache_dir(config))
     model, own = hf.flatten(system.abstract_params), jax.device_get(hf.flatten(trained))
     name = uri.removeprefix("hf:").partition("@")[0] if uri.startswith("hf:") else str(base)
@@ -162,8 +162,8 @@ def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, A
     if lacking:
         raise InputError(
             f"config.predict.adapters: neither {path} nor its base has "
-            f"{', '.join(sorted(lacking)[:3])}, "
-            "which this model needs; accepted: an adapter with its head (modules_to_save)"
+            f"{', '.join(sorted(lacking)[:3])}, which this model needs; accepted: an adapter with "
+            "its head (modules_to_save)"
         )
     if "base_sha256" in about:
         _require_base(frozen, about["base_sha256"], path)
