@@ -182,12 +182,12 @@ def test_rows_to_export_by_where_all_that_there_is_are_pairs(tokenizer, tmp_path
     assert words(data, tokenizer) == [[p["text"], p["answer"]] for p in pairs[:5]]
 
 
-def test_both_stages(run_here, tmp_path):
+def test_both_stages(run_here, deep, tmp_path):
     """Lists of a barely trained bi-encoder; the cross-encoder re-ranks them, and says what was."""
     train, test = (write_jsonl(tmp_path / f"{i}.jsonl", faq(i, 120)) for i in (0, 1))
     shared = [
         *("--config.data.text_pair=answer", "--config.task.label_names=", "--config.data.dev="),
-        "--config.data.row_counts=1",
+        f"--config.model.pretrained={deep}",
     ]
     first = [
         *shared,

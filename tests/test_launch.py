@@ -530,7 +530,7 @@ def test_ctrl_c_says_what_still_costs(cloud, number):
 
 
 def test_a_second_launch_joins_the_run_that_goes_on(cloud):
-    cloud.plays(runs=[{"seconds": 8}])
+    cloud.plays(runs=[{"seconds": 15}])
     first = cloud.start("--keep")
     wait_for(lambda: "training" in log_of(cloud), first)
     os.killpg(first.pid, signal.SIGINT)

@@ -50,10 +50,11 @@ def test_the_transfer_guard_stands_over_the_step(run_here, tmp_path, monkeypatch
         run_here(tmp_path / "run")
 
 
-def test_the_best_loss_is_the_lowest(run_here, tmp_path):
+def test_the_best_loss_is_the_lowest(run_here, deep, tmp_path):
     """At a learning rate that spoils what it has learnt: the last loss is not the best one."""
     flags = ["--config.eval.every_steps=2", "--config.eval.keep_best=True"]
     flags += ["--config.eval.metric=loss", "--config.train.learning_rate=2e-2"]
+    flags += [f"--config.model.pretrained={deep}"]
     done = run_here(tmp_path / "run", *flags).ok()
     losses = done.values("dev/loss")
     best = min(losses, key=losses.__getitem__)

@@ -37,7 +37,7 @@ def test_the_weights_are_averaged(run_here, tmp_path, method):
         expected = (first[name] + second[name]) / 2
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
         moved += not np.allclose(first[name], second[name], atol=1e-3)
-    assert moved > 10  # else any mean would do
+    assert moved > 5  # else any mean would do
     own = json.loads((done.workdir / "trials/soup_uniform/config.json").read_text())
     assert own["methods.use"] == ""
     before = done.result["ensembles"]
