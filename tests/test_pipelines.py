@@ -101,7 +101,8 @@ def test_the_card_has_the_thresholds(bert):
 
 def test_the_card_says_how_answers_are_read():
     def of(fitted, **task):
-        return card._reading_lines(SimpleNamespace(task=SimpleNamespace(**task), fitted=fitted))
+        system = SimpleNamespace(task=SimpleNamespace(**task), fitted=fitted)
+        return card._reading_lines(system, {"mean": 0.0, "scale": 1.0})
 
     assert of({}) == of({"scheme": "IOB2"}, decode="argmax") == []
     assert of({"scheme": "plain"}, decode="viterbi") == of({}, null_threshold=0.0) == []

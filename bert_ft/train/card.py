@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from bert_ft.config import FREE, flat
 from bert_ft.models import families
-from bert_ft.models.hf import label_names
+from bert_ft.models.hf import flatten, label_names
 from bert_ft.models.stored_heads import OWN
 from bert_ft.train.system import System
 
@@ -127,7 +127,7 @@ def model_card(
 def _given(system: System, about: Mapping[str, Any]) -> str:
     """What from_pretrained is given: of an adapter also the outputs, for its base has others."""
     said = f'"{Path(about["config"]["export.to"]).name}"'
-    bias = system.abstract_params["top"].get("classifier", {}).get("bias")
+    bias = flatten(system.abstract_params).get("top/classifier/bias")
     if "base_sha256" not in about or bias is None:
         return said
     labels = next(iter(label_names(system.fitted)), [])
