@@ -84,14 +84,15 @@ OF_TRIALS = (*FLAGS, "--config.methods.use=lora,layer_decay,ema", "--config.trai
              "--config.data.dev=", "--config.data.test=")  # fmt: skip
 
 
-def test_a_trial_with_rates_and_an_average_is_the_run_alone(run_here, tmp_path):
+def test_a_trial_with_rates_and_an_average_is_the_run_alone(run_here, deep, tmp_path):
     """Bit for bit, with frozen weights beside what is trained, which no step may give away."""
-    both = run_here(tmp_path / "both", *OF_TRIALS, f"--config.trials={json.dumps(LISTED)}").ok()
+    flags = (*OF_TRIALS, f"--config.model.pretrained={deep}")
+    both = run_here(tmp_path / "both", *flags, f"--config.trials={json.dumps(LISTED)}").ok()
     alone = f"--config.trials={json.dumps(LISTED[1:])}"
-    one = run_here(tmp_path / "one", *OF_TRIALS, alone).ok()
+    one = run_here(tmp_path / "one", *flags, alone).ok()
     digests = [t["params_sha256"] for t in both.result["trials"]]
     assert digests[1] == one.result["trials"][0]["params_sha256"] != digests[0]
-    assert "learning rate x 0.8, 0.0024 at the peak: encoder\n" in both.err
+    assert "learning rate x 0.64, 0.00192 at the peak: encoder/layer_0" in both.err
 
 
 @pytest.mark.long

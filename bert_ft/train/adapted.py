@@ -12,8 +12,8 @@ from bert_ft.errors import InputError
 from bert_ft.method_checks import names
 from bert_ft.models import hf, peft
 from bert_ft.models.heads import kind_of
-from bert_ft.models.stored_heads import rescaled, scale_of
-from bert_ft.train.meaning import ANSWERS, WHICH, require_same, told, unit_of
+from bert_ft.models.stored_heads import scale_of
+from bert_ft.train.meaning import ANSWERS, UNSAID, WHICH, in_unit, require_same, told
 from bert_ft.train.system import System
 
 
@@ -61,9 +61,8 @@ def _in_own_unit(
     if not any(path.startswith("top/") for path in adapter.tensors):
         return adapter.tensors
     if "fitted" not in about:
-        say(f"note: {at} does not say what its outputs mean; they are read as this run's are")
+        say(f"note: {at} {UNSAID}")
         return adapter.tensors
     fitted, instead = about["fitted"], ", or config.model.head=new, which leaves its head out"
     require_same(system, about["config"]["task.name"], fitted, where, (*WHICH, *ANSWERS), instead)
-    scales = unit_of(about), scale_of(system.task, system.fitted)
-    return {path: rescaled(path, array, *scales) for path, array in adapter.tensors.items()}
+    return in_unit(adapter.tensors, about, scale_of(system.task, system.fitted))

@@ -22,11 +22,11 @@ from bert_ft.errors import InputError
 from bert_ft.method_checks import names
 from bert_ft.models import hf, peft
 from bert_ft.models.heads import kind_of
-from bert_ft.models.stored_heads import rescaled, scale_of
+from bert_ft.models.stored_heads import scale_of
 from bert_ft.train import agreement, optim
 from bert_ft.train.initial import pretrained
-from bert_ft.train.meaning import require_same, told, unit_of
-from bert_ft.train.start import base_params, frozen_digest, full, trained_at
+from bert_ft.train.meaning import UNSAID, in_unit, require_same, told
+from bert_ft.train.start import at_base, base_params, frozen_digest, full, trained_at
 from bert_ft.train.system import System, load_fitted
 
 Say = Callable[[str], None]
@@ -75,8 +75,7 @@ def _new(system: System) -> set[str]:
         return set()
     if not config.model.pretrained:
         return set(wanted)
-    at = hf.directory(config.model.pretrained, cache_dir(config))
-    return set(pretrained(dataclasses.replace(system, pretrained=at), wanted, lambda _: None)[1])
+    return set(pretrained(at_base(system), wanted, lambda _: None)[1])
 
 
 def names_of(config: ConfigDict) -> list[str]:
@@ -151,10 +150,9 @@ def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, A
         fitted, where = about["fitted"], f"config.predict.adapters: {path}"
         require_same(system, about["config"]["task.name"], fitted, where)
         own_system = dataclasses.replace(own_system, fitted=fitted)
-        scales = unit_of(about), scale_of(system.task, fitted)
-        tensors = {p: rescaled(p, a, *scales) for p, a in tensors.items()}
+        tensors = in_unit(tensors, about, scale_of(system.task, fitted))
     else:
-        say(f"note: {path} does not say what its outputs mean; they are read as this run's are")
+        say(f"note: {path} {UNSAID}")
     trained, frozen = own_system.weights.begin(base, 0)
     lacking = hf.flatten(trained).keys() - tensors.keys()
     if heads := {p for p in model if p.startswith("top/")} - {*tops}:

@@ -73,7 +73,8 @@ def model_card(
     }
     compared = about["compared"]
     gaps = ", ".join(f"{who} {gap:.1e}" for who, gap in compared["largest_difference"].items())
-    versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items() if v)
+    versions = ", ".join(f"{package} {v}" for package, v in about["versions"].items() if v)
+    name = Path(config["export.to"]).name
     lines = [
         "---",
         "library_name: transformers",
@@ -87,9 +88,7 @@ def model_card(
         f"texts are cut at {config['data.max_length']} tokens.",
         "",
         _LOADED.format(
-            architecture=architecture,
-            directory=Path(config["export.to"]).name,
-            given=_given(system, about),
+            architecture=architecture, directory=name, given=f'"{name}"{_outputs(system, about)}'
         ),
         "",
         "## Scores",
@@ -124,15 +123,14 @@ def model_card(
     return "\n".join(lines)
 
 
-def _given(system: System, about: Mapping[str, Any]) -> str:
-    """What from_pretrained is given: of an adapter also the outputs, for its base has others."""
-    said = f'"{Path(about["config"]["export.to"]).name}"'
+def _outputs(system: System, about: Mapping[str, Any]) -> str:
+    """What from_pretrained is told of an adapter's outputs, for its base has others."""
     bias = flatten(system.abstract_params).get("top/classifier/bias")
     if "base_sha256" not in about or bias is None:
-        return said
+        return ""
     labels = next(iter(label_names(system.fitted)), [])
     named = f", id2label={dict(enumerate(labels))}" if labels else ""
-    return f"{said}, num_labels={bias.shape[0]}{named}"
+    return f", num_labels={bias.shape[0]}{named}"
 
 
 def _score_lines(scores: Mapping[str, Mapping[str, Any]] | None) -> list[str]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft.errors import InputError
-from bert_ft.models.stored_heads import Scale
+from bert_ft.models.stored_heads import Scale, rescaled
 
 MARK = "export.json"  # what was exported, and how it was compared; marks a directory as ours
+UNSAID = "does not say what its outputs mean; they are read as this run's are"
 
 # Of what a task learns from the training rows (`fitted`): which output is which, and which row of
 # a table is whose …
@@ -62,9 +63,11 @@ def told(path: Path) -> dict[str, Any]:
     return json.loads((path / MARK).read_text()) if (path / MARK).is_file() else {}
 
 
-def unit_of(about: Mapping[str, Any]) -> Scale:
-    """In which an adapter of ours is stored, by what its directory says: that of its run."""
-    return Scale(**about.get("unit", {}), rate=about["config"].get("task.crf_rate") or 1.0)
+def in_unit(tensors: Mapping[str, Any], about: Mapping[str, Any], own: Scale) -> dict[str, Any]:
+    """An adapter of ours, which is stored in the unit of its run, in that of another. `about`: what
+    its directory says."""
+    its = Scale(**about.get("unit", {}), rate=about["config"].get("task.crf_rate") or 1.0)
+    return {path: rescaled(path, array, its, own) for path, array in tensors.items()}
 
 
 def renamed(fitted: Mapping[str, Any]) -> str:

@@ -68,10 +68,13 @@ def base_params(system: System, say: Callable[[str], None]) -> Any:
         params, step = _resumed(system, say)
         say(f"start: parameters of {config.resume}, step {step}")
         return params
-    if config.model.pretrained:  # a finished run's own directory has no weights
-        at = hf.directory(config.model.pretrained, cache_dir(config))
-        system = dataclasses.replace(system, pretrained=at)
-    return initial_params(system, say)
+    return initial_params(at_base(system) if config.model.pretrained else system, say)
+
+
+def at_base(system: System) -> System:
+    """With the directory of config.model.pretrained: a finished run's own has no weights."""
+    at = hf.directory(system.config.model.pretrained, cache_dir(system.config))
+    return dataclasses.replace(system, pretrained=at)
 
 
 def _resumed(system: System, say: Callable[[str], None]) -> tuple[Any, int]:
