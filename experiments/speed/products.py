@@ -3,7 +3,8 @@
 python -m experiments.speed.products [--rounds=20]          # taskset -c 0 … for one core
 
 Those of MiniLM's dense layers over 960 tokens, float32: forward (x W), the gradient of the input (g
-W^T) and of the weight (x^T g). A turn is as many calls as take 20 ms. Needs the extra [torch].
+W^T) and of the weight (x^T g). A turn is as many calls as take 20 ms, after a rest in which the
+threads of the last one's library stop spinning. Needs the extra [torch].
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 TOKENS = 960
 LAYERS = {"query, key, value, output": (384, 384), "up": (384, 1536), "down": (1536, 384)}
 KINDS = {"x W": ("x", "w", (1, 0)), "g W^T": ("g", "w", (1, 1)), "x^T g": ("x", "g", (0, 0))}
-SECONDS = 0.02
+SECONDS, REST = 0.02, 0.1
 
 
 def both(
@@ -65,7 +66,8 @@ def main() -> None:
             found = both(drawn[left], drawn[right], over)
             for library, run in found.items():
                 cases[layer, kind, library] = (*repeated(run, SECONDS), 2 * TOKENS * inner * outer)
-    seconds = by_turns({str(key): run for key, (run, _, _) in cases.items()}, args.rounds)
+    calls = {str(key): run for key, (run, _, _) in cases.items()}
+    seconds = by_turns(calls, args.rounds, rest=REST)
     lines = []
     print(f"GFLOP/s, {cores} cores\n")
     print("| | | XLA | PyTorch | PyTorch is faster by |\n|---|---|---|---|---|")

@@ -28,10 +28,15 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 def by_turns(
-    cases: Mapping[str, Callable[[], Any]], rounds: int, clock: str = "wall", warm: bool = True
+    cases: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    clock: str = "wall",
+    warm: bool = True,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each case in each round, behind one call of each that is not counted. No case
-    always follows the same other one."""
+    always follows the same other one. Before each turn it waits `rest` seconds, for what the last
+    one left running: OpenMP's threads spin for some 15 ms after the work that they did."""
     now = CLOCKS[clock]
     names = list(cases)
     for name in names if warm else ():
@@ -40,6 +45,7 @@ def by_turns(
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(rest)
             began = now()
             cases[name]()
             seconds[name].append(now() - began)
