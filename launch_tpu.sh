@@ -482,7 +482,7 @@ main() {
       ;;
     create) check_cloud && create ;;
     delete) slice=maybe && delete ;;
-    fetch) fetch || give_up "nothing was fetched" ;;
+    fetch) fetch || exit 1 ;;
     log) slice=maybe && follow +1 ;;
     install) slice=maybe && { install || give_up "the installation failed"; } ;;
     run) slice=maybe && run ;;

@@ -13,9 +13,9 @@ from bert_ft.data.mixing import MIXINGS
 from bert_ft.data_checks import check_columns, check_training_rows
 from bert_ft.errors import InputError
 from bert_ft.mesh_rules import PRESETS, user_rules
-from bert_ft.method_checks import check_methods
+from bert_ft.method_checks import check_methods, names
 from bert_ft.model_checks import check_model
-from bert_ft.parts import has_dev, part_configs
+from bert_ft.parts import OF_WHOLE, has_dev, part_configs
 from bert_ft.space import Dimension, ends, parsed
 from bert_ft.task_checks import check_ranking, check_task, require, weights
 from bert_ft.varying import Settings, said
@@ -61,7 +61,11 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
         "'fixed' or 'uncertainty' where task.mixing is 'turns': gradnorm compares within a batch",
     )
     if t.name != "multi":
-        require(not t.parts, "task.parts", t.parts, "'' where task.name is not 'multi'")
+        usual = default().task
+        for key in OF_WHOLE:
+            own = [f" or methods.{m}.{key}" for m in names(c) if key in c.methods[m]]  # namesakes
+            accepted = f"{usual[key]!r} where task.name is not 'multi',{''.join(own)}"
+            require(t[key] == usual[key], f"task.{key}", t[key], accepted.rstrip(","))
         return
     parts = part_configs(c)
     for part, own in parts.items():
@@ -139,13 +143,27 @@ def _is_judged(c: ConfigDict) -> bool:
 
 def check_space(c: ConfigDict, space: list[Dimension], where: str, mode: str) -> None:
     """Raises InputError where a value at an end of the space can't work."""
+    drawn = any(dimension.key == "methods.use" for dimension in space)
     for one in ends(space):
-        _check_trial(c, one, where, mode)
+        _check_trial(c, one, where, mode, used=not drawn)
 
 
-def _check_trial(c: ConfigDict, one: Settings, where: str, mode: str) -> None:
+def _check_trial(c: ConfigDict, one: Settings, where: str, mode: str, used: bool = True) -> None:
+    """What a trial sets must be good, and read: trials that differ in nothing compare nothing."""
+    own = trials.config_of(c, one)
     try:
-        check(trials.config_of(c, one), mode)
+        check(own, mode)
+        steps, read = own.train.steps, "0, or trials that vary train.steps, not train.epochs"
+        require("train.epochs" not in one or steps == 0, "train.steps", steps, read)
+        for key in one:
+            group, _, method = key.rpartition(".")[0].partition(".")
+            there = group != "methods" or not method or method in names(own)
+            require(
+                there or not used,
+                "methods.use",
+                own.methods.use,
+                f"{method} in it where {key} varies",
+            )
     except InputError as e:
         raise InputError(f"{where} ({said(one)}): {e}") from None
 
@@ -297,9 +315,5 @@ def check(config: ConfigDict, mode: str = "train") -> None:
     if mode == "export":
         require(bool(c.export.to), "export.to", "", "a directory to write")
     if not c.model.pretrained and not made_up:
-        require(
-            bool(c.model.tokenizer),
-            "model.tokenizer",
-            "",
-            "a URI or a vocab.txt where model.pretrained is ''",
-        )
+        accepted = "a URI or a vocab.txt where model.pretrained is ''"
+        require(bool(c.model.tokenizer), "model.tokenizer", "", accepted)

@@ -143,6 +143,12 @@ def check_steps(c: ConfigDict, steps: int) -> None:
     accepted = f"{steps}, the steps of the run, or less"
     ok = "adalora" not in used or m.adalora.end <= steps
     require(ok, "methods.adalora.end", m.adalora.end, accepted)
+    first = max(round(m.swa.start * steps), 1)
+    accepted = (
+        f"{steps - first} or less: the run has {steps} steps, and the average begins after {first}"
+    )
+    ok = "swa" not in used or first == steps or first + m.swa.every <= steps
+    require(ok, "methods.swa.every", m.swa.every, accepted)
     # The weight is still 0 at the step `begin`, counted from 0.
     last = max(steps - 1, 1)
     accepted = f"less than {last}: the run has {steps} steps, and the weight is more than 0 later"

@@ -7,14 +7,15 @@ from ml_collections import ConfigDict
 
 # In the encoder, the matrices that Hu et al. 2022, 4.2, adapt: those of queries and values.
 QUERY_VALUE = r"attention/(query|value)$"
+ALSO_TRAIN = r"^top/"  # the head is new, so it must learn; some tasks have none
 
 
 def defaults() -> ConfigDict:
     m = ConfigDict()
     m.use = ""  # names, comma-separated; each wraps what those before it have made
     # Of the methods that freeze the model: what is trained beside what they add, a regex over paths
-    # of parameters; '' is nothing. The head is new, so it must learn.
-    m.also_train = r"^top/"
+    # of parameters; '' is nothing.
+    m.also_train = ALSO_TRAIN
 
     m.lora = ConfigDict()
     m.lora.targets = QUERY_VALUE  # regex over paths of dense layers

@@ -13,6 +13,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals.merit import lower_is_better
 from bert_ft.varying import without_trials
 
+OF_WHOLE = ("parts", "weights", "alpha", "weighting", "mixing")  # of config.task, and of no part
 OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
 SHAPE = '{"PART": {"task.name": "tagging", "data.label": "COLUMN", ...}, ...}'
 # What a single task calls what it learnt from its rows, the parameters of losses' weights, and the
@@ -59,11 +60,14 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
     if not isinstance(keys, dict):
         raise InputError(f"{where} is {keys!r}; accepted: an object of keys and values")
     c = copy.deepcopy(config)
-    c.task.parts, c.task.name = "", "classification"
+    usual = default()
+    for name in OF_WHOLE:
+        c.task[name] = usual.task[name]
+    c.task.name = "classification"
     c.eval.metric, c.eval.keep_best = "", False  # of the whole run, as trials are
     without_trials(c)
-    usual = flat(default())
-    accepted = [k for k in usual if k.startswith("task.") and k != "task.parts"]
+    types = flat(usual)
+    accepted = [k for k in types if k.startswith("task.") and k != "task.parts"]
     accepted += [f"data.{k}" for k in OF_DATA]
     for key, value in keys.items():
         if key not in accepted:
@@ -73,7 +77,7 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
             )
         group, name = key.split(".")
         try:
-            c[group][name] = typed(key, value, usual[key])
+            c[group][name] = typed(key, value, types[key])
         except ValueError as e:
             raise InputError(f"{where}: {e}") from None
     if c.task.name == "tagging" and "data.text_pair" not in keys:

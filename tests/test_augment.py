@@ -368,6 +368,7 @@ def test_paraphrases_of_a_function_or_a_file(tmp_path, monkeypatch):
     (tmp_path / "spoken.py").write_text(
         "def again(texts):\n    return [[t + ' indeed'] if 'film' in t else [] for t in texts]\n"
         "def wrong(texts):\n    return texts[:1]\n"
+        "def broken(texts):\n    return texts.more\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     source = Given(text=["a film", "a day"])
@@ -378,7 +379,12 @@ def test_paraphrases_of_a_function_or_a_file(tmp_path, monkeypatch):
     (tmp_path / "spoken.py").write_text("def again(texts):\n    return [[] for t in texts]\n")
     assert found.fingerprint() != before
     key = "data.augment_paraphrases"
-    for wrong, said in (("spoken:wrong", "gives"), ("spoken:none", "none"), ("no.such:f", "such")):
+    for wrong, said in (
+        ("spoken:wrong", "gives"),
+        ("spoken:broken", "raised AttributeError for 2 texts, .* line 6"),
+        ("spoken:none", "none"),
+        ("no.such:f", "such"),
+    ):
         with pytest.raises(InputError, match=said) as e:
             paraphrased(key, wrong, ["a", "b"])
         assert key in str(e.value)

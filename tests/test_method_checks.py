@@ -1,8 +1,10 @@
 """What may stand with what in config.methods.use, in which order, and what depends on the steps."""
 
+import json
+
 import numpy as np
 import pytest
-from small import config
+from small import config, init, model
 
 from bert_ft.checks import check
 from bert_ft.errors import InputError
@@ -87,6 +89,62 @@ def test_what_begins_after_the_run_never_acts(name, key, value, steps, says):
             refuses()
         assert f"config.methods.{name}.{key} is {says}" in str(said.value)
         c.train.steps = steps
+
+
+def test_an_average_has_more_steps_than_its_first():
+    c = use("swa")
+    c.methods.swa.every = 5
+    check_steps(c, 20)  # after 15 and 20
+    c.methods.swa.every = 6
+    with pytest.raises(InputError, match="swa.every is 6; accepted: 5 or less: the run has 20"):
+        check_steps(c, 20)
+    c.methods.swa.start = 1.0  # the last step alone
+    check_steps(c, 20)
+
+
+def test_what_is_also_trained_is_there():
+    """Its default may find nothing: some tasks have no head of their own."""
+    c, params = use("lora"), init(model())
+    headless = {"encoder": params["encoder"]}
+    assert make_weights(c).begin(headless, 0)
+    c.methods.also_train = "^head/"
+    with pytest.raises(InputError, match="methods.also_train: '.head/' matches none of the model"):
+        make_weights(c).begin(params, 0)
+    c.methods.use = ""
+    assert make_weights(c).begin(params, 0)[1] == {}, "where nothing is frozen it says nothing"
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "says"),
+    [
+        ({"alpha": [0.1, 1.0]}, {}, "config.task.alpha is 0.1; accepted: -1.0 where task.name is"),
+        ({"alpha": [0.1, 1.0]}, {"methods__use": "rdrop"}, "'multi', or methods.rdrop.alpha"),
+        ({"weights": ["1,2", "2,1"]}, {}, "config.task.weights is '1,2'; accepted: ''"),
+        (
+            {"methods.rdrop.alpha": [0.1, 1.0]},
+            {},
+            "methods.use is ''; accepted: rdrop in it where methods.rdrop.alpha varies",
+        ),
+        ({"epochs": [1, 2]}, {"train__steps": 4}, "train.steps is 4; accepted: 0, or trials that"),
+    ],
+)
+def test_trials_that_differ_in_what_nothing_reads(given, more, says):
+    c = use(more.pop("methods__use", ""), **more)
+    c.trials = json.dumps(given)
+    with pytest.raises(InputError) as said:
+        check(c, "train")
+    assert says in str(said.value) and str(said.value).startswith("config.trials: trial 0 (")
+
+
+def test_a_space_may_draw_the_method_whose_knobs_it_draws():
+    c = use("", data__dev="files:b.csv", eval__every_steps=2, trial__halving=2, trial__samples=2)
+    c.trials = '{"seed": [1, 2]}'
+    space = {"methods.rdrop.alpha": {"uniform": [0.1, 1.0]}}
+    c.trial.space = json.dumps(space)
+    with pytest.raises(InputError, match="rdrop in it where methods.rdrop.alpha varies"):
+        check(c, "train")
+    c.trial.space = json.dumps({**space, "methods.use": {"choice": ["", "rdrop"]}})
+    check(c, "train")
 
 
 def test_halving_needs_an_evaluation_before_the_end():

@@ -226,18 +226,25 @@ def test_what_weighs_the_losses_is_always_trained(name):
 
 
 @pytest.mark.parametrize("use", ["lora", "adalora"])
-def test_low_rank_is_of_layers_that_read_it(use):
-    """The classifier of ordinal ranks is one column with a bias a rank (models/heads.py, Coral)."""
-    made = Model(SIZES, functools.partial(CoralHead, (1.0, 0.0, -1.0)), jnp.dtype("float32"))
-    weights = make_weights(methods(use, **{f"{use}__targets": "pooler|classifier"}))
-    trained = flatten(weights.begin(init(made), 0)[0])
-    assert "top/classifier/kernel" in trained and {p for p in trained if "pooler/" in p} > {
-        "top/pooler/kernel", "top/pooler/bias"
-    }  # fmt: skip
-    assert not [p for p in trained if re.search("classifier/(lora|ada)_", p)]
-    weights = make_weights(methods(use, **{f"{use}__targets": "classifier"}))
-    with pytest.raises(InputError, match="'classifier' matches none of the dense layers"):
-        weights.begin(init(made), 0)
+@pytest.mark.parametrize("biases", [(0.5,), (1.0, 0.0, -1.0)], ids=["2 ranks", "4 ranks"])
+def test_low_rank_of_ordinal_ranks_is_what_it_is_merged_to(use, biases):
+    """Their classifier is one column with a bias a rank (models/heads.py, Coral)."""
+    made = Model(SIZES, functools.partial(CoralHead, biases), jnp.dtype("float32"))
+    dora = {"lora__dora": True} if use == "lora" else {}
+    c = methods(use, **{f"{use}__targets": "classifier"}, **dora)
+    c.methods.also_train = ""
+    weights, model, batch = make_weights(c), init(made), plan().batch(0)
+
+    trained, frozen = weights.begin(model, 0)
+    np.testing.assert_allclose(
+        logits(weights.form(frozen, trained, 0), batch, made), logits(model, batch, made), atol=1e-6
+    )
+    moved = jax.tree.map(lambda x: x + 0.3, trained)
+    given = weights.form(frozen, moved, 0)
+    assert np.abs(logits(given, batch, made) - logits(model, batch, made)).max() > 0.01
+    np.testing.assert_allclose(
+        logits(weights.merged(given), batch, made), logits(given, batch, made), atol=1e-5
+    )
 
 
 def test_a_gain_near_1_is_not_rounded_to_half_precision():

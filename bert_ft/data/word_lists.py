@@ -6,12 +6,13 @@ import hashlib
 import importlib
 import inspect
 import json
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bert_ft import paths
-from bert_ft.errors import InputError
+from bert_ft.errors import InputError, first_line
 
 Listed = dict[str, list[str]]
 
@@ -88,7 +89,16 @@ def paraphrased(key: str, text: str, texts: Sequence[str]) -> Listed:
     """{text: its paraphrases, one or more} of those texts that have some."""
     if not is_function(text):
         return read_listed(key, text, "text", "paraphrases")
-    said: Any = load_function(key, text)(list(texts))
+    function = load_function(key, text)
+    try:
+        said: Any = function(list(texts))
+    except Exception as e:  # the user's own code, which can raise anything
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        what = f"{type(e).__name__} for {len(texts)} texts, {first_line(e)!r}"
+        raise InputError(
+            f"config.{key}: {text} raised {what} ({where.filename}, line {where.lineno}); "
+            "accepted: a function of a list of texts"
+        ) from e
     fits = isinstance(said, list | tuple) and len(said) == len(texts)
     if not fits or not all(
         isinstance(own, list | tuple) and all(isinstance(p, str) for p in own) for own in said

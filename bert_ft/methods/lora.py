@@ -20,15 +20,8 @@ from bert_ft.methods.method import Flat, Method, matched
 
 
 def dense_layers(params: Flat, key: str, pattern: str) -> list[str]:
-    """Paths of the dense layers that the regex of a key of the config finds. A kernel whose bias is
-    of another length than its outputs (models/heads.py, Coral) is that of no layer which reads
-    `lora_a`."""
-    dense = [
-        path
-        for path in layers_with("kernel", params)
-        if params[f"{path}/kernel"].shape[1:] == params[f"{path}/bias"].shape
-    ]
-    return matched(key, pattern, dense, "dense layers")
+    """Paths of the dense layers that the regex of a key of the config finds."""
+    return matched(key, pattern, layers_with("kernel", params), "dense layers")
 
 
 def layers_with(name: str, params: Flat) -> list[str]:

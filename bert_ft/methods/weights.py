@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from bert_ft.errors import InputError
-from bert_ft.methods.method import Method, Params, Wrapped
+from bert_ft.method_knobs import ALSO_TRAIN
+from bert_ft.methods.method import Method, Params, Wrapped, matched
 from bert_ft.models.hf import flatten, unflatten
 
 # What weighs the losses of several parts (tasks/weighting.py) is beside the model in its tree.
@@ -56,6 +57,8 @@ class Weights:
         if self.plain:
             return model, {}
         flat = flatten(model)
+        if self.also_train not in ("", ALSO_TRAIN) and any(m.freezes for m in self.methods):
+            matched("also_train", self.also_train, list(flat), "model's parameters")
         rngs = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), len(self.methods))
         trained = {path: leaf for path, leaf in flat.items() if self.trains(path)}
         frozen = {path: leaf for path, leaf in flat.items() if path not in trained}

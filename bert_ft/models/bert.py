@@ -76,19 +76,22 @@ class Dense(nn.Module):
         x = x.astype(self.dtype)
         y = ops.matmul(x, kernel.astype(self.dtype))
         if self.has_variable("params", "lora_a"):
-            y = self._low_rank(y, x, drop)
+            y = low_rank(self.variables["params"], y, x, drop)
         y += bias.astype(self.dtype)
         return ops.by_rows(y) if y.ndim > 2 else y  # two axes: by example
 
-    def _low_rank(self, y: jax.Array, x: jax.Array, drop: Drop | None) -> jax.Array:
-        own = self.variables["params"]
-        a, b, scale = (own[f"lora_{name}"] for name in ("a", "b", "scale"))
-        if drop and "lora_rate" in own:
-            x = drop(x, own["lora_rate"])
-        y += ops.matmul(ops.matmul(x, a.astype(self.dtype)), (scale * b).astype(self.dtype))
-        if "lora_gain" in own:  # near 1, where bfloat16 has steps of 0.4 to 0.8 %
-            y = (y.astype(jnp.float32) * own["lora_gain"]).astype(self.dtype)
-        return y
+
+def low_rank(
+    own: Mapping[str, jax.Array], y: jax.Array, x: jax.Array, drop: Drop | None
+) -> jax.Array:
+    """y = x W with what a layer's `own` parameters say of a low-rank part, in the dtype of x."""
+    a, b, scale = (own[f"lora_{name}"] for name in ("a", "b", "scale"))
+    if drop and "lora_rate" in own:
+        x = drop(x, own["lora_rate"])
+    y += ops.matmul(ops.matmul(x, a.astype(x.dtype)), (scale * b).astype(x.dtype))
+    if "lora_gain" in own:  # near 1, where bfloat16 has steps of 0.4 to 0.8 %
+        y = (y.astype(jnp.float32) * own["lora_gain"]).astype(x.dtype)
+    return y
 
 
 class LayerNorm(nn.Module):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_ft.models import attention, ops
-from bert_ft.models.bert import Batch, Dense, LayerNorm
+from bert_ft.models.bert import Batch, Dense, LayerNorm, low_rank
 from bert_ft.models.noise import Noise, make_noise
 
 Outputs = dict[str, jax.Array]
@@ -91,7 +91,10 @@ class Coral(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], 1), jnp.float32)
         raw = self.param("bias", lambda *_: jnp.asarray(start, jnp.float32))
         bias = raw[0] - jnp.concatenate([jnp.zeros(1), jnp.cumsum(nn.softplus(raw[1:]))])
-        return x @ kernel + bias
+        y = x @ kernel
+        if self.has_variable("params", "lora_a"):
+            y = low_rank(self.variables["params"], y, x, None)
+        return y + bias
 
 
 class CoralHead(nn.Module):

@@ -27,7 +27,7 @@ def adapted(system: System, trained: Any, digest: str, say: Callable[[str], None
     adapter = peft.read(paths.at(at), model, system.encoder, kind_of(system.model.head), head)
     wrong = [f"methods.use={adapter.use}"] if adapter.use not in names(system.config) else []
     for knob, value in adapter.knobs.items():
-        if not wrong and m[adapter.use][knob] != value:
+        if knob != "dropout" and m[adapter.use][knob] != value:  # which is of training alone
             wrong.append(f"methods.{adapter.use}.{knob}={value}")
     if wrong:
         flags = " ".join(f"--config.{flag}" for flag in wrong)

@@ -107,8 +107,9 @@ def each(
         )
     base = base_params(system, say)
     for name, place in zip(known, places, strict=True):
-        read = _of_run if (paths.at(place) / "model" / "task.json").is_file() else _of_peft
-        its, params, step = read(system, base, paths.at(place), say)
+        at = paths.at(place)
+        ours = (at / "model" / "task.json").is_file() or (at / "trials").is_dir()
+        its, params, step = (_of_run if ours else _of_peft)(system, base, at, say)
         yield name, its, dataclasses.replace(data, fitted=its.fitted), params, step
 
 
@@ -143,7 +144,7 @@ def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, A
         layers = [p.rpartition("/")[0] for p in adapter.tensors if p.endswith(ends)]
         its[f"methods.{adapter.use}.targets"] = _these(layers)
     tops = [p for p in adapter.tensors if p.startswith("top/")]
-    its["methods.also_train"] = _these(tops)
+    its["methods.also_train"] = _these(tops) if tops else ""
     own_system = _with_methods(system, {"methods.use": adapter.use, **its})
     about, tensors = told(path), adapter.tensors
     if "fitted" in about:  # one of ours

@@ -300,14 +300,14 @@ def save_model_files(system: System, workdir: Path) -> None:
 
 def load_fitted(workdir: Path) -> Mapping[str, Any]:
     """What training learnt from the data (label names); raises InputError where no run was made."""
-    path = workdir / "model" / "task.json"
+    path, below = workdir / "model" / "task.json", workdir / "trials"
     with paths.reached(workdir):
-        there = path.is_file()
-    if not there:
-        raise InputError(
-            f"{workdir}: no trained model there ({path} is missing); run with --mode=train first"
-        )
-    return json.loads(path.read_text())["fitted"]
+        if path.is_file():
+            return json.loads(path.read_text())["fitted"]
+        what = f"no trained model there ({path} is missing); run with --mode=train first"
+        if below.is_dir():
+            what = f"a run of trials has no model of its own; accepted: one of them, as {below}/0"
+    raise InputError(f"{workdir}: {what}")
 
 
 def trained_on(workdir: Path) -> str:
