@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice: see usage below, or ./launch_tpu.sh --help
 set -euo pipefail
+shopt -s extglob
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
@@ -85,7 +86,7 @@ read_arguments() {
 check_arguments() {
   [[ $name =~ ^[a-z]([-a-z0-9]{0,60}[a-z0-9])?$ ]] ||
     wrong "--name='$name'; accepted: lower case letters, digits and '-', a letter first, at most 62"
-  [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || wrong "--zone='$zone'; accepted: a zone, like us-west4-a"
+  [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-([a-z]|ai[0-9]+[a-z])$ ]] || wrong "--zone='$zone'; accepted: a zone, like us-west4-a"
   [[ -z $project || $project =~ ^[a-z][-a-z0-9:.]+$ ]] || wrong "--project='$project' is no project id"
   [[ $restarts =~ ^[0-9]+$ ]] || wrong "--restarts='$restarts'; accepted: a whole number"
   restarts=$((10#$restarts)) # 08 is no octal number
@@ -107,6 +108,7 @@ check_arguments() {
   command -v gcloud >/dev/null || [[ $dry == yes ]] || wrong "gcloud is not installed: https://cloud.google.com/sdk/docs/install"
   results=${results:-runs/$name}
   tpu=(gcloud compute tpus)
+  ssh=(--quiet --ssh-flag=-oServerAliveInterval=30) # else a machine that vanishes is waited for without end
   where=(--zone="$zone")
   [[ -z $project ]] || where+=(--project="$project")
 }
@@ -134,11 +136,11 @@ check_type() {
 
 # A file of this machine would be missed only by the run, after the slice was made and paid for.
 check_data() {
-  local word flag='' fault='only this checkout goes to the slice; copy the files to a bucket; accepted:'
+  local word good flag='' seen=$'\1' fault='only this checkout goes to the slice; copy the files to a bucket; accepted:'
   local uri='data\.(train|dev|test|candidates|unlabelled)' # or that of a part, in JSON
   local listed='^--?config\.data\.augment_(words|paraphrases)=(.+)' no_file='^(gs://|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_])'
   local own='^--?(workdir|config|coordinator|num_processes|process_id|config\.mesh\.backend)(=|$)'
-  local models='^--?config\.(model\.(pretrained|tokenizer)|resume|methods\.distil\.teacher)=(.+)'
+  local models='^--?config\.(model\.(pretrained|tokenizer|adapter)|data\.augment_model|resume|methods\.distil\.teacher)=(.+)'
   uri="^--?config\.($uri=|task\.parts=.*\"$uri\"[[:space:]]*:[[:space:]]*\")"
   for word in ${words[@]+"${words[@]}"}; do
     if [[ $word == -* ]]; then flag=$word; else flag+="=$word"; fi # --a=b, or --a and then b
@@ -147,7 +149,8 @@ check_data() {
     [[ ! $flag =~ $models || ${BASH_REMATCH[3]} =~ ^(gs://|hf:|pypi:) ]] ||
       wrong "$flag: $fault gs://BUCKET/PATH, or for a model hf:NAME, pypi:NAME==VERSION"
     [[ ! $flag =~ ${uri}hf: || ,$extras, == *,hf,* ]] || wrong "$flag needs --extras=hf"
-    [[ ! ${flag//files:gs:/} =~ ${uri}(files|tfds): ]] || wrong "$flag: $fault files:gs://BUCKET/PATH, pypi:, hf: (with --extras=hf)"
+    good=${flag//@(files:gs:|pypi:|hf:)/$seen}
+    [[ ! $good =~ ${uri}[^$seen\"] && ! ${flag//join=gs:/} =~ ${uri}.*[?\&]join= ]] || wrong "$flag: $fault files:gs://BUCKET/PATH, pypi:, hf: (with --extras=hf)"
     [[ ! $flag =~ $listed || ${BASH_REMATCH[2]} =~ $no_file ]] ||
       wrong "$flag: $fault gs://BUCKET/PATH, or for paraphrases module:function"
   done
@@ -174,7 +177,7 @@ call() { # runs a command that changes something
 ask() { # a question: its answer on standard output, nothing under --dry-run
   if [[ $dry == yes ]]; then shown "$@"; else "$@" 2>"$scratch/said"; fi
 }
-on_workers() { call "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker="$1" --command="$2"; }
+on_workers() { call "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" "${ssh[@]}" --worker="$1" --command="$2"; }
 to_workers() { call "${tpu[@]}" tpu-vm scp "$1" "$name:$2" "${where[@]}" --quiet --worker=all; }
 
 # A $1 of this name: READY, CREATING, PREEMPTED, ...; $3 where there is none; 'unknown' where gcloud
@@ -310,8 +313,9 @@ start() {
   } >"$script"
   to_workers "$script" run.new || return 1 # bash may still read run.sh
   training=maybe                           # even where no answer to the next command arrives
+  # gcloud repeats a command whose connection broke, so it must not mind having been run: run.new stays.
   # shellcheck disable=SC2016
-  other=$(on_workers all "$goes_on"' && { cmp -s run.new run.sh || echo "other run: $(grep -o "bert_ft.main .*" run.sh)"; exit 0; }; mv run.new run.sh || exit 1; rm -f run.pid run.exit; setsid nohup bash run.sh >run.log 2>&1 </dev/null &') || return 1
+  other=$(on_workers all "$goes_on"' && { cmp -s run.new run.sh || echo "other run: $(grep -o "bert_ft.main .*" run.sh)"; exit 0; }; cp run.new run.sh || exit 1; rm -f run.pid run.exit; setsid nohup bash run.sh >run.log 2>&1 </dev/null & echo $! >run.pid') || return 1
   other=$(sed -n 's/^.*other run: //p' <<<"$other" | head -n 1)
   [[ -z $other ]] || wrong "another run goes on on slice $name: $other; accepted: its own words, which join it, or another --name"
 }
@@ -327,7 +331,7 @@ exit_code() {
   [[ $dry == no ]] || { echo 0 && return; }
   local codes all=yes
   # shellcheck disable=SC2016
-  codes=$("${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --quiet --worker=all --command='for i in $(seq 3000); do [ -e run.exit ] && break; sleep 0.2; done; echo "run ended: $(cat run.exit 2>/dev/null || echo none)"' 2>"$scratch/said" | sed -n 's/^.*run ended: //p') || all=no
+  codes=$("${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" "${ssh[@]}" --worker=all --command='for i in $(seq 3000); do [ -e run.exit ] && break; sleep 0.2; done; echo "run ended: $(cat run.exit 2>/dev/null || echo none)"' 2>"$scratch/said" | sed -n 's/^.*run ended: //p') || all=no
   if [[ $all == no || -z $codes || $codes == *none* ]]; then
     echo none
   elif [[ " ${codes//$'\n'/ } " == *' 75 '* ]]; then

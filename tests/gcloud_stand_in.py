@@ -8,6 +8,7 @@ $WORLD/scenario.json:
           or a list of such texts, one after the other (the last one stays, '' refuses nothing)
   breaks  what is done, but its answer is lost: by words of the command, a list of the slice's
           states after it ('' for an answer that arrives; the last one stays)
+  repeats words of a command on the workers that runs twice: gcloud repeats it where ssh ends in 255
   follows of each connection to the log: 'cut' after a line, 'none' made, '' until the run's end
   runs    of each start: {"codes": [of worker 0, of worker 1], "slice": its state after,
           "seconds": how long, or until SIGTERM}; the last one repeats. "says": what is told
@@ -112,6 +113,8 @@ def ssh(arguments: list[str]) -> int:
             code = fail("[/usr/bin/ssh] exited with return code [255].", 255)
             continue
         environment = os.environ | {"HOME": str(home), "PATH": f"{WORLD}/image:/usr/bin:/bin"}
+        if SCENARIO.get("repeats", "\n") in command:
+            subprocess.run(["bash", "-c", command], cwd=home, env=environment)
         done = subprocess.run(["bash", "-c", command], cwd=home, env=environment)
         code = code or done.returncode
     return fail("connection closed", 255) if closed() else code

@@ -171,7 +171,7 @@ def homes_of(cloud):
 
 
 def test_dry_run_prints_each_command_and_runs_none(cloud):
-    done = cloud.launch("--dry-run", "--queued", "--spot")
+    done = cloud.launch("--dry-run", "--queued", "--spot", zone="us-south1-ai1b")
     assert done.code == 0 and not cloud.calls
     printed = [line for line in done.err.splitlines() if line.startswith("+ ")]
     assert len(printed) == len(done.err.splitlines())
@@ -380,6 +380,13 @@ def test_a_start_whose_answer_is_lost_may_train(cloud):
     assert started(cloud) and cloud.slice == "READY"
 
 
+def test_a_start_that_gcloud_repeats_is_no_other_run(cloud):
+    cloud.plays(repeats="setsid", runs=[{"seconds": 5}])
+    done = cloud.launch("--yes")
+    assert done.code == 0 and "another run" not in done.err, done.err
+    assert len(started(cloud)) == 1 and cloud.slice == "gone"
+
+
 def test_a_start_that_never_reached_the_workers_trains_nothing(cloud):
     cloud.plays(refuse={"tpu-vm scp": ["", "UNAVAILABLE"]})
     done = cloud.launch("--yes")
@@ -581,6 +588,7 @@ def wait_for(condition, process):
         ({"name": "My_run"}, "--name='My_run'"),
         ({"name": "a" * 63}, "--name="),
         ({"zone": "us-west4"}, "--zone='us-west4'"),
+        ({"zone": "us-west4-ai"}, "--zone='us-west4-ai'"),
         ({"type": "v5e-16"}, "--type='v5e-16'"),
         ({"type": "v5litepod-12"}, "sizes of v5litepod are 1 4 8"),
         ({"type": "v5p-12"}, "multiples of 8"),
@@ -618,6 +626,8 @@ def test_data_that_does_not_travel_is_told_before_gcloud_is_called(cloud, key):
     parts = {"a": {f"data.{key}": "files:gs://b"}, "b": {f"data.{key}": "files:c"}}
     for words in (
         [f"--config.data.{key}=files:a.csv"],
+        [f"--config.data.{key}=/a.csv"],
+        [f"--config.data.{key}=files:gs://b?join=c.csv;on=id"],
         [f"-config.data.{key}", "files:/b?split=dev"],
         [f"--config.task.parts={json.dumps(parts)}"],
     ):
@@ -630,6 +640,7 @@ def test_data_that_all_workers_see(cloud):
     words = (
         *("--config.data.train=files:gs://b/a.csv", "--config.data.dev=pypi:a==1/a.csv"),
         *("--config.model.name=files:a", "--config.data.augment_words=gs://b/a.tsv"),
+        *("--config.data.test=files:gs://b/a.csv?join=gs://b/c.csv;on=id", "--config.data.dev="),
         *("--config.model.pretrained=hf:a/b", "--config.resume=gs://b/runs/a", "--mode=eval"),
         *("--config.data.augment_paraphrases=my.own:paraphrase", "--config.data.augment_words="),
         '--config.task.parts={"a": {"data.train": "files:gs://b/a.csv", "data.label": "files:"}}',
@@ -642,6 +653,8 @@ def test_data_that_all_workers_see(cloud):
     ("flag", "words"),
     [
         ("--config.model.pretrained=/home/me/model", "gs://BUCKET/PATH, or for a model hf:NAME"),
+        ("--config.model.adapter=./adapter", "gs://BUCKET/PATH"),
+        ("--config.data.augment_model=/home/me/model", "gs://BUCKET/PATH, or for a model hf:NAME"),
         ("--config.model.tokenizer=vocab.txt", "gs://BUCKET/PATH, or for a model hf:NAME"),
         ("--config.resume=runs/old", "gs://BUCKET/PATH"),
         ("--config.methods.distil.teacher=runs/teacher", "gs://BUCKET/PATH"),

@@ -25,7 +25,7 @@ from bert_ft.models.hf import flatten
 from bert_ft.train.advice import USABLE, advice
 from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.collectives import Collective, collectives, operations
-from bert_ft.train.cost import bound, product_flops, step_flops
+from bert_ft.train.cost import bound, compiled, product_flops, step_flops
 from bert_ft.train.group import make_group
 from bert_ft.train.sharding import abstract_batch, held_bytes, make_mesh, place
 from bert_ft.train.step import TrainState, loss_and_gradient
@@ -485,7 +485,7 @@ def test_a_mesh_whose_axes_share_one_of_the_network(slices, overrides):
 
 @needs_libtpu
 def test_what_does_not_fit_is_said_with_what_to_change(monkeypatch):
-    """By libtpu's own refusal, made to come early."""
+    """By libtpu's own refusal, that of before 0.0.42, made to come early."""
     small_base(monkeypatch)
     made = system(preflight.topology_devices("v5e", "2x2"))
 
@@ -502,7 +502,32 @@ def test_what_does_not_fit_is_said_with_what_to_change(monkeypatch):
     [line] = report["advice"]
     assert "--config.train.batch_size=16" in line and "--config.train.accumulate=2" in line
     shown = preflight.table({"topology": "v5e:2x2", "slices": 1, "assumed": [], **report})
-    assert "DOES NOT FIT" in shown and "25.50 GiB of 16.00 GiB" in shown
+    assert "DOES NOT FIT" in shown and "25.50 GiB of 15.75 GiB" in shown
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("v4", "2x2x1"), ("v5e", "2x2"), ("v5p", "2x2x1"), ("v6e", "2x2")]
+)
+def test_the_compilers_own_refusal_is_read(kind, shape):
+    """Of what is too large: two arrays of 3/4 of the memory, one of them an argument."""
+    mesh = jax.sharding.Mesh(np.array(preflight.topology_devices(kind, shape)[:1]), ("data",))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    rows, said = CHIPS[kind].hbm * 3 // 4096, []
+    argument = jax.ShapeDtypeStruct((rows, 256), jax.numpy.float32, sharding=whole)
+
+    def make():
+        try:
+            return jax.jit(lambda x: x + 1, out_shardings=whole).lower(argument).compile()
+        except jax.errors.JaxRuntimeError as e:
+            said.append(str(e))
+            raise
+
+    program, sizes, _ = compiled(make, argument, 0)
+    assert program is None and sizes["arguments"] == rows * 1024
+    assert sizes["total"] == pytest.approx(2 * rows * 1024, rel=0.01)
+    if there := re.search(r"available HBM \(([\d.]+)G\)", said[0]):
+        assert CHIPS[kind].hbm == int(float(there[1]) * 2**30)
 
 
 def examined(monkeypatch, chip=CHIPS["v5e"], evaluation=True, **overrides):

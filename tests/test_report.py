@@ -150,6 +150,35 @@ def test_trials_have_a_table_boxes_and_ensembles(tmp_path):
     assert "1e-05: 0.74" in text
 
 
+def test_close_settings_keep_their_points(tmp_path):
+    rates = [0.12345671, 0.12345672, 0.3, 0.3]
+    trials = [{"settings": {"model.dropout": r}, "collapsed": ""} for r in rates]
+    dev = {"mean": 0.75, "std": 0.1, "per_trial": [0.6, 0.7, 0.8, 0.9]}
+    result = {"metric": "accuracy", "trials": trials, "eval": {"dev/accuracy": dev}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    text = _inert(write_report(tmp_path))
+    assert text.count('<circle class="point"') == 4
+    assert "0.12345671: 0.6" in text and "0.12345672: 0.7" in text
+
+
+def test_an_end_on_average_is_of_those_that_came_to_it(tmp_path):
+    workdir = _run(tmp_path, trials=(0, 1, 2))
+    lines = [{"step": 100, "name": "dev/accuracy", "value": v, "trial": k}
+             for k, v in enumerate((0.4, 0.8, None))]  # fmt: skip
+    _lines(workdir / "metrics.jsonl", lines)
+    result = json.loads((workdir / "result.json").read_text()) | {"metric": "accuracy"}
+    trials = [{"settings": {}, "collapsed": ""} for _ in range(3)]
+    trials[2]["stopped"] = {"step": 50, "score": None, "why": "its loss is not finite"}
+    for stops, caption in (
+        (trials, "2 of 3 trials came to their end, with 60.0 % on average"),
+        ([], "3 trials, not finite on average at the end"),
+    ):
+        whole = {**result, "trials": stops, "best_trial": None, "predictions_of": 1}
+        (workdir / "result.json").write_text(json.dumps(whole))
+        text = _inert(write_report(workdir))
+        assert caption in text and "What follows is of trial 1." in text
+
+
 def test_the_score_at_the_top_is_the_metric_of_the_run(tmp_path):
     scores = {
         f"{s}/{m}": {"mean": v}
@@ -302,6 +331,8 @@ def test_it_imports_no_plotting_library():
     [
         (0.61, 0.83, ["0.60", "0.65", "0.70", "0.75", "0.80", "0.85"]),
         (0, 5e-5, ["0", "1e-5", "2e-5", "3e-5", "4e-5", "5e-5"]),
+        (120000, 124000, ["1.2e5", "1.21e5", "1.22e5", "1.23e5", "1.24e5"]),
+        (2e-5, 2.1e-5, ["2e-5", "2.02e-5", "2.04e-5", "2.06e-5", "2.08e-5", "2.1e-5"]),
         (3, 3, ["2.6", "2.8", "3.0", "3.2", "3.4"]),
     ],
 )

@@ -94,6 +94,10 @@ def test_trials_go_on_exactly(done, run_here, tmp_path):
     run, flags = done
     shutil.copytree(run.workdir, tmp_path / "cut")
     remove(tmp_path / "cut", "checkpoints/6", "trials", "result.json")
+    for missing in ((), ("config.json",)):  # then by what the checkpoint says
+        remove(tmp_path / "cut", *missing)
+        shared = run_here(tmp_path / "cut", *flags, "--config.trial.share_batches=True")
+        shared.refused("trial.share_batches: false -> true")
     again = run_here(tmp_path / "cut", *flags).ok()
     assert "own checkpoint of step 3, 4 trials" in again.err
     assert again.result["params_sha256"] == run.result["params_sha256"]
@@ -207,6 +211,13 @@ def test_a_wave_of_stacked_trials_gives_all_its_places_away(done, run_here, tmp_
     assert wide.err.count("begins at step 6") == 2
     for k in range(4):
         assert losses(wide, k) == pytest.approx(losses(run, k), abs=1e-3)
+
+
+def test_a_number_that_fills_no_wave_is_said(run_here, tmp_path):
+    few = ("--config.train.steps=1", "--config.trial.ensembles=False", "--config.eval.report=False")
+    run = run_here(tmp_path / "run", *few, of({"seed": [0, 1, 2, 3, 4]}), "--config.trial.width=4")
+    said = "1 computed at a time, 5 times a step; with --config.trial.at_once=4 4 at a time"
+    assert said in run.ok().err
 
 
 def test_stacked_trials_learn_the_same(done, run_here, tmp_path):

@@ -190,14 +190,19 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     """The shortest decimals that tell the ticks apart; powers of ten for very small or large."""
     largest, step = max(map(abs, values)), values[1] - values[0]
     if largest < 1e-3 or largest >= 1e5:
-        return [_power_of_ten(v) for v in values]
+        return next(
+            labels
+            for labels in ([_power_of_ten(v, digits) for v in values] for digits in range(16))
+            if all(abs(float(t) - v) < step * 1e-6 for t, v in zip(labels, values, strict=True))
+        )
     digits = next((d for d in range(8) if abs(round(step, d) - step) < step * 1e-6), 8)
     return [f"{v:.{digits}f}" for v in values]
 
 
-def _power_of_ten(value: float) -> str:
-    digits, power = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(power)}" if value else "0"
+def _power_of_ten(value: float, digits: int) -> str:
+    mantissa, power = f"{value:.{digits}e}".split("e")
+    short = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{short}e{int(power)}" if value else "0"
 
 
 def compact(value: float) -> str:

@@ -5,7 +5,7 @@ Everything is computed from the files of the workdir, so it can be written again
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +61,12 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
         f"{model}: {flat.get('task.name', 'report')}",
         [
             _head(workdir, model, flat, result),
-            _curves(read_rows(workdir / "metrics.jsonl", may_be_torn=True)),
+            _curves(
+                read_rows(workdir / "metrics.jsonl", may_be_torn=True),
+                {k for k, one in enumerate(result.get("trials") or ()) if one.get("stopped")},
+            ),
             *trial_sections(result),
+            _whose(result),
             *prediction_sections(read_rows(workdir / "predictions" / "test.jsonl")),
             _facts("Speed and size", _pick(result, ("speed", "goodput", "params", "steps"))),
             _config(flat, _flat(defaults) if defaults is not None else None),
@@ -94,7 +98,15 @@ def _head(workdir: Path, model: str, flat: dict[str, Any], result: dict[str, Any
     return header(workdir.resolve().name, model, shown, tiles, nothing)
 
 
-def _curves(lines: Sequence[dict]) -> str:
+def _whose(result: dict[str, Any]) -> str:
+    """Of which of several trials the predictions are."""
+    of = result.get("predictions_of")
+    best = ", the best on dev" if result.get("best_trial") == of else ""
+    return "" if of is None else note(f"What follows is of trial {of}{best}.")
+
+
+def _curves(lines: Sequence[dict], stopped: Collection[int]) -> str:
+    """`stopped`: the numbers of the trials that have no end to speak of."""
     found: dict[str, dict[int | None, list[tuple[int, float]]]] = {}
     for line in lines:
         value = math.nan if line["value"] is None else float(line["value"])
@@ -112,13 +124,18 @@ def _curves(lines: Sequence[dict]) -> str:
         dev_loss = curves.pop("dev/loss", {})
     # A score that was measured once is a number, which the head of the page has.
     drawn = {n: c for n, c in curves.items() if any(len(x) > 1 for x, _ in c.values())} or curves
-    figures = [_curve(name, drawn[name], dev_loss) for name in sorted(drawn, key=_curve_order)]
+    figures = [
+        _curve(name, drawn[name], dev_loss, stopped) for name in sorted(drawn, key=_curve_order)
+    ]
     more = fold(f"{len(figures) - CURVES} more", grid(figures[CURVES:]))
     return section("Curves", grid(figures[:CURVES]) + (more if len(figures) > CURVES else ""))
 
 
 def _curve(
-    name: str, trials: dict[int | None, np.ndarray], dev_loss: dict[int | None, np.ndarray]
+    name: str,
+    trials: dict[int | None, np.ndarray],
+    dev_loss: dict[int | None, np.ndarray],
+    stopped: Collection[int],
 ) -> str:
     is_loss, several = name == "train/loss", len(trials) > 1
     series, keys = [], []
@@ -141,13 +158,21 @@ def _curve(
             series.append(plots.Series(x, y, style="other", label="dev", dots=len(x) <= 40))
             keys.append(("other", "dev"))
     title = _words(name.removeprefix("train/")) if not is_loss else "loss"
-    return figure(title, plots.line_chart(series, title), _last_and_best(name, trials), keys)
+    about = _last_and_best(name, trials, stopped)
+    return figure(title, plots.line_chart(series, title), about, keys)
 
 
-def _last_and_best(name: str, trials: dict[int | None, np.ndarray]) -> str:
+def _last_and_best(
+    name: str, trials: dict[int | None, np.ndarray], stopped: Collection[int]
+) -> str:
     if len(trials) > 1:
-        last = float(np.mean([y[-1] for _, y in trials.values()]))
-        return f"{len(trials)} trials, {_number(name, last)} on average at the end"
+        ended = [float(y[-1]) for trial, (_, y) in trials.items() if trial not in stopped]
+        if not ended:
+            return f"{len(trials)} trials, none of which came to its end"
+        mean = _number(name, float(np.mean(ended)))
+        if len(ended) == len(trials):
+            return f"{len(trials)} trials, {mean} on average at the end"
+        return f"{len(ended)} of {len(trials)} trials came to their end, with {mean} on average"
     x, y = next(iter(trials.values()))
     text = f"{_number(name, y[-1])} at step {x[-1]:,.0f}"
     if not name.startswith("train/") and np.isfinite(y).any():

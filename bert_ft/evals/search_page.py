@@ -12,7 +12,7 @@ from bert_ft.evals import plots
 from bert_ft.evals.merit import merit
 from bert_ft.evals.page import figure, grid, header, note, page, section, table
 from bert_ft.evals.plots import Frame
-from bert_ft.evals.trials_page import box_chart
+from bert_ft.evals.trials_page import box_chart, distinct
 
 LISTED = 200  # trials in the table
 
@@ -86,10 +86,8 @@ def _panel(known: Sequence[Mapping[str, Any]], key: str, kind: str, values: Sequ
     if not mine:
         return _nothing(name)
     if kind == "choice":
-        groups = {
-            _shown(v): [one["value"] for one in mine if one["settings"][key] == v] for v in values
-        }
-        return box_chart(groups, name)
+        of = [[one["value"] for one in mine if one["settings"][key] == v] for v in values]
+        return box_chart(dict(zip(distinct(values), of, strict=True)), name)
     scale = math.log10 if kind == "log" else float
     low, high = map(float, values)
     points = [(scale(one["settings"][key]), one["value"], one) for one in mine]

@@ -54,7 +54,7 @@ def trial_sections(result: Mapping[str, Any]) -> list[str]:
         charts = [
             figure(name, _chart(trials, key, scores[by], name), f"{by} {metric} by {name}")
             for key, name in zip(keys, short, strict=True)
-            if 1 < len({_shown(one["settings"].get(key)) for one in trials}) < len(trials)
+            if 1 < len({str(one["settings"].get(key)) for one in trials}) < len(trials)
         ]
         sections += [section("What varied", grid(charts))] if charts else []
     together = result.get("ensembles") or {}
@@ -69,15 +69,15 @@ def trial_sections(result: Mapping[str, Any]) -> list[str]:
 
 
 def _chart(trials: Sequence[Mapping[str, Any]], key: str, scores: Sequence[Any], name: str) -> str:
-    groups: dict[str, list[float]] = {}
     values = [one["settings"].get(key) for one in trials]
-    order = sorted(set(map(str, values)), key=lambda v: (_number(v), v))
-    for wanted in order:
-        mine = [s for v, s in zip(values, scores, strict=True) if str(v) == wanted]
-        groups[_shown(next(v for v in values if str(v) == wanted))] = [
-            s for s in mine if s is not None
-        ]
-    return box_chart(groups, name)
+    of_text = {str(v): v for v in values}
+    order = sorted(of_text, key=lambda v: (_number(v), v))
+    labels = distinct([of_text[text] for text in order])
+    found = zip(values, scores, strict=True)
+    groups: dict[str, list[float]] = {text: [] for text in order}
+    for value, score in found:
+        groups[str(value)] += [] if score is None else [score]
+    return box_chart(dict(zip(labels, groups.values(), strict=True)), name)
 
 
 def box_chart(groups: Mapping[str, Sequence[float]], name: str, height: int = 200) -> str:
@@ -117,9 +117,19 @@ def box_chart(groups: Mapping[str, Sequence[float]], name: str, height: int = 20
     return plots.svg(height, name, parts)
 
 
-def _shown(value: Any) -> str:
+def distinct(values: Sequence[Any]) -> list[str]:
+    """A label for each of different values, numbers with as many digits as tell them apart."""
+    by_digits = ([_shown(value, digits) for value in values] for digits in range(4, 18))
+    labels: list[str] = []
+    for labels in by_digits:
+        if len({*labels}) == len(values):
+            break
+    return labels
+
+
+def _shown(value: Any, digits: int = 6) -> str:
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.{digits}g}"
     return value if isinstance(value, str) else json.dumps(value)
 
 

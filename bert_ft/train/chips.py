@@ -5,7 +5,8 @@ give the interconnect in two ways, both directions together ("bidirectional band
 as "all-reduce bandwidth per Pod"; divided by 2, or by the Pod's chips, they agree for v5e and v6e,
 and that is what `ici` is: bytes a second that a chip can send, over all of its links. Between
 slices (`dcn`) it is the data-centre network's share of a chip; v4's page gives none.
-Memory is counted in GiB, as libtpu does, where a page says GB.
+Memory is what libtpu (0.0.42) leaves of it to programs, as it says where one does not fit: on v4,
+v5e and v6e 0.25 to 1.25 GiB less than the page's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from bert_ft.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """flops: bfloat16 operations a second; hbm: bytes; hbm_rate, ici, dcn: bytes a second."""
+    """flops: bfloat16 operations a second; hbm: bytes for programs; hbm_rate, ici, dcn: bytes a
+    second."""
 
     flops: float
     hbm: int
@@ -33,22 +35,22 @@ class Chip:
 
 CHIPS = {
     "v4": Chip(
-        *(275e12, 32 * 2**30, 1200e9, 1.1e15 / 4096, 0.0),
+        *(275e12, int(30.75 * 2**30), 1200e9, 1.1e15 / 4096, 0.0),
         "https://cloud.google.com/tpu/docs/v4",
         cores=2,
         options=(("chip_config_name", "megacore"),),
     ),
     "v5e": Chip(
-        *(197e12, 16 * 2**30, 819e9, 400e9 / 2, 6.4e12 / 8 / 256),
+        *(197e12, int(15.75 * 2**30), 819e9, 400e9 / 2, 6.4e12 / 8 / 256),
         "https://cloud.google.com/tpu/docs/v5e",
     ),
     "v5p": Chip(
-        *(459e12, 95 * 2**30, 2765e9, 1200e9 / 2, 50e9 / 8),
+        *(459e12, int(95.74 * 2**30), 2765e9, 1200e9 / 2, 50e9 / 8),
         "https://cloud.google.com/tpu/docs/v5p",
         cores=2,
     ),
     "v6e": Chip(
-        *(918e12, 32 * 2**30, 1640e9, 800e9 / 2, 25.6e12 / 8 / 256),
+        *(918e12, int(31.25 * 2**30), 1640e9, 800e9 / 2, 25.6e12 / 8 / 256),
         "https://cloud.google.com/tpu/docs/v6e",
     ),
 }

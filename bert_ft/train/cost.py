@@ -126,9 +126,17 @@ def compiled(
     return program, sizes, seconds
 
 
+# What libtpu says of a program that does not fit, in versions of before 0.0.42 and since. Both
+# numbers are of all that the program holds, its arguments too.
+_REFUSALS = (
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+    r"total memory required for .*?\(([\d.]+)([KMGT]?)\) exceeds available HBM",
+)
+
+
 def _wanted(message: str) -> int | None:
     """The bytes that a program wants, from libtpu's refusal to compile one that does not fit."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    found = next(filter(None, (re.search(text, message) for text in _REFUSALS)), None)
     if not found:
         return None
     return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))

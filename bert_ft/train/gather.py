@@ -107,17 +107,21 @@ def _names(found: dict[str, Any]) -> str:
 
 
 def gather(config: ConfigDict, workdir: Path, settings: Sequence[Settings]) -> list[str]:
-    """Writes result.json, metrics.jsonl where there were several groups, predictions/test.jsonl (of
-    the best trial) and report.html; returns what to say."""
+    """Writes result.json, predictions/test.jsonl (of the best trial; without scores on dev of the
+    first that came to its end) and report.html; returns what to say."""
     folders = [trial_dir(workdir, k) for k in range(len(settings))]
     stops = [_read(f / STOPPED) for f in folders]
     results = [_read(f / "result.json") for f in folders]
     result = combined(config, settings, results, stops, [collapsed(f) for f in folders])
     result["ensembles"] = _ensembles(workdir)
+    best = result["best_trial"]
+    shown = range(len(folders)) if best is None else (best,)
+    predicted = {k: folders[k] / "predictions" / "test.jsonl" for k in shown if results[k]}
+    of = next((k for k, path in predicted.items() if path.exists()), None)
+    result["predictions_of"] = of
     record.write_json(workdir / "result.json", result)
-    best = folders[result["best_trial"] or 0] / "predictions" / "test.jsonl"
-    if best.exists():
-        paths.write_whole(workdir / "predictions" / "test.jsonl", best.read_text())
+    if of is not None:
+        paths.write_whole(workdir / "predictions" / "test.jsonl", predicted[of].read_text())
     if config.eval.report:
         with record.writing(workdir / "report.html"):
             write_report(workdir, defaults.default().to_dict())
@@ -255,10 +259,8 @@ def _said(result: dict[str, Any], settings: Sequence[Settings], workdir: Path) -
     for name, score in result["eval"].items():
         if name.endswith(f"/{result['metric']}") and score["mean"] is not None:
             count = sum(v is not None for v in score["per_trial"])
-            lines.append(
-                f"{name}: {score['mean']:.4f} ± {score['std']:.4f} over {count} trials "
-                f"(n = {score['n_examples']:,})"
-            )
+            over = f"± {score['std']:.4f} over {count} trials" if count > 1 else "of 1 trial"
+            lines.append(f"{name}: {score['mean']:.4f} {over} (n = {score['n_examples']:,})")
     stops = [one["stopped"] for one in result["trials"]]
     if early := sum(bool(stop) and not stop.get("why") for stop in stops):
         lines.append(f"{early} of {len(settings)} trials were stopped early")
@@ -271,6 +273,8 @@ def _said(result: dict[str, Any], settings: Sequence[Settings], workdir: Path) -
     if result["best_trial"] is not None:
         best = result["best_trial"]
         lines.append(f"best on dev: trial {best} ({said(settings[best])})")
+    elif (of := result["predictions_of"]) is not None:
+        lines.append(f"predictions/test.jsonl: of trial {of}; no score on dev says which is best")
     for name, scores in result["ensembles"].items():
         value = scores.get(f"test/{result['metric']}", scores.get(f"dev/{result['metric']}"))
         if value is not None:

@@ -70,12 +70,16 @@ class Group:
             "data": own[0]["data"],
             "trials": [{k: v for k, v in o["config"].items() if k not in shared} for o in own],
             "numbers": self.numbers,
-            "at_once": {"trial.at_once": self.waves[-1].stop},
+            "at_once": {
+                "trial.at_once": self.waves[-1].stop,
+                "trial.share_batches": self.systems[0].config.trial.share_batches,
+                "trial.halving": self.halving,
+            },
             "wave": {"trial.width * mesh.trial": len(self.waves[0])},
         }
         if self.halving:  # the number of evaluations bears on who goes on
             every = self.systems[0].config.eval.every_steps
-            about["halving"] = {"trial.halving": self.halving, "eval.every_steps": every}
+            about["halving"] = {"eval.every_steps": every}
         return about
 
     def places(self, metric: str) -> Places:
@@ -157,10 +161,8 @@ def make_group(
     steps = [total_steps(c, data.of_an_epoch) for c in configs]
     for c, count in zip(configs, steps, strict=True):
         check_steps(c, count)
-    platform = system.mesh.devices.flat[0].platform
-    width = config.trial.width or WIDTHS.get(platform, WIDEST)
     places = _places(config, len(numbers))
-    waves = fleet.waves(places, system.mesh, width)
+    waves = fleet.waves(places, system.mesh, wanted_width(system))
     plans = [batch_plan(s, max(steps)) for s in systems]
     if config.trial.share_batches:
         plans = [dataclasses.replace(plan, seed=config.train.seed) for plan in plans]
@@ -172,6 +174,12 @@ def make_group(
             plans = [dataclasses.replace(plan, at_most=1) for plan in plans]
     plans = in_waves(plans, alike)
     return Group(systems, numbers, steps, waves, plans, config.trial.halving, tag)
+
+
+def wanted_width(system: System) -> int:
+    """How many trials a device shall compute at a time."""
+    platform = system.mesh.devices.flat[0].platform
+    return system.config.trial.width or WIDTHS.get(platform, WIDEST)
 
 
 def _with(system: System, config: ConfigDict) -> System:

@@ -23,7 +23,15 @@ from bert_ft.train.checkpoint import Checkpoints
 from bert_ft.train.finish import conclude, eval_programs, require_metric, score_set, tune
 from bert_ft.train.gather import refuse_trials
 from bert_ft.train.processes import tell
-from bert_ft.train.record import StepClock, old_costs, require_finite, speed, summary, write_json
+from bert_ft.train.record import (
+    StepClock,
+    keep_speed,
+    old_costs,
+    require_finite,
+    speed,
+    summary,
+    write_json,
+)
 from bert_ft.train.sharding import place, replicated
 from bert_ft.train.start import (
     abstract_state,
@@ -265,6 +273,8 @@ def _train(
         raise AssertionError(
             f"{compiles.count} compilations of the train step, {len(plan.counts)} row counts"
         )
+    if first < steps:
+        keep_speed(workdir, speed(plan, first, compiles.count, clock))
     try:
         scores = {"dev": assess(steps)} if has_dev else {}
     except Preempted:
@@ -288,7 +298,7 @@ def _train(
     phases.set_unsaved(False)  # what follows is done again by a start of the finished run
     costs = old_costs(workdir)
     if first < steps:
-        costs = {"speed": speed(plan, first, compiles.count, clock)}
+        costs.pop("goodput", None)  # that of another start
     system, scores = tune(system, params, scores, evaluators, workdir)
     conclude(system, params, best_step, scores, costs, evaluators, workdir, writer)
     return EXIT_DONE

@@ -191,12 +191,21 @@ def speed(plan: BatchPlan, first: int, compiles: int, clock: StepClock) -> dict[
     }
 
 
+def keep_speed(workdir: Path, found: Mapping[str, Any]) -> None:
+    """For a start of the run that has no step to do: the last evaluation may be interrupted."""
+    if jax.process_index() == 0:
+        write_json(workdir / "speed.json", found)
+
+
 def old_costs(workdir: Path) -> dict[str, Any]:
-    """'speed' and 'goodput' of an earlier end of the same run; nulls where there was none."""
-    path = workdir / "result.json"
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    old = {"speed": found.get("speed") or dict.fromkeys(SPEED)}
-    return old | {k: v for k, v in found.items() if k == "goodput"}
+    """'speed' of the start that did the last steps, and 'goodput' of an earlier end of the same
+    run; nulls where there was none."""
+    ended, kept = (
+        json.loads(path.read_text()) if path.is_file() else {}
+        for path in (workdir / "result.json", workdir / "speed.json")
+    )
+    old = {"speed": kept or ended.get("speed") or dict.fromkeys(SPEED)}
+    return old | {k: v for k, v in ended.items() if k == "goodput"}
 
 
 def result(

@@ -30,7 +30,7 @@ from bert_ft.train.gather import (
     together_path,
     trial_dir,
 )
-from bert_ft.train.group import Group, Prune, make_group, programs_of_trials
+from bert_ft.train.group import Group, Prune, make_group, programs_of_trials, wanted_width
 from bert_ft.train.held import Held
 from bert_ft.train.loop import open_writer
 from bert_ft.train.processes import tell
@@ -43,6 +43,7 @@ from bert_ft.train.trial_results import Results
 from bert_ft.train.trial_training import Training
 from bert_ft.varying import said
 
+OF_RESULT = ("trial.halving", "trial.share_batches")  # the other keys of trial. bear on memory
 DRAWN = ("trial.space", "trial.samples", "train.seed")
 
 
@@ -82,7 +83,8 @@ def run_trials(
             raise InputError("config.data.train is ''; give a data URI")
         group = make_group(system, config, settings, numbers, tag)
         if (times := len(group.waves)) > 1:
-            say(f"trials: {len(group.waves[0])} computed at a time, {times} times a step")
+            width = len(group.waves[0])
+            say(f"trials: {width} computed at a time, {times} times a step{_wider(group)}")
         try:
             code = _run_group(group, config, folder, workdir, lines, say, started, prune)
         except NotFinite as e:
@@ -142,6 +144,14 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
         tell(line)
 
 
+def _wider(group: Group) -> str:
+    """What to do where their number leaves few that divide it, such as a prime one."""
+    wide = wanted_width(group.systems[0]) * group.systems[0].mesh.shape["trial"]
+    if 2 * len(group.waves[0]) >= wide or wide > (places := group.waves[-1].stop):
+        return ""
+    return f"; with --config.trial.at_once={places - places % wide} {wide} at a time"
+
+
 def _is_over(workdir: Path, tag: str, numbers: list[int], config: ConfigDict) -> bool:
     """Whether a program has nothing left to do, as process 0 sees it: a network file system may
     show its files to others late."""
@@ -172,7 +182,8 @@ def _require_same(
             f"{drawn}; accepted: the same trials, or another --workdir"
         )
     if config is not None:
-        now = {k: v for k, v in fixed(config).items() if not k.startswith("trial")}
+        free = {k for k in flat(config) if k.startswith("trial")} - {*OF_RESULT}
+        now = {k: v for k, v in fixed(config).items() if k not in free}
         old = {k: v for k, v in before.items() if k in now}
         check_meta(f"{workdir} was begun", {"config": old}, {"config": now}, ())
 

@@ -17,7 +17,7 @@ from bert_ft.train.gather import STOPPED, own_metrics, together_path
 from bert_ft.train.group import Group
 from bert_ft.train.halving import Places
 from bert_ft.train.held import Held
-from bert_ft.train.record import StepClock, old_costs, speed, write_json
+from bert_ft.train.record import StepClock, keep_speed, old_costs, speed, write_json
 from bert_ft.train.start import full, meta
 from bert_ft.train.writer import Writer
 
@@ -64,6 +64,7 @@ class Results:
         self.held.waves.clear()  # what follows needs no moments
         writer.flush()
         members = ensemble.Members(group.systems[0])
+        self._keep_speeds(first, compiles, clock)
         for k, folder in enumerate(self.folders):
             begun = places.begun[k] or 0
             if jax.process_index() == 0:
@@ -73,9 +74,9 @@ class Results:
                     stop = {"metric": places.metric, **dataclasses.asdict(places.stopped[k])}
                     write_json(folder / STOPPED, stop)
                 continue
-            costs, done = old_costs(folder), max(0, first - begun)
-            if done < group.steps[k]:
-                costs = {"speed": speed(group.plans[k], done, compiles, clock)}
+            costs = old_costs(folder)
+            if first - begun < group.steps[k]:
+                costs.pop("goodput", None)
             self._conclude_one(k, members, costs)
         if self.config.trial.ensembles:
             workdir = self.folders[0].parents[1]
@@ -84,6 +85,12 @@ class Results:
             )
             if jax.process_index() == 0:  # the last of all: without it the run is not over
                 write_json(together_path(workdir, group.tag), of)
+
+    def _keep_speeds(self, first: int, compiles: int, clock: StepClock) -> None:
+        for k, folder in enumerate(self.folders):
+            done = max(0, first - (self.places.begun[k] or 0))
+            if k not in self.places.stopped and done < self.group.steps[k]:
+                keep_speed(folder, speed(self.group.plans[k], done, compiles, clock))
 
     def _restored(self, k: int) -> tuple[Any, int]:
         """(what was kept of a trial, its step)."""
