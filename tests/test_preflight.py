@@ -26,7 +26,7 @@ from bert_ft.train.advice import USABLE, advice
 from bert_ft.train.chips import CHIPS, slice_of
 from bert_ft.train.collectives import Collective, collectives, operations
 from bert_ft.train.cost import bound, compiled, product_flops, step_flops
-from bert_ft.train.group import make_group
+from bert_ft.train.group import abstract_step, make_group
 from bert_ft.train.sharding import abstract_batch, held_bytes, make_mesh, place
 from bert_ft.train.step import TrainState, loss_and_gradient
 
@@ -481,6 +481,17 @@ def test_a_mesh_whose_axes_share_one_of_the_network(slices, overrides):
     made = make_mesh(config(**overrides), devices)
     assert made.size == 16 * slices and set(made.devices.flat) == set(devices)
     assert all(made.shape[key.removeprefix("mesh__")] == n for key, n in overrides.items())
+
+
+def test_shared_batches_lie_in_memory_once(monkeypatch):
+    small_base(monkeypatch)
+    for shared in (False, True):
+        made = system(jax.devices()[:1], trial__width=4, trial__share_batches=shared)
+        made.config.trials = '{"seed": [0, 1, 2, 3]}'
+        group = make_group(made, made.config, trials.settings(made.config), [0, 1, 2, 3])
+        _, _, batch, one, _ = abstract_step(group)
+        read = group.samples()[0]["tokens"].shape
+        assert batch["tokens"].shape == (() if shared else (4,)) + one["tokens"].shape == read
 
 
 @needs_libtpu

@@ -41,15 +41,18 @@ Prune = Callable[[int, int, float | None], bool]
 class Group:
     """Trials of one program. `systems`: all share everything but their config and task; `numbers`:
     theirs among all trials; `steps` of each. `waves`: of the places that trials are computed in,
-    the first ones' at the start; `halving`: config.trial.halving. `tag` tells a program from the
-    others of the same command, '' where it is the only one."""
+    the first ones' at the start; `width`: how many of them a device was to compute at a time;
+    `halving`, `share_batches`: of config.trial, which a trial's own config has not. `tag` tells a
+    program from the others of the same command, '' where it is the only one."""
 
     systems: list[System]
     numbers: list[int]
     steps: list[int]
     waves: list[range]
     plans: list[BatchPlan]
+    width: int
     halving: int
+    share_batches: bool
     tag: str
 
     def __len__(self) -> int:
@@ -72,7 +75,7 @@ class Group:
             "numbers": self.numbers,
             "at_once": {
                 "trial.at_once": self.waves[-1].stop,
-                "trial.share_batches": self.systems[0].config.trial.share_batches,
+                "trial.share_batches": self.share_batches,
                 "trial.halving": self.halving,
             },
             "wave": {"trial.width * mesh.trial": len(self.waves[0])},
@@ -104,7 +107,7 @@ class Group:
         makes = [functools.partial(self.plans[k].batch, step) for k, step in wanted]
         first, step = wanted[0]
         shape = self.plans[first].shape(step)
-        if len(wanted) == 1 or self.systems[0].config.trial.share_batches:
+        if len(wanted) == 1 or self.share_batches:
             return place(makes[0], shape, mesh, accumulate)
         return fleet.place_wave(makes, shape, mesh, accumulate)
 
@@ -162,9 +165,12 @@ def make_group(
     for c, count in zip(configs, steps, strict=True):
         check_steps(c, count)
     places = _places(config, len(numbers))
-    waves = fleet.waves(places, system.mesh, wanted_width(system))
+    platform = system.mesh.devices.flat[0].platform
+    width = config.trial.width or WIDTHS.get(platform, WIDEST)
+    waves = fleet.waves(places, system.mesh, width)
     plans = [batch_plan(s, max(steps)) for s in systems]
-    if config.trial.share_batches:
+    halving, shared = config.trial.halving, config.trial.share_batches
+    if shared:
         plans = [dataclasses.replace(plan, seed=config.train.seed) for plan in plans]
     alike = waves
     if places < len(plans):  # a wave's trials may be at any steps, so its batches have one shape
@@ -173,13 +179,7 @@ def make_group(
             alike = [range(len(plans))]
             plans = [dataclasses.replace(plan, at_most=1) for plan in plans]
     plans = in_waves(plans, alike)
-    return Group(systems, numbers, steps, waves, plans, config.trial.halving, tag)
-
-
-def wanted_width(system: System) -> int:
-    """How many trials a device shall compute at a time."""
-    platform = system.mesh.devices.flat[0].platform
-    return system.config.trial.width or WIDTHS.get(platform, WIDEST)
+    return Group(systems, numbers, steps, waves, plans, width, halving, shared, tag)
 
 
 def _with(system: System, config: ConfigDict) -> System:
@@ -199,8 +199,8 @@ def programs_of(group: Group, first: fleet.Trial, alike: bool) -> Programs:
         config=system.config,
         noisy=any(s.config.model.dropout > 0 for s in group.systems),
     )
-    shared = system.config.trial.share_batches
-    return fleet.wave_programs(first, len(group.waves[0]), step, system.mesh, shared, alike)
+    size = len(group.waves[0])
+    return fleet.wave_programs(first, size, step, system.mesh, group.share_batches, alike)
 
 
 def abstract_trial(group: Group, k: int) -> fleet.Trial:
@@ -226,8 +226,7 @@ def abstract_step(
     trial = abstract_trial(group, 0)
     wave = fleet.abstract_wave(alone(trial), size, mesh)
     one = abstract_batch(plan.batch(0, range(1)), shape, mesh, accumulate)
-    shared = system.config.trial.share_batches
-    batch = one if shared else fleet.abstract_wave(one, size, mesh)
+    batch = one if group.share_batches else fleet.abstract_wave(one, size, mesh)
     return programs_of(group, wave, alike=True), wave, batch, one, (trial.state.frozen,)
 
 

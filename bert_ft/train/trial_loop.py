@@ -30,7 +30,7 @@ from bert_ft.train.gather import (
     together_path,
     trial_dir,
 )
-from bert_ft.train.group import Group, Prune, make_group, programs_of_trials, wanted_width
+from bert_ft.train.group import Group, Prune, make_group, programs_of_trials
 from bert_ft.train.held import Held
 from bert_ft.train.loop import open_writer
 from bert_ft.train.processes import tell
@@ -146,7 +146,7 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
 
 def _wider(group: Group) -> str:
     """What to do where their number leaves few that divide it, such as a prime one."""
-    wide = wanted_width(group.systems[0]) * group.systems[0].mesh.shape["trial"]
+    wide = group.width * group.systems[0].mesh.shape["trial"]
     if 2 * len(group.waves[0]) >= wide or wide > (places := group.waves[-1].stop):
         return ""
     return f"; with --config.trial.at_once={places - places % wide} {wide} at a time"
