@@ -36,7 +36,7 @@ from bert_ft.data.sources import source_of
 from bert_ft.train.record import git_commit
 from configs.sentiment import get_config
 from experiments.attempts import Attempts
-from experiments.lines import measured, read, spread, told, versions
+from experiments.lines import found, measured, read, spread, told, versions
 from experiments.methods.curve_chart import curve_chart
 
 HERE = Path(__file__).parent
@@ -156,25 +156,31 @@ def grow(args: argparse.Namespace, method: str, seed: int) -> Iterator[dict[str,
     """The lines of a method that chooses its rows, size after size."""
     work = args.work / f"{method}-{args.by}-{args.steps}-{seed}"
     by = args.by if method == "active" else "random"
-    size, workdir = START, work / "run"
-    while size <= max(args.sizes):
+    own, workdir = common(seed, args.steps), work / "run"
+    sizes = [START]
+    while 2 * sizes[-1] <= max(args.sizes):
+        sizes.append(2 * sizes[-1])
+    lines = {size: expected(method, size, seed, [f"--by={by}", *own]) for size in sizes}
+    there = read(args.results)
+    known = [line for what in lines.values() if (line := found(there, what))]
+    if len(known) == len(lines):  # then it needs no rows
+        yield from known
+        return
+    for size, what in lines.items():
         rows = work / f"{size}.jsonl"
         if not rows.exists():
             if size == START:
                 first_rows(rows, seed)
             else:
                 before = work / f"{size // 2}.jsonl"
-                flags = [*common(seed, args.steps), f"--config.data.train=files:{before}"]
+                flags = [*own, f"--config.data.train=files:{before}"]
                 if not (workdir / "result.json").exists():
                     run("bert_ft.main", workdir, flags)
                 grown(rows, before, workdir, flags, by, seed)
         # A run's checkpoints are large; what it has chosen is all that the next size needs.
         shutil.rmtree(workdir, ignore_errors=True)
-        own = common(seed, args.steps)
-        what = expected(method, size, seed, [f"--by={by}", *own])
         flags = [*own, f"--config.data.train=files:{rows}"]
         yield measured(args.results, what, functools.partial(train, workdir, flags))
-        size *= 2
     shutil.rmtree(workdir, ignore_errors=True)
 
 
