@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import read_jsonl, remove
 
-from bert_ft.train import finish, lock, loop
+from bert_ft.errors import Preempted
+from bert_ft.train import finish, lock, loop, trial_results
 from bert_ft.train.lock import locked
 from bert_ft.train.processes import this_host
 from bert_ft.train.step import CompileCount, Programs
@@ -189,3 +190,22 @@ def test_the_same_losses_on_any_mesh(on_devices, name, mesh):
     for x, y in zip(*answers, strict=True):
         assert x["text"] == y["text"]
         assert x["probabilities"] == pytest.approx(y["probabilities"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "trials", [(), ('--config.trials={"seed": [1, 2]}',)], ids=["alone", "trials"]
+)
+def test_speed_outlives_a_stop_in_the_last_evaluation(run_here, tmp_path, monkeypatch, trials):
+    """What is left to do then has no step that could be timed."""
+    flags = ("--config.train.steps=4", "--config.data.dev=", "--config.eval.report=False", *trials)
+
+    def stop(*_):
+        raise Preempted("preempted in an evaluation")
+
+    with monkeypatch.context() as patched:
+        for module in (loop, trial_results):
+            patched.setattr(module, "conclude", stop)
+        assert run_here(tmp_path / "run", *flags).code == 75
+    again = run_here(tmp_path / "run", *flags).ok()
+    assert again.result["speed"]["step_ms_p50"] > 0 and again.result["speed"]["compiles"] > 0
+    assert not list(tmp_path.rglob("speed.json"))

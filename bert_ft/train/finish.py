@@ -169,6 +169,7 @@ def conclude(
         workdir / "result.json",
         record.result(system, step, scores, sizes, digest, trained_on(workdir), costs),
     )
+    (workdir / record.UNTIL_THEN).unlink(missing_ok=True)
     if answers:
         record.write_lines(workdir / "predictions" / "test.jsonl", answers)
     if system.config.eval.report:

@@ -37,6 +37,7 @@ SPEED = (
     *("examples_per_s", "tokens_per_s", "real_token_fraction", "step_ms_p50", "compiles"),
     *("row_counts", "seconds_to_first_step"),
 )
+UNTIL_THEN = "speed.json"  # 'speed' until result.json is there
 
 
 class StepClock:
@@ -192,9 +193,10 @@ def speed(plan: BatchPlan, first: int, compiles: int, clock: StepClock) -> dict[
 
 
 def keep_speed(workdir: Path, found: Mapping[str, Any]) -> None:
-    """For a start of the run that has no step to do: the last evaluation may be interrupted."""
+    """Until result.json has it, for a start that has no step to do: the last evaluation may be
+    interrupted."""
     if jax.process_index() == 0:
-        write_json(workdir / "speed.json", found)
+        write_json(workdir / UNTIL_THEN, found)
 
 
 def old_costs(workdir: Path) -> dict[str, Any]:
@@ -202,7 +204,7 @@ def old_costs(workdir: Path) -> dict[str, Any]:
     run; nulls where there was none."""
     ended, kept = (
         json.loads(path.read_text()) if path.is_file() else {}
-        for path in (workdir / "result.json", workdir / "speed.json")
+        for path in (workdir / "result.json", workdir / UNTIL_THEN)
     )
     old = {"speed": kept or ended.get("speed") or dict.fromkeys(SPEED)}
     return old | {k: v for k, v in ended.items() if k == "goodput"}
