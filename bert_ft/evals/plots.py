@@ -192,7 +192,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
     if largest < 1e-3 or largest >= 1e5:
         return next(
             labels
-            for labels in ([_power_of_ten(v, digits) for v in values] for digits in range(16))
+            for labels in ([_power_of_ten(v, digits) for v in values] for digits in range(17))
             if all(abs(float(t) - v) < step * 1e-6 for t, v in zip(labels, values, strict=True))
         )
     digits = next((d for d in range(8) if abs(round(step, d) - step) < step * 1e-6), 8)
