@@ -340,6 +340,14 @@ def test_ticks_are_round_and_few(low, high, labels):
     assert plots.tick_labels(plots.ticks(low, high)) == labels
 
 
+def test_ticks_however_close_have_labels_that_tell_them_apart():
+    rng = np.random.default_rng(0)
+    for power, apart in zip(rng.uniform(5, 15, 300), rng.uniform(-9.5, 1, 300), strict=True):
+        low = 10.0**power
+        labels = plots.tick_labels(plots.ticks(low, low * (1 + 10.0**apart)))
+        assert len({*labels}) == len(labels)
+
+
 def test_smoothing_starts_without_a_pull_to_zero():
     got = plots.smooth(np.array([2.0, 2.0, np.nan, 2.0]), half_life=3)
     np.testing.assert_allclose(got, 2.0)
