@@ -63,9 +63,9 @@ def _check_multi(c: ConfigDict, mode: str) -> None:
     if t.name != "multi":
         usual = default().task
         for key in OF_WHOLE:
-            own = [f" or methods.{m}.{key}" for m in names(c) if key in c.methods[m]]  # namesakes
-            accepted = f"{usual[key]!r} where task.name is not 'multi',{''.join(own)}"
-            require(t[key] == usual[key], f"task.{key}", t[key], accepted.rstrip(","))
+            own = [f", or methods.{m}.{key}" for m in names(c) if key in c.methods[m]]  # namesakes
+            accepted = f"{usual[key]!r} where task.name is not 'multi'{''.join(own)}"
+            require(t[key] == usual[key], f"task.{key}", t[key], accepted)
         return
     parts = part_configs(c)
     for part, own in parts.items():

@@ -73,9 +73,8 @@ def _chart(trials: Sequence[Mapping[str, Any]], key: str, scores: Sequence[Any],
     of_text = {str(v): v for v in values}
     order = sorted(of_text, key=lambda v: (_number(v), v))
     labels = distinct([of_text[text] for text in order])
-    found = zip(values, scores, strict=True)
     groups: dict[str, list[float]] = {text: [] for text in order}
-    for value, score in found:
+    for value, score in zip(values, scores, strict=True):
         groups[str(value)] += [] if score is None else [score]
     return box_chart(dict(zip(labels, groups.values(), strict=True)), name)
 
@@ -119,12 +118,9 @@ def box_chart(groups: Mapping[str, Sequence[float]], name: str, height: int = 20
 
 def distinct(values: Sequence[Any]) -> list[str]:
     """A label for each of different values, numbers with as many digits as tell them apart."""
-    by_digits = ([_shown(value, digits) for value in values] for digits in range(4, 18))
-    labels: list[str] = []
-    for labels in by_digits:
-        if len({*labels}) == len(values):
-            break
-    return labels
+    by_digits = ([_shown(value, digits) for value in values] for digits in range(4, 17))
+    whole = [_shown(value, 17) for value in values]
+    return next((labels for labels in by_digits if len({*labels}) == len(values)), whole)
 
 
 def _shown(value: Any, digits: int = 6) -> str:

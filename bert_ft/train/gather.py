@@ -279,10 +279,10 @@ def _said(result: dict[str, Any], settings: Sequence[Settings], workdir: Path) -
         value = scores.get(f"test/{result['metric']}", scores.get(f"dev/{result['metric']}"))
         if value is not None:
             lines.append(f"{name}: {value:.4f}")
-    digests = [one["params_sha256"] for one in result["trials"]]
-    for k, digest in enumerate(digests):
-        if digest and digest in digests[:k]:
-            same = f"trials {digests.index(digest)} and {k} ({said(settings[k])}) are bit for bit"
+    seen: dict[str, int] = {}
+    for k, one in enumerate(result["trials"]):
+        if (digest := one["params_sha256"]) and (first := seen.setdefault(digest, k)) != k:
+            same = f"trials {first} and {k} ({said(settings[k])}) are bit for bit"
             lines.append(f"{same} the same: what they differ in changes nothing in this run")
     for k, one in enumerate(result["trials"]):
         if one["collapsed"]:

@@ -297,8 +297,6 @@ def _train(
         saved.wait()
     phases.set_unsaved(False)  # what follows is done again by a start of the finished run
     costs = old_costs(workdir)
-    if first < steps:
-        costs.pop("goodput", None)  # that of another start
     system, scores = tune(system, params, scores, evaluators, workdir)
     conclude(system, params, best_step, scores, costs, evaluators, workdir, writer)
     return EXIT_DONE

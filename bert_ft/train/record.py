@@ -200,14 +200,14 @@ def keep_speed(workdir: Path, found: Mapping[str, Any]) -> None:
 
 
 def old_costs(workdir: Path) -> dict[str, Any]:
-    """'speed' of the start that did the last steps, and 'goodput' of an earlier end of the same
-    run; nulls where there was none."""
-    ended, kept = (
-        json.loads(path.read_text()) if path.is_file() else {}
-        for path in (workdir / "result.json", workdir / UNTIL_THEN)
-    )
-    old = {"speed": kept or ended.get("speed") or dict.fromkeys(SPEED)}
-    return old | {k: v for k, v in ended.items() if k == "goodput"}
+    """'speed' of the start that did the last steps, and 'goodput' where that has ended; nulls where
+    there was none."""
+    kept, path = workdir / UNTIL_THEN, workdir / "result.json"
+    if kept.is_file():
+        return {"speed": json.loads(kept.read_text())}
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    old = {"speed": found.get("speed") or dict.fromkeys(SPEED)}
+    return old | {k: v for k, v in found.items() if k == "goodput"}
 
 
 def result(

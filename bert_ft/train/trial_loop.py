@@ -182,8 +182,8 @@ def _require_same(
             f"{drawn}; accepted: the same trials, or another --workdir"
         )
     if config is not None:
-        free = {k for k in flat(config) if k.startswith("trial")} - {*OF_RESULT}
-        now = {k: v for k, v in fixed(config).items() if k not in free}
+        whole = fixed(config).items()
+        now = {k: v for k, v in whole if not k.startswith("trial") or k in OF_RESULT}
         old = {k: v for k, v in before.items() if k in now}
         check_meta(f"{workdir} was begun", {"config": old}, {"config": now}, ())
 

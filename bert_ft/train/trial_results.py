@@ -74,10 +74,7 @@ class Results:
                     stop = {"metric": places.metric, **dataclasses.asdict(places.stopped[k])}
                     write_json(folder / STOPPED, stop)
                 continue
-            costs = old_costs(folder)
-            if first - begun < group.steps[k]:
-                costs.pop("goodput", None)
-            self._conclude_one(k, members, costs)
+            self._conclude_one(k, members, old_costs(folder))
         if self.config.trial.ensembles:
             workdir = self.folders[0].parents[1]
             of = ensemble.together(
