@@ -105,8 +105,9 @@ def default() -> ConfigDict:
     c.task.label_delimiter = ","  # between the labels of a 'multilabel' row that holds a string
     c.task.range = ""  # 'LOW,HIGH' of a rating, both included: others are errors; '' is any number
     c.task.label_scaling = "standard"  # of regression: labels to mean 0, variance 1; or 'none'
-    # Of windows over texts longer than data.max_length.
-    c.task.stride = 32  # tokens that consecutive windows share: what one cuts another holds
+    # Of windows over texts longer than data.max_length: tokens that consecutive ones share, as what
+    # one cuts another holds. With 0 a path of tags, legal in each, may not be at their seam.
+    c.task.stride = 32
     # Of 'span'; the four values are those of Devlin et al.'s run_squad.py.
     c.task.max_question = 64  # tokens of a question; longer ones are cut and counted
     c.task.max_answer = 30  # tokens of an answer, at most

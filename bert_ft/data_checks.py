@@ -22,10 +22,19 @@ SAID = ("label", "prediction", "probabilities", "truncated")
 
 def check_columns(c: ConfigDict) -> None:
     for own in part_configs(c).values() if c.task.name == "multi" else [c]:
-        for key in ("text", "text_pair"):
-            name = own.data[key]
-            other = f"another name of the column: predictions say {name!r} of each row themselves"
-            require(name not in SAID, f"data.{key}", name, other)
+        t, d = own.task, own.data
+        shown = {"data.text": [d.text], "data.text_pair": [d.text_pair]}
+        said: tuple[str, ...] = SAID
+        if t.name == "recommend":
+            said = (*SAID, "rank", "unknown")
+            if t.text_columns:  # the text itself is made of them, and not shown
+                del shown["data.text"]
+            shown |= {f"task.{key}": [t[key]] for key in ("user", "item")}
+            shown["task.text_columns"] = [name.strip() for name in t.text_columns.split(",")]
+        for key, columns in shown.items():
+            for name in columns:
+                other = f"another name of the column: predictions say {name!r} of each row too"
+                require(name not in said, key, name, other)
 
 
 def check_training_rows(c: ConfigDict) -> None:

@@ -64,7 +64,9 @@ def _part(config: ConfigDict, part: str, keys: Any) -> ConfigDict:
     for name in OF_WHOLE:
         c.task[name] = usual.task[name]
     c.task.name = "classification"
-    c.eval.metric, c.eval.keep_best = "", False  # of the whole run, as trials are
+    c.eval.keep_best = False  # of the whole run, as trials are
+    own = config.eval.metric.startswith(f"{part}/")
+    c.eval.metric = config.eval.metric.removeprefix(f"{part}/") if own else ""
     without_trials(c)
     types = flat(usual)
     accepted = [k for k in types if k.startswith("task.") and k != "task.parts"]

@@ -117,6 +117,24 @@ def test_scores_of_each_kind_of_rows():
     ):
         with pytest.raises(InputError, match="no score"):
             judge(rows, metric, "f")
+    for metric in ("mean", "y/accuracy"):
+        with pytest.raises(InputError, match="accepted: x/accuracy, x/f1_macro, x/mcc"):
+            judge(parts, metric, "f")
+
+
+@pytest.mark.parametrize(("others", "f1"), [([], 0.5), ([""], 1.0)])
+def test_answers_are_scored_as_squad_2_where_none_is_a_candidate(others, f1):
+    """A right answer that is an article alone counts in SQuAD 2.0's script only, by which a run is
+    scored whose training set has questions without an answer."""
+    rows = [
+        {
+            "label": [{"text": text, "start": 0}],
+            "prediction": {"text": text},
+            "n_best": [{"text": text}, *({"text": other} for other in others)],
+        }
+        for text in ("A", "B")
+    ]
+    assert judge(rows, "f1", "").whole == f1
 
 
 def workdir(path, hits, **result):

@@ -86,6 +86,10 @@ def test_loss_is_torchs_over_each_group(choice, kind, tokenizer):
     theirs = torch.nn.functional.cross_entropy(torch.tensor(np.asarray(logits)), right)
     assert float(metrics["loss"]) == pytest.approx(float(theirs), rel=1e-5)
     assert all(np.isfinite(np.asarray(v)).all() for v in jax.tree.leaves(gradient))
+    # A tie is no hit.
+    for right, hits in ((0.0, 0.0), (1.0, 2.0)):
+        alike = jnp.zeros((2, 3)).at[:, 0].set(right).reshape(6, 1)
+        assert made.loss({"logits": alike}, {"weight": jnp.ones(2)})[2]["accuracy"] == hits
     # The groups are summed, so micro-batches give the same.
     plan = BatchPlan(data, 4, 1, 32, accumulate=2)
     parts = {k: jnp.asarray(v) for k, v in plan.batch(0).items()}

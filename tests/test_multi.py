@@ -19,6 +19,7 @@ from bert_ft.errors import InputError
 from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
+from bert_ft.parts import part_configs
 from bert_ft.tasks.parted import both, merged, single
 from bert_ft.tasks.registry import make_task
 from bert_ft.tasks.weighting import chance_loss
@@ -307,6 +308,20 @@ def test_gradient_norms_are_those_at_the_encoders_output(files):
 
     norm = 3 * jnp.linalg.norm(jax.grad(loss)(hidden))
     np.testing.assert_allclose(metrics["slots/gradient_norm"], norm, rtol=1e-4)
+
+
+def test_a_part_may_be_called_as_anothers_tap(files):
+    own = {"data.label": "intent"}
+    task, model, params, data = made(files, parts={"tap_a": own, "a": own})
+    metrics, _ = gradient(task, model, params, plan(data).batch(0))
+    assert {"tap_a/gradient_norm", "a/gradient_norm"} <= metrics.keys()
+
+
+def test_the_metric_of_a_part_is_asked_of_that_part():
+    parts = json.dumps(JOINT)
+    given = small.config(task__name="multi", task__parts=parts, eval__metric="slots/f1/X")
+    asked = {part: own.eval.metric for part, own in part_configs(given).items()}
+    assert asked == {"intent": "", "slots": "f1/X", "good": ""}
 
 
 def test_gradnorm_moves_the_weights_towards_equal_norms(files):

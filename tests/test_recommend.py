@@ -300,6 +300,8 @@ def test_columns_that_there_are_not(knob):
         ({"task__id_dropout": 1.0}, "task.id_dropout is 1.0; accepted: 0 or more and less than 1"),
         ({"task__table_rate": 0.0}, "task.table_rate is 0.0"),
         ({"task__pairs": 0}, "task.pairs is 0"),
+        ({"task__item": "rank"}, "task.item is 'rank'; accepted: another name"),
+        ({"task__text_columns": "title,label"}, "task.text_columns is 'label'; accepted: another"),
     ],
 )
 def test_knobs_are_checked(knobs, words):

@@ -183,7 +183,7 @@ def test_several_labels_from_lists_and_strings():
     assert task.label_sets(rows_of(text="v", label=["[a]; b"])) == [{"[a]", "b"}]
     as_json = ['["a\\/b"]', '["\\ud83d\\ude00", 7]']
     assert task.label_sets(rows_of(text="vw", label=as_json)) == [{"a/b"}, {"😀", "7"}]
-    for cell in ("['good' 'film']", "[ 2 13]", '["a", null]', "[unk]"):
+    for cell in ("['good' 'film']", "[ 2 13]", '["a", null]', "[unk]", "[{[]: 1}]"):
         with pytest.raises(InputError, match=r"set.csv:2: label is .*; accepted: a list of labels"):
             task.label_sets(rows_of(text="v", label=[cell]))
     rows = rows_of(text="vwxyz", label=["b; a", ["c"], [], "", ["a", "a"]])
@@ -197,6 +197,11 @@ def test_several_labels_from_lists_and_strings():
         task.targets(rows_of(text="vw", label=["a", "d"]), fitted)
     with pytest.raises(InputError, match=r"set.csv:2: label is 3; accepted: a list .*';'"):
         task.fit(rows_of(text="v", label=[3]))
+    with pytest.raises(InputError, match=r"'1' and '1.0' are one number"):  # as pandas writes gaps
+        task.fit(rows_of(text="vw", label=["1;2", "1.0"]))
+    ones = task.fit(rows_of(text="vw", label=["1;2", "2"]))
+    with pytest.raises(InputError, match=r"'1' and '1.0' are one number"):
+        task.targets(rows_of(text="v", label=["1.0"]), ones)
     weighed = MultiLabel(config(task__class_weights="balanced", task__label_delimiter=";"))
     np.testing.assert_allclose(weighed.fit(rows)["weights"], [3 / 2, 4, 4])
     by_number = config(
@@ -302,6 +307,28 @@ def test_numbers_in_and_out():
     assert plain.targets(rows, plain.fit(rows))["target"].tolist() == fields["label"].tolist()
 
 
+@pytest.mark.parametrize(
+    ("labels", "shown"), [((1e-7, 4e-7), "3.86e-07"), ((0.5, 3.5), "3.36"), ((2e7, 8e7), "7717157")]
+)
+def test_predictions_keep_the_digits_of_their_unit(labels, shown):
+    task = Regression(config(task__name="regression"))
+    rows = rows_of(text="abc", label=[*labels, labels[1]])
+    fitted = task.fit(rows)
+    fields = task.targets(rows, fitted)
+    predicted = {"value": fields["target"] - np.float32(0.1)}
+    wanted = task.values(predicted, data_of(fitted, **fields))
+    answers = task.answers(predicted, data_of(fitted, **fields), rows)
+    np.testing.assert_allclose([a["prediction"] for a in answers], wanted, rtol=1e-6)
+    assert task.sentence(answers[1]).startswith(shown)
+
+
+def test_numbers_that_float32_can_t_tell_apart_are_refused():
+    task = Regression(config(task__name="regression"))
+    with pytest.raises(InputError, match=r"^set.csv: column 'label' .*float32.* such as 2.02401e"):
+        task.fit(rows_of(text="abcd", label=[20240100, 20240101, 20240102, 20240105]))
+    assert task.fit(rows_of(text="abcd", label=[20200100, 20210101, 20230102, 20240105]))
+
+
 @pytest.mark.parametrize("kind", ["regression", "ordinal"])
 @pytest.mark.parametrize("label", ["six", 6, -1, "nan", "", True, [1]])
 def test_a_rating_that_is_none(kind, label):
@@ -317,8 +344,13 @@ def test_ranks():
     above = 1 / (1 + np.exp(-np.asarray(fitted["biases"])))
     np.testing.assert_allclose(above, [7 / 9, 5 / 9, 4 / 9, 3 / 9])
     assert Ordinal(config()).fit(rows_of(text="ab", label=[7, 1.5]))["ranks"] == [1.5, 7]
-    with pytest.raises(InputError, match=r"set.csv:3: label is 2.5; accepted: the ranks 1, 2, 3"):
+    with pytest.raises(
+        InputError, match=r"set.csv:3: label is 2.5; accepted: the .* 1, 2, 3, 4, 5$"
+    ):
         task.targets(rows_of(text="ab", label=[1, 2.5]), fitted)
+    free = Ordinal(config())
+    with pytest.raises(InputError, match=r"accepted: the ranks 1, 5; with config.task.range='LOW,"):
+        free.targets(rows_of(text="a", label=[3]), free.fit(rows_of(text="ab", label=[1, 5])))
 
 
 def test_coral_by_its_formula():

@@ -24,11 +24,12 @@ def judge(rows: Sequence[Row], metric: str, where: str, positive: str = "") -> J
     Raises InputError where the rows have no such score; `where` names the file."""
     before, of_type, kind = f"/{metric}".partition("/f1/")
     part, name = (before[1:], f"f1/{kind}") if of_type else before[1:].rpartition("/")[::2]
+    of_parts = [f"{p}/{k}" for p in _parts(rows) for k in _scores(rows_of_part(rows, p), positive)]
     if part:
         rows = rows_of_part(rows, part)
     kinds = _scores(rows, positive) if rows else {}
     if name not in kinds:
-        there = ", ".join(kinds) or "none: of this task no score is made of rows"
+        there = ", ".join(kinds or of_parts) or "none: of this task no score is made of rows"
         raise InputError(f"{where}: no score {metric!r} by example; accepted: {there}")
     return kinds[name]()
 
@@ -44,6 +45,13 @@ def rows_of_part(rows: Sequence[Row], part: str) -> list[Row]:
         return {k: v for k, v in row.items() if not isinstance(v, dict)} | split
 
     return [own(row) for row in rows if has(row)]
+
+
+def _parts(rows: Sequence[Row]) -> list[str]:
+    """Of a task with several parts those that have both a label and a prediction in some row."""
+    of_all = [row["label"] for row in rows if isinstance(row.get("label"), dict)]
+    parts = dict.fromkeys(part for labels in of_all for part in labels)
+    return [part for part in parts if rows_of_part(rows, part)]
 
 
 def _scores(rows: Sequence[Row], positive: str) -> dict[str, Callable[[], Judged]]:
@@ -113,7 +121,7 @@ def _regression(rows: Sequence[Row], metric: Callable[..., float]) -> Judged:
 def _answers(rows: Sequence[Row], which: int) -> Judged:
     golds = [[gold["text"] for gold in row["label"]] for row in rows]
     said = [row["prediction"]["text"] for row in rows]
-    none = not all(golds)
+    none = spans.some_have_none(rows)
     both = [squad.best_over_golds(s, g, none) for s, g in zip(said, golds, strict=True)]
     return Judged(np.array(both, float)[:, [which]], lambda values: float(values.mean()))
 

@@ -39,13 +39,20 @@ def are_entities(rows: Sequence[dict[str, Any]]) -> bool:
     )
 
 
+def some_have_none(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether the rows were scored as SQuAD 2.0 is: a question of theirs has no answer, or one of
+    the training set's, for then 'no answer' is beside others among a row's candidates."""
+    listed = [row["n_best"] for row in rows if len(row.get("n_best", ())) > 1]
+    return not all(row["label"] for row in rows) or not all(c["text"] for n in listed for c in n)
+
+
 def answer_sections(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Exact match against confidence, scores by the question's first word, and the mistakes of
     which the model was surest."""
     golds = [[gold["text"] for gold in row["label"]] for row in rows]
-    some_have_none = not all(golds)
+    none = some_have_none(rows)
     scores = [
-        squad.best_over_golds(row["prediction"]["text"], gold, some_have_none)
+        squad.best_over_golds(row["prediction"]["text"], gold, none)
         for row, gold in zip(rows, golds, strict=True)
     ]
     exact, f1 = np.asarray(scores, float).T

@@ -26,7 +26,7 @@ class MultiHead(nn.Module):
     """The heads of the parts, each reading the same last hidden states. Gives {part: its outputs},
     and under '' {'learnt': float32 (parts,)}, zeros at first, where the losses' weights are learnt.
 
-    What a head reads passes a tap: the gradient with respect to the variable 'tap_PART' of the
+    What a head reads passes a tap: the gradient with respect to the variable 'PART-tap' of the
     collection 'perturbations', where that is given, is that part's gradient at the encoder's
     output."""
 
@@ -47,7 +47,7 @@ class MultiHead(nn.Module):
         outputs: dict[str, Any] = {"": {}}
         for part, head in self.heads:
             top = head(self.config, self.dtype, name=part)
-            read = self.perturb(f"tap_{part}", first if top.first_only else hidden)
+            read = self.perturb(f"{part}-tap", first if top.first_only else hidden)
             outputs[part] = top(read, batch, noise)
         if self.learnt:
             raw = self.param(self.learnt, nn.initializers.zeros, (len(self.heads),), jnp.float32)

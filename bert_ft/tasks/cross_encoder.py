@@ -143,7 +143,7 @@ class CrossEncoder:
         weight = batch["weight"]
         logits_BxP = outputs["logits"].reshape(len(weight), -1)
         loss = -jax.nn.log_softmax(logits_BxP, axis=1)[:, 0]
-        hit = (jnp.argmax(logits_BxP, axis=1) == 0).astype(jnp.float32)
+        hit = logits_BxP[:, 0] > jnp.max(logits_BxP[:, 1:], axis=1)  # a tie is no hit
         return jnp.sum(loss * weight), jnp.sum(weight), {"accuracy": jnp.sum(hit * weight)}
 
     def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:

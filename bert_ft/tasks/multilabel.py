@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bert_ft.data.encode import Encoded
+from bert_ft.data.rows import require_apart
 from bert_ft.data.sources import Rows
 from bert_ft.errors import InputError
 from bert_ft.evals import metrics
@@ -86,6 +87,7 @@ class MultiLabel(SequenceTask):
         labels = sorted_labels(set().union(*sets))
         if not labels:
             raise InputError(f"{rows.origin}: column {self.label!r} has no label in any row")
+        require_apart(labels, f"{rows.origin}: column {self.label!r}")
         count = Counter(label for s in sets for label in s)
         counts = np.asarray([count[label] for label in labels])
         # Of a label's own two classes: its positives weigh as much as its negatives.
@@ -111,8 +113,12 @@ class MultiLabel(SequenceTask):
         """label int8 (N, labels): 1 where a row has the label; those that training lacks stand
         behind the others."""
         number = {label: i for i, label in enumerate(every(fitted, "labels"))}
+        sets = self.label_sets(rows)
+        new = sorted(set().union(*sets) - {*fitted["labels"]})
+        where = f"{rows.origin}: column {self.label!r}, with training's"
+        require_apart([*fitted["labels"], *new], where)
         out = np.zeros((len(rows), len(number)), np.int8)
-        for i, labels in enumerate(self.label_sets(rows)):
+        for i, labels in enumerate(sets):
             for label in sorted(labels):
                 if label not in number:
                     raise InputError(
@@ -246,7 +252,7 @@ def _written_list(cell: str) -> Any:
         return json.loads(cell)
     try:
         value = ast.literal_eval(cell)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # as Python says
         return None
     words = tokenize.generate_tokens(io.StringIO(cell).readline)
     joined = sum(word.type == tokenize.STRING for word in words) > len(value)

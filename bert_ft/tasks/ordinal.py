@@ -68,9 +68,14 @@ class Ordinal(SequenceTask):
         for i, number in enumerate(numbers):
             if number not in place:
                 accepted = ", ".join(map(name_of, ranks[:20]))
+                more = (
+                    "; with config.task.range='LOW,HIGH' all whole numbers within it are ranks"
+                    if np.isinf(self.low)
+                    else ""
+                )
                 raise InputError(
                     f"{rows.where(i)}: {self.label} is {name_of(number)}; accepted: the ranks "
-                    f"{accepted}"
+                    f"{accepted}{more}"
                 )
         return np.asarray([place[n] for n in numbers], np.int32)
 

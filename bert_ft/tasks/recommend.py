@@ -22,7 +22,7 @@ from bert_ft.models.bert import Batch
 from bert_ft.models.fusion import FusionHead
 from bert_ft.models.heads import Outputs
 from bert_ft.tasks import features
-from bert_ft.tasks.regression import Regression, number_scores
+from bert_ft.tasks.regression import Regression, brief, number_scores, rounded
 
 BETWEEN = " | "  # the texts that are joined as one
 
@@ -213,7 +213,7 @@ class Recommend(Regression):
             answer = {c: rows.columns[c][i] for c in dict.fromkeys(shown)}
             if "label" in data.fields:
                 answer["label"] = self.label_of(data, i)
-            answer["prediction"] = round(float(value), 6)
+            answer["prediction"] = rounded(float(value), data.fitted["scale"])
             if place is not None:
                 answer["rank"] = int(place[i])
             sides = zip((self.user, self.item), data.aside["cold"][i], strict=True)
@@ -247,7 +247,7 @@ class Recommend(Regression):
         text = BETWEEN.join(str(answer[c]) for c in self.shown_columns)
         who = f"{self.user} {answer[self.user]}, rank {answer['rank']}: " if self.user else ""
         cut = text if len(text) <= 90 else text[:89] + "…"
-        return f"{answer['prediction']:.2f} (label {answer.get('label', '-')}): {who}{cut}"
+        return f"{brief(answer['prediction'])} (label {answer.get('label', '-')}): {who}{cut}"
 
 
 def _side_by_side(first: Encoded, second: Encoded) -> Encoded:

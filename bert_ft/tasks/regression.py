@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -18,6 +19,8 @@ from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
 from bert_ft.tasks.sequence import SequenceTask, number_in, range_of
+
+FINEST = 1e-3  # of the labels' standard deviation: what their rounding to float32 may be
 
 
 class Regression(SequenceTask):
@@ -57,6 +60,14 @@ class Regression(SequenceTask):
         if (numbers == numbers[0]).all():
             raise InputError(
                 f"{rows.origin}: column {self.label!r} has one value only ({numbers[0]:g})"
+            )
+        step = float(np.spacing(np.float32(np.abs(numbers).max())))
+        if step > FINEST * (spread := float(numbers.std())):
+            raise InputError(
+                f"{rows.origin}: column {self.label!r} has numbers up to {np.abs(numbers).max():g} "
+                f"that differ by {spread:g} (standard deviation), and float32 keeps them to "
+                f"{step:g}; accepted: the same numbers less what they have in common, such as "
+                f"{numbers.mean():g}"
             )
         if self.scaling == "none":
             return {"mean": 0.0, "scale": 1.0}
@@ -108,18 +119,30 @@ class Regression(SequenceTask):
         self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
     ) -> dict[str, Any]:
         value = self.values({"value": predicted["value"][i : i + 1]}, data)[0]
-        return {"prediction": round(float(value), 6)}
+        return {"prediction": rounded(float(value), data.fitted["scale"])}
 
     def sentence(self, answer: Mapping[str, Any]) -> str:
         """An answer in a line, for the terminal."""
         return (
-            f"{answer['prediction']:.2f} (label {answer.get('label', '-')}): {self.shown(answer)}"
+            f"{brief(answer['prediction'])} (label {answer.get('label', '-')}): "
+            f"{self.shown(answer)}"
         )
 
 
 def shortest(value: np.float32) -> float:
     """A float32 as the shortest decimal that stands for it: 3.8, not 3.799999952316284."""
     return float(str(np.float32(value)))
+
+
+def rounded(value: float, scale: float) -> float:
+    """At six decimals, and at as many more as a small value, or a small unit `scale` (its standard
+    deviation), needs to keep seven digits."""
+    return round(value, 6 - math.floor(math.log10(min(scale, 1.0, abs(value) or 1.0))))
+
+
+def brief(value: float) -> str:
+    """For a line of the terminal: 3.81, or 4.86e-07."""
+    return f"{value:.2f}" if abs(value) >= 0.1 or not value else f"{value:.3g}"
 
 
 def number_scores(labels: np.ndarray, values: np.ndarray) -> dict[str, float]:

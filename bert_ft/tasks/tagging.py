@@ -219,7 +219,7 @@ class Tagging:
         scores |= {"words": float(words), "unseen": float(words - known)}
         own = {f"f1/{k}": of["f1"] for k, of in by_type.items() if of["n"]}  # of types in the data
         few = len(own) <= SHOWN_TYPES
-        return scores | {k: v for k, v in own.items() if few or self.asked.endswith(k)}
+        return scores | {k: v for k, v in own.items() if few or k == self.asked}
 
     def answers(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows

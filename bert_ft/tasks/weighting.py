@@ -158,7 +158,7 @@ def loss_and_gradient(
             made = of_both({**params, PERTURBED: no_taps(batch)}, batch, rng)
             gradient = dict(made.gradient)
             by_taps = gradient.pop(PERTURBED)
-            squares = {k: jnp.sum(jnp.square(by_taps["top"][f"tap_{k}"])) for k in names}
+            squares = {k: jnp.sum(jnp.square(by_taps["top"][f"{k}-tap"])) for k in names}
             return dataclasses.replace(
                 made, gradient=gradient, extra={**made.extra, "squares": squares}
             )
