@@ -1,6 +1,7 @@
 """--mode=export: what it writes, that transformers reads it, that nothing wrong is left behind."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,14 @@ def test_exported_again_over_itself_but_over_nothing_else(trained, run_here, tmp
     for _ in range(2):
         run_here(trained, "--mode=export", to(mine)).ok()
     assert left_in(tmp_path) == ["mine"]
+    beside = mine / "more" / "notes.txt"
+    beside.parent.mkdir()
+    beside.write_text("of another's")
+    run_here(trained, "--mode=export", to(mine)).refused(str(mine), "such as more/notes.txt")
+    assert beside.read_text() == "of another's"
+    shutil.rmtree(beside.parent)
+    around = trained.parent / "x" / ".." / ".." / trained.parent.name  # where x is not
+    run_here(trained, "--mode=export", to(around)).refused("export.to")
     (mine / "export.json").unlink()
     run_here(trained, "--mode=export", to(mine)).refused(str(mine), "no earlier export")
     run_here(trained, "--mode=export", to(mine / "README.md")).refused("is a file")

@@ -349,6 +349,33 @@ def test_an_embedding_is_the_pooled_hidden_state_over_its_norm(pooling):
         np.testing.assert_allclose(out, x, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_attention_heads", 5, "num_attention_heads is 5; accepted: a divisor of hidden_size"),
+        ("num_attention_heads", 0, "num_attention_heads is 0; accepted: a whole number from 1"),
+        ("hidden_size", -32, "hidden_size is -32"),
+        ("layer_norm_eps", "1e-12", "layer_norm_eps is '1e-12'; accepted: a number"),
+        ("type_vocab_size", "2", "type_vocab_size is '2'; accepted: a number"),
+        ("is_decoder", True, "is_decoder is true; accepted: false"),
+    ],
+)
+def test_sizes_that_are_none(key, value, words):
+    raw = families.config_json(SIZES)
+    assert families.encoder_config(raw) == SIZES
+    with pytest.raises(ValueError, match=f"^{words}"):
+        families.encoder_config({**raw, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("activation", "tanh"), ("type", "last"), ("type", "mean")]
+)
+def test_a_choice_that_is_summed_up_otherwise_is_made_anew(key, value):
+    raw = {"model_type": "electra", "architectures": ["ElectraForMultipleChoice"]}
+    assert not families.misfit(raw, "choice")
+    assert value in families.misfit({**raw, f"summary_{key}": value}, "choice")
+
+
 # -- heads of a checkpoint
 
 
@@ -385,6 +412,18 @@ def test_a_head_of_the_same_labels_is_used_in_our_order(checkpoint):
     order = [1, 0, 2]
     np.testing.assert_array_equal(found["top/classifier/kernel"], head["kernel"][:, order])
     np.testing.assert_array_equal(found["top/classifier/bias"], head["bias"][order])
+    chain = Model(SIZES, partial(TokenHead, CLASSES, 100.0))
+    params = jax.device_get(
+        jax.tree.map(lambda x: x + np.arange(x.size).reshape(x.shape), init(chain))
+    )
+    hf.save(path, SIZES, params, "token", ["good", "bad", "none"])
+    shapes = jax.eval_shape(lambda: init(chain))
+    found, _ = hf.load(path, shapes, "token", labels=[["bad", "good", "none"]])
+    top = params["top"]
+    for end in ("start", "end"):
+        np.testing.assert_allclose(found[f"top/crf_{end}"], top[f"crf_{end}"][order], rtol=1e-6)
+    np.testing.assert_allclose(found["top/crf_steps"], top["crf_steps"][order][:, order], rtol=1e-6)
+    path = write(["good", "bad", "none"])
     found, new, said = head_of(path, labels=[["a", "b", "c"], ["good", "bad", "none"]])
     assert not new and "as it is" in said
     np.testing.assert_array_equal(found["top/classifier/kernel"], head["kernel"])

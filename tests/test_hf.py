@@ -304,6 +304,9 @@ def test_only_classification_is_told_to_name_its_labels(kind, named, tmp_path):
         stored_heads.label_order(tmp_path, raw, [["x", "y"]], kind)
     assert ("of classification: by config.task.label_names" in str(error.value)) is named
     assert str(error.value).endswith("or set config.model.head=new")
+    for other in ({"x": "good"}, ["good", "bad"]):
+        with pytest.raises(InputError, match=r"config.json: id2label is .*; accepted: an object"):
+            stored_heads.label_order(tmp_path, {"id2label": other}, [["x", "y"]], kind)
 
 
 def vectors_of(path, tensors, pooled, *more, **options):

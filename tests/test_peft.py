@@ -167,6 +167,7 @@ def test_what_a_file_of_an_old_version_lacks_is_off(base, tmp_path):
             "pissa_niter_4",
             "'pissa_niter_4'; accepted: True, False, 'gaussian'",
         ),
+        ("bias", "lora_only", "bias is 'lora_only'; accepted: 'none'"),
         ("layer_replication", [[0, 2], [1, 2]], "accepted: None"),
         ("alora_invocation_tokens", [5, 6], "accepted: None"),
         ("r", 5, r"layer_0/attention/\w+/lora_\w has shape .*; accepted: "),
@@ -208,6 +209,31 @@ def test_of_another_base_or_other_labels(name, change, words, base):
     shapes = jax.eval_shape(other.init, jax.random.key(0), example_batch())["params"]
     with pytest.raises(InputError, match=words):
         peft.read(HERE / f"peft_{name}", hf.flatten(shapes), encoder, "sequence")
+
+
+def test_answers_of_a_model_that_reads_token_types(run_here, tmp_path):
+    """peft's own class around a model that answers questions leaves the token types out."""
+    pytest.importorskip("torch"), pytest.importorskip("peft")
+    texts = ((r["id"], r["text"], r["text"].rstrip(".").split()[-1]) for r in reviews(24, 1))
+    rows = [
+        {
+            "id": name,
+            "question": "what is it",
+            "context": text,
+            "answers": {"text": [word], "answer_start": [text.index(word)]},
+        }
+        for name, text, word in texts
+    ]
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    span = ("--config.task.name=span", "--config.methods.use=lora", "--config.task.label_names=",
+            "--config.data.text=question", "--config.data.text_pair=context",
+            "--config.data.label=answers", "--config.data.dev=", "--config.task.stride=4",
+            "--config.task.max_question=8", f"--config.data.train=files:{data}",
+            f"--config.data.test=files:{data}", "--config.train.steps=2",
+            "--config.eval.report=False")  # fmt: skip
+    run = run_here(tmp_path / "run", *span).ok().workdir
+    to = ("--mode=export", f"--config.export.to={tmp_path / 'out'}", "--config.export.format=peft")
+    assert "peft" in run_here(run, *span, *to).ok().out
 
 
 def test_no_place_for_it(base, tmp_path):

@@ -174,6 +174,11 @@ _SIZES = (
 )
 _PADDED_POSITIONS = ("roberta", "xlm-roberta")  # their positions begin after the padding's own id
 
+_SUMMARY = (
+    ("type", "first"),
+    ("activation", "gelu"),
+)  # of ELECTRA's choice, as transformers has it
+
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 # What a checkpoint may hold beyond its encoder: buffers, poolers, and the heads of other tasks.
 IGNORED = re.compile(
@@ -215,6 +220,9 @@ def misfit(raw: Mapping[str, Any], kind: str) -> str:
         return f"its {made_for} head is for another task"
     if kind == "masked" and raw.get("tie_word_embeddings") is False:
         return f"its {made_for} head has a word table of its own"
+    summary = tuple(raw.get(f"summary_{key}", usual) for key, usual in _SUMMARY)
+    if kind == "choice" and raw["model_type"] == "electra" and summary != ("first", "gelu"):
+        return f"its {made_for} head sums a text up by {summary}, not by ('first', 'gelu')"
     return ""
 
 
@@ -234,10 +242,21 @@ def encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
         key = key_of(family, field.name)
         if key is not None and raw.get(key) is not None:
             fields[field.name] = raw[key]
-            if field.name in _SIZES and type(raw[key]) is not int:
-                raise ValueError(f"{key} is {raw[key]!r}; accepted: a whole number")
+            usual: Any = field.default
+            if field.name in _SIZES and (type(raw[key]) is not int or raw[key] < 1):
+                raise ValueError(f"{key} is {raw[key]!r}; accepted: a whole number from 1 on")
+            if type(usual) in (int, float) and type(raw[key]) not in (int, type(usual)):
+                raise ValueError(f"{key} is {raw[key]!r}; accepted: a number")
         elif field.name in _SIZES:
             raise ValueError(f"no {key}, which a model_type of {family!r} needs")
+    if fields["hidden_size"] % fields["num_attention_heads"]:
+        heads, width = (key_of(family, f) for f in ("num_attention_heads", "hidden_size"))
+        raise ValueError(
+            f"{heads} is {fields['num_attention_heads']}; accepted: a divisor of {width}, "
+            f"{fields['hidden_size']}"
+        )
+    if raw.get("is_decoder"):
+        raise ValueError("is_decoder is true; accepted: false, an encoder that reads both ways")
     fields |= FAMILIES[family].fixed
     if family in _PADDED_POSITIONS:
         fields["pad_token_id"] = fields.get("pad_token_id", 1)

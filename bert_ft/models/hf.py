@@ -20,6 +20,8 @@ from bert_ft.errors import InputError
 from bert_ft.models import families, stored_heads
 from bert_ft.models.bert import EncoderConfig
 
+_BY_LABEL = {"top/classifier/kernel", "top/classifier/bias", "top/crf_start", "top/crf_end"}
+
 
 def hf_name(path: str, family: str = "bert", kind: str = "sequence") -> str:
     """A parameter's name in a file, without the model's prefix. KeyError where it has none."""
@@ -119,7 +121,7 @@ def _safetensors(path: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """{name: array} of a directory's weights, memory-mapped where the format allows."""
+    """{name: array} of a directory's weights."""
     files = _safetensors(path)
     if files:
         from safetensors import SafetensorError, safe_open
@@ -252,8 +254,11 @@ def load(
         say(f"head: {path} pools by {mode!r}; config.task.pooling is to say the same")
     if isinstance(kind, str) and "top/classifier/kernel" in found:
         order = stored_heads.label_order(path, raw, labels, kind)
-        for ours in ("top/classifier/kernel", "top/classifier/bias") if order else ():
-            found[ours] = np.ascontiguousarray(found[ours][..., order])
+        if order:
+            for ours in found.keys() & _BY_LABEL:
+                found[ours] = np.ascontiguousarray(found[ours][..., order])
+            if (steps := "top/crf_steps") in found:  # from each label to each
+                found[steps] = np.ascontiguousarray(found[steps][np.ix_(order, order)])
         how = f"its {len(order)} labels put into our order" if order else "as it is"
         say(f"head: that of {path}, {how}")
     return found, new

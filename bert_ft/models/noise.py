@@ -51,9 +51,9 @@ def make_noise(
     rate: jax.Array | float,
     batch: Mapping[str, jax.Array],
     config: Any,
-    extra: int = 1,
 ) -> Noise:
-    """Noise for an encoder of this size and `extra` sites of a head (the last ones)."""
-    words = jax.random.bits(key, (2 * config.num_hidden_layers * 2 + 1 + extra, 2), jnp.uint32)
+    """Noise for an encoder of this size, which has three sites a layer and one of its embeddings,
+    the first ones, and for a head, whose are the last two; some between are no site's."""
+    words = jax.random.bits(key, (4 * config.num_hidden_layers + 2, 2), jnp.uint32)
     ids = batch["segments"] * config.max_position_embeddings + batch["positions"]
     return Noise(words, rate, ids)

@@ -33,6 +33,7 @@ _ENDS = {
 # Keys of adapter_config.json and what of them this program computes, the usual value first.
 _ACCEPTED: Mapping[str, tuple[Any, ...]] = {
     "alpha_pattern": ({},),
+    "bias": ("none",),
     "prefix_projection": (False,),
     "lora_bias": (False,),
     "layer_replication": (None,),

@@ -26,7 +26,13 @@ def label_order(
     have no names. `raw`: its config.json; `names`: what our labels are called, one list or several
     that will do. Raises InputError where they are other labels."""
     named = raw.get("id2label") or {}
-    theirs = [str(v) for _, v in sorted(named.items(), key=lambda x: int(x[0]))]
+    try:
+        theirs = [str(v) for _, v in sorted(named.items(), key=lambda x: int(x[0]))]
+    except (AttributeError, ValueError):
+        raise InputError(
+            f"{path / 'config.json'}: id2label is {named!r}; accepted: an object of a name by "
+            'number, {"0": "…", …}; or set config.model.head=new'
+        ) from None
     if not names or not theirs or theirs == [f"LABEL_{i}" for i in range(len(theirs))]:
         return None
     for ours in names:

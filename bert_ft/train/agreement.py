@@ -166,7 +166,9 @@ def _with_adapter(path: Path, base: Path, labels: int, name: str) -> Any:
         dtype=torch.float32,
         ignore_mismatched_sizes=True,  # of a head, in the place of which the adapter has one
     )
-    return peft.PeftModel.from_pretrained(model, path)
+    whole = peft.PeftModel.from_pretrained(model, path)
+    # Around a model that answers questions, peft's own class hands no token types on.
+    return whole.get_base_model() if hasattr(model, "qa_outputs") else whole
 
 
 def transformers_outputs(

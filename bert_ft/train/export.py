@@ -33,7 +33,7 @@ from bert_ft.train import adapters, card, optim, record
 from bert_ft.train.agreement import compare
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.gather import chosen
-from bert_ft.train.meaning import MARK
+from bert_ft.train.meaning import MARK, told
 from bert_ft.train.start import fitted_for, frozen_digest, full, trained_parts
 from bert_ft.train.system import System, assemble
 
@@ -99,10 +99,11 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         }
         if peft:
             about |= {"fitted": dict(system.fitted), "base_sha256": frozen_digest(frozen)}
-        (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")
         scores = _scores(workdir, sha256)
         text = card.model_card(system, kind, about, scores, defaults.default())
         (scratch / "README.md").write_text(text, encoding="utf-8")
+        about["files"] = _files(scratch)
+        (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")
         (_upload if paths.is_remote(to) else _rename)(scratch, to)
     except OSError as e:
         raise InputError(f"{to}: can't be written: {e.strerror or e}") from e
@@ -148,16 +149,28 @@ def _pooler(config: ConfigDict, kind: str) -> dict[str, np.ndarray]:
 
 
 def _refuse(to: Path, workdir: Path) -> None:
-    """Nothing is overwritten but an earlier export."""
+    """Nothing is overwritten but the files of an earlier export."""
     if to.is_dir():
         if any(to.iterdir()) and not (to / MARK).is_file():
             raise InputError(
                 f"config.export.to: {to} is not empty and no earlier export; give another directory"
             )
+        there = _files(to)
+        listed = told(to).get("files", [])
+        if more := [f for f in there if f not in (*listed, MARK)]:
+            raise InputError(
+                f"config.export.to: {to} has {len(more)} files beside those of an earlier export, "
+                f"such as {more[0]}, which would be lost; give another directory"
+            )
     elif to.exists():
         raise InputError(f"config.export.to: {to} is a file; give a directory")
-    if to == workdir or to in workdir.parents:
+    inner, outer = (p if paths.is_remote(p) else p.resolve() for p in (workdir, to))
+    if outer == inner or outer in inner.parents:
         raise InputError(f"config.export.to: {to} holds the run itself; give another directory")
+
+
+def _files(folder: Path) -> list[str]:
+    return [file.relative_to(folder).as_posix() for file in paths.files_below(folder)]
 
 
 def _rename(scratch: Path, to: Path) -> None:
