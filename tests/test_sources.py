@@ -147,7 +147,9 @@ def test_split_by_another_column_and_by_tokens(table, tmp_path):
     path.write_text("\n\n".join(f"a O\n{i} O" for i in range(40)))
     part = rows_of(f"files:{path}?split=dev&split_by=tokens", tmp_path)
     assert {split_of(" ".join(tokens)) for tokens in part.columns["tokens"]} == {"dev"}
-    assert "add split_by= and one of: tokens, tags" in refusal(f"files:{path}?split=dev", tmp_path)
+    said = refusal(f"files:{path}?split=dev", tmp_path)
+    assert "no column 'text'; there are: tokens, tags; set config.data.text" in said
+    assert said.endswith("(split= goes by it; or add split_by= with another one's name)")
     # The column of the text divides only where the URI names none.
     named, plain = (f"files:{path}?split=dev{by}" for by in ("&split_by=tokens", ""))
     prints = [

@@ -106,12 +106,11 @@ class Source:
         chosen = dict(self.options)
         if "split" in chosen:
             by = chosen.get("split_by", self.split_by)
-            if by not in rows.columns and "split_by" not in chosen:
-                raise InputError(
-                    f"{self.uri}: split= goes by the column {by}, and there is none: add "
-                    f"split_by= and one of: {shown(rows.columns)}"
-                )
-            texts = [_hashed_text(value) for value in rows.column(by)]
+            try:
+                texts = [_hashed_text(value) for value in rows.column(by)]
+            except InputError as e:
+                other = "" if "split_by" in chosen else "; or add split_by= with another one's name"
+                raise InputError(f"{e} (split= goes by it{other})") from None
             kept = [i for i, text in enumerate(texts) if split_of(text) == chosen["split"]]
             if not kept:
                 raise InputError(f"{self.uri}: none of {len(rows)} rows are in {chosen['split']}")

@@ -9,6 +9,7 @@ logits.npy of the texts of tests/parity/two_layers.npz, whose model is the base.
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def logits(model: peft.PeftModel, given: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     stored = dict(np.load(OUT / "two_layers.npz"))
     given = {
         k: torch.tensor(stored[k].astype(np.int64))

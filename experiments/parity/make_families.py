@@ -10,6 +10,7 @@ Needs the extra [torch] and `pip install sentence-transformers` (5 or 6).
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def embeddings() -> dict[str, np.ndarray]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     made_with = f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
     todo = {name: lambda n=name: reference(n) for name in MODELS}
     for name, make in {**todo, "minilm_embedding": embeddings}.items():
