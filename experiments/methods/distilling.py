@@ -69,6 +69,7 @@ def learn(student: str, way: str, seed: int, teacher: Path, flags: Sequence[str]
     config, own = STUDENTS[student]
     words = [*own, f"--config.train.seed={seed}", *flags]
     if WAYS[way]:
+        teach(teacher, seed, flags)  # the results may hold its line while its workdir is not here
         words += [f"--config.methods.use={WAYS[way]}", f"--config.methods.distil.teacher={teacher}"]
     with tempfile.TemporaryDirectory() as scratch:
         return line_of(train(config, Path(scratch, "run"), words))
@@ -110,24 +111,22 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {}
     attempts = Attempts()
 
-    def add(name: str, seed: int, what: dict[str, Any], make: Callable[[], dict]) -> None:
+    def add(name: str, seed: int, what: dict[str, Any], make: Callable[[], dict]) -> bool:
+        """Whether there is a line, which is then among the runs."""
         said = f"{name}, seed {seed}"
         line = attempts.of(said, lambda: measured(args.results, what, make))
         if line is not None:
             runs.setdefault(name, []).append(line)
+        return line is not None
 
     for seed in args.seeds:
         shared = {"seed": seed, "flags": args.flags, "versions": versions()}
         # Of its own versions and flags: one that another jax has trained is another teacher.
         digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
         teacher = args.workdirs / f"teacher_{seed}_{digest[:8]}"
-        # The students need its workdir, whatever the results hold.
-        learnt = functools.partial(teach, teacher, seed, args.flags)
-        of_teacher = attempts.of(f"{TEACHER}, seed {seed}", learnt)
-        if of_teacher is None:
-            continue
         what = {"student": TEACHER, "way": "alone", **shared, **of(TEACHER, "alone")}
-        add(TEACHER, seed, what, lambda made=of_teacher: made)
+        if not add(TEACHER, seed, what, functools.partial(teach, teacher, seed, args.flags)):
+            continue
         for student in args.students:
             for way in [w for w in WAYS if "hints" not in w or "layers" in student]:
                 what = {"student": student, "way": way, **shared, **of(student, way)}
