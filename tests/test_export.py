@@ -110,7 +110,7 @@ def test_exported_again_over_itself_but_over_nothing_else(trained, run_here, tmp
     assert beside.read_text() == "of another's"
     shutil.rmtree(beside.parent)
     around = trained.parent / "x" / ".." / ".." / trained.parent.name  # where x is not
-    run_here(trained, "--mode=export", to(around)).refused("export.to")
+    run_here(trained, "--mode=export", to(around)).refused("holds the run itself")
     (mine / "export.json").unlink()
     run_here(trained, "--mode=export", to(mine)).refused(str(mine), "no earlier export")
     run_here(trained, "--mode=export", to(mine / "README.md")).refused("is a file")

@@ -24,12 +24,11 @@ def judge(rows: Sequence[Row], metric: str, where: str, positive: str = "") -> J
     Raises InputError where the rows have no such score; `where` names the file."""
     before, of_type, kind = f"/{metric}".partition("/f1/")
     part, name = (before[1:], f"f1/{kind}") if of_type else before[1:].rpartition("/")[::2]
-    of_parts = [f"{p}/{k}" for p in _parts(rows) for k in _scores(rows_of_part(rows, p), positive)]
-    if part:
-        rows = rows_of_part(rows, part)
-    kinds = _scores(rows, positive) if rows else {}
+    own = rows_of_part(rows, part) if part else rows
+    kinds = _scores(own, positive) if own else {}
     if name not in kinds:
-        there = ", ".join(kinds or of_parts) or "none: of this task no score is made of rows"
+        accepted = kinds or _of_parts(rows, positive)
+        there = ", ".join(accepted) or "none: of this task no score is made of rows"
         raise InputError(f"{where}: no score {metric!r} by example; accepted: {there}")
     return kinds[name]()
 
@@ -47,11 +46,12 @@ def rows_of_part(rows: Sequence[Row], part: str) -> list[Row]:
     return [own(row) for row in rows if has(row)]
 
 
-def _parts(rows: Sequence[Row]) -> list[str]:
-    """Of a task with several parts those that have both a label and a prediction in some row."""
+def _of_parts(rows: Sequence[Row], positive: str) -> list[str]:
+    """Of a task with several parts the scores of each, PART/METRIC; of another none."""
     of_all = [row["label"] for row in rows if isinstance(row.get("label"), dict)]
     parts = dict.fromkeys(part for labels in of_all for part in labels)
-    return [part for part in parts if rows_of_part(rows, part)]
+    by_part = ((part, rows_of_part(rows, part)) for part in parts)
+    return [f"{part}/{name}" for part, own in by_part if own for name in _scores(own, positive)]
 
 
 def _scores(rows: Sequence[Row], positive: str) -> dict[str, Callable[[], Judged]]:

@@ -174,10 +174,8 @@ _SIZES = (
 )
 _PADDED_POSITIONS = ("roberta", "xlm-roberta")  # their positions begin after the padding's own id
 
-_SUMMARY = (
-    ("type", "first"),
-    ("activation", "gelu"),
-)  # of ELECTRA's choice, as transformers has it
+# How ELECTRA's head of a choice sums a text up unless its config.json says otherwise.
+_SUMMARY = {"summary_type": "first", "summary_activation": "gelu"}
 
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 # What a checkpoint may hold beyond its encoder: buffers, poolers, and the heads of other tasks.
@@ -220,9 +218,10 @@ def misfit(raw: Mapping[str, Any], kind: str) -> str:
         return f"its {made_for} head is for another task"
     if kind == "masked" and raw.get("tie_word_embeddings") is False:
         return f"its {made_for} head has a word table of its own"
-    summary = tuple(raw.get(f"summary_{key}", usual) for key, usual in _SUMMARY)
-    if kind == "choice" and raw["model_type"] == "electra" and summary != ("first", "gelu"):
-        return f"its {made_for} head sums a text up by {summary}, not by ('first', 'gelu')"
+    if kind == "choice" and raw["model_type"] == "electra":
+        for key, usual in _SUMMARY.items():
+            if raw.get(key, usual) != usual:
+                return f"its {made_for} head has {key} {raw[key]!r}, not {usual!r}"
     return ""
 
 
@@ -243,9 +242,10 @@ def encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
         if key is not None and raw.get(key) is not None:
             fields[field.name] = raw[key]
             usual: Any = field.default
-            if field.name in _SIZES and (type(raw[key]) is not int or raw[key] < 1):
-                raise ValueError(f"{key} is {raw[key]!r}; accepted: a whole number from 1 on")
-            if type(usual) in (int, float) and type(raw[key]) not in (int, type(usual)):
+            if field.name in _SIZES:
+                if type(raw[key]) is not int or raw[key] < 1:
+                    raise ValueError(f"{key} is {raw[key]!r}; accepted: a whole number from 1 on")
+            elif type(usual) in (int, float) and type(raw[key]) not in (int, type(usual)):
                 raise ValueError(f"{key} is {raw[key]!r}; accepted: a number")
         elif field.name in _SIZES:
             raise ValueError(f"no {key}, which a model_type of {family!r} needs")

@@ -252,7 +252,7 @@ def _written_list(cell: str) -> Any:
         return json.loads(cell)
     try:
         value = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # as Python says
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
     words = tokenize.generate_tokens(io.StringIO(cell).readline)
     joined = sum(word.type == tokenize.STRING for word in words) > len(value)

@@ -61,17 +61,17 @@ class Regression(SequenceTask):
             raise InputError(
                 f"{rows.origin}: column {self.label!r} has one value only ({numbers[0]:g})"
             )
-        step = float(np.spacing(np.float32(np.abs(numbers).max())))
-        if step > FINEST * (spread := float(numbers.std())):
+        most, spread = np.abs(numbers).max(), numbers.std()
+        if (step := np.spacing(np.float32(most))) > FINEST * spread:
             raise InputError(
-                f"{rows.origin}: column {self.label!r} has numbers up to {np.abs(numbers).max():g} "
+                f"{rows.origin}: column {self.label!r} has numbers up to {most:g} "
                 f"that differ by {spread:g} (standard deviation), and float32 keeps them to "
                 f"{step:g}; accepted: the same numbers less what they have in common, such as "
                 f"{numbers.mean():g}"
             )
         if self.scaling == "none":
             return {"mean": 0.0, "scale": 1.0}
-        return {"mean": float(numbers.mean()), "scale": float(numbers.std())}
+        return {"mean": float(numbers.mean()), "scale": float(spread)}
 
     def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """label, in its own unit, and target, in the model's: float32 (N,)."""

@@ -155,9 +155,7 @@ def _refuse(to: Path, workdir: Path) -> None:
             raise InputError(
                 f"config.export.to: {to} is not empty and no earlier export; give another directory"
             )
-        there = _files(to)
-        listed = told(to).get("files", [])
-        if more := [f for f in there if f not in (*listed, MARK)]:
+        if more := sorted({*_files(to)} - {*told(to).get("files", []), MARK}):
             raise InputError(
                 f"config.export.to: {to} has {len(more)} files beside those of an earlier export, "
                 f"such as {more[0]}, which would be lost; give another directory"

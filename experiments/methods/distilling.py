@@ -65,11 +65,19 @@ def teach(workdir: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
     return line_of(train(STUDENTS[TEACHER][0], workdir, own))
 
 
-def learn(student: str, way: str, seed: int, teacher: Path, flags: Sequence[str]) -> dict[str, Any]:
+def learn(
+    student: str,
+    way: str,
+    seed: int,
+    teacher: Path,
+    taught: Callable[[], Any],
+    flags: Sequence[str],
+) -> dict[str, Any]:
+    """`taught` makes the teacher's workdir, where the results alone have its line."""
     config, own = STUDENTS[student]
     words = [*own, f"--config.train.seed={seed}", *flags]
     if WAYS[way]:
-        teach(teacher, seed, flags)  # the results may hold its line while its workdir is not here
+        taught()
         words += [f"--config.methods.use={WAYS[way]}", f"--config.methods.distil.teacher={teacher}"]
     with tempfile.TemporaryDirectory() as scratch:
         return line_of(train(config, Path(scratch, "run"), words))
@@ -125,12 +133,13 @@ def main() -> None:
         digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()
         teacher = args.workdirs / f"teacher_{seed}_{digest[:8]}"
         what = {"student": TEACHER, "way": "alone", **shared, **of(TEACHER, "alone")}
-        if not add(TEACHER, seed, what, functools.partial(teach, teacher, seed, args.flags)):
+        taught = functools.cache(functools.partial(teach, teacher, seed, args.flags))
+        if not add(TEACHER, seed, what, taught):
             continue
         for student in args.students:
             for way in [w for w in WAYS if "hints" not in w or "layers" in student]:
                 what = {"student": student, "way": way, **shared, **of(student, way)}
-                how = (student, way, seed, teacher, args.flags)
+                how = (student, way, seed, teacher, taught, args.flags)
                 add(f"{student}, {way}", seed, what, functools.partial(learn, *how))
     if runs:
         show(runs, args.plot)
