@@ -147,8 +147,8 @@ def _readable(error: Exception, argv: list[str]) -> str:
     if path is not None and not Path(path).is_file():
         return _no_config(path)
     known = knobs.flat(knobs.default())
-    overrides = [m for m in (re.match(r"--?config\.([\w.]+)=?(.*)", w) for w in argv) if m]
-    for key, _ in (m.groups() for m in overrides):
+    overrides = _overrides(argv)
+    for key, _ in overrides:
         if any(k.startswith(key + ".") for k in known):
             return (
                 f"config.{key} is a group of keys; give one of them, as --config.{key}.NAME=VALUE"
@@ -161,10 +161,23 @@ def _readable(error: Exception, argv: list[str]) -> str:
             kind = "" if type(e) is ValueError else f"{type(e).__name__}: "
             return f"{path}:{line}: {kind}{what}"
     text = " ".join(str(error).split())
-    for key, value in (m.groups() for m in overrides):
-        if key in text or repr(value) in text:
+    if isinstance(error, flags.UnrecognizedFlagError):
+        hint = knobs.nearest(error.flagname, [*flags.FLAGS, *(f"config.{key}" for key in known)])
+        told = hint.replace("mean ", "mean --") or "; --help names them all"
+        return f"--{error.flagname} is no flag{told}"
+    for key, value in overrides:
+        if f"config.{key}={value}:" in text or repr(value) in text:
             return knobs.wrong_type(key, value, known[key])
     return text
+
+
+def _overrides(argv: list[str]) -> list[tuple[str, str]]:
+    """(key, value) of each --config.KEY=VALUE or --config.KEY VALUE."""
+    found = []
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if match := re.fullmatch(r"--?config\.([\w.]+)(?:=(.*))?", word, re.DOTALL):
+            found.append((match[1], after if match[2] is None else match[2]))
+    return found
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -82,9 +82,9 @@ def default() -> ConfigDict:
     # Or multilabel, regression, ordinal, tagging, span, matching, cross_encoder, recommend, masked,
     # multi.
     c.task.name = "classification"
-    # Of 'multi', several tasks on one encoder: a name for each part, and what of task.* and of
-    # data.{train,dev,test,text,text_pair,label} is its own, as {"topic": {"data.label": "topic"}}
-    # in JSON. Parts of the same files share their rows; others are mixed.
+    # Of 'multi', in JSON: a name for each task, and what of task.* and data.{train,dev,test,text,
+    # text_pair,label} is its own, as {"topic": {"data.label": "topic"}}. Parts of the same files
+    # share their rows; others are mixed.
     c.task.parts = ""
     c.task.weighting = "fixed"  # of the parts' losses; or 'uncertainty', 'gradnorm', which learn it
     c.task.weights = ""  # with 'fixed': a number a part, comma-separated; '' is 1 each
@@ -93,7 +93,7 @@ def default() -> ConfigDict:
     c.task.asymmetry = 1.5  # of 'gradnorm': how hard slower parts are pushed (Chen et al. 2018, 3)
     c.task.mixing = "proportion"  # of parts by their sizes; or 'temperature', 'turns' (by batch)
     c.task.mixing_temperature = 2.0  # sizes to the power 1/this are the shares; 1 is by size
-    c.task.label_names = ""  # shown instead of the labels in their sorted order, comma-separated
+    c.task.label_names = ""  # shown instead of labels that are numbers, in their order, with commas
     c.task.positive_label = ""  # whose F1 is reported; '' is the second of two, and none of more
     # In the loss: 'balanced' by frequency, 'effective' by what of it does not overlap, or numbers,
     # one a label, with commas.
@@ -290,17 +290,18 @@ def config_hash(config: ConfigDict) -> str:
 
 
 def nearest(key: str, known: list[str]) -> str:
-    """' did you mean ...?' or ''."""
-    tails = {k.rsplit(".", 1)[-1]: k for k in known}
-    close = difflib.get_close_matches(key, known, 1, 0.6)
-    if not close:
-        tail = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(tails), 1, 0.75)
-        close = [tails[t] for t in tail]
+    """' did you mean ...?' or ''. Of the same group initials count, too: train.lr."""
+    group, dot, tail = key.rpartition(".")
+    tails = {k.rpartition(".")[2]: k for k in known}
+    beside = {t: group + dot + t for t in tails if group + dot + t in known}
+    by_initials = [k for t, k in beside.items() if tail == "".join(w[0] for w in t.split("_"))]
+    close = by_initials or [beside[t] for t in difflib.get_close_matches(tail, beside, 1, 0.6)]
+    close = close or [tails[t] for t in difflib.get_close_matches(tail, tails, 1, 0.75)]
+    close = close or difflib.get_close_matches(key, known, 1, 0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def unknown(key: str) -> str:
-    """The message about a key that is none."""
     return f"config.{key} is no key{nearest(key, list(flat(default())))}"
 
 

@@ -98,7 +98,8 @@ def require_writable(path: Path, name: str) -> None:
     except Exception as e:
         if not (isinstance(e, OSError) or is_remote(path)):
             raise
-        raise InputError(f"{name}={path}: {why(e)}; give a directory that can be written") from e
+        told = "is a file" if isinstance(e, FileExistsError) else why(e)
+        raise InputError(f"{name}={path}: {told}; give a directory that can be written") from e
 
 
 @contextmanager

@@ -55,6 +55,14 @@ def test_a_label_in_dev_that_train_lacks(run_here, tmp_path):
     assert files(done.workdir) == []
 
 
+def test_texts_of_blanks_are_counted(run_here, tmp_path):
+    rows = [*reviews(4, 9), *({"id": 4, "text": text, "label": 1} for text in ("", " \t"))]
+    dev = write_csv(tmp_path / "dev.csv", rows)
+    done = run_here(tmp_path / "run", f"--config.data.dev=files:{dev}", "--config.train.steps=1")
+    assert "dev: 6 examples of 6 rows" in done.err and "truncated, 2 without any" in done.err
+    assert done.err.count("without any text") == 1
+
+
 @pytest.mark.parametrize("name", ["dev", "test"])
 def test_a_set_without_its_labels(run_here, tmp_path, name):
     """Said before the training, not after it."""

@@ -83,6 +83,10 @@ def test_names_for_labels():
         named.fit(rows(label=[0, 1, 2]))
     with pytest.raises(InputError, match="label_names is same, same; accepted: another name for"):
         task(task__label_names="same,same").fit(rows(label=[1, 0]))
+    words = rows(label=["happy", "sad"])
+    with pytest.raises(InputError, match=r"bad, good, names for numbers; .* happy, sad; set .*''"):
+        named.fit(words)
+    assert task(task__label_names="happy,sad").fit(words)["names"] == ["happy", "sad"]
 
 
 FITTED = {"labels": ["0", "1"], "names": ["bad", "good"]}

@@ -41,6 +41,12 @@ def test_main_is_flags_only():
     ("flags", "words"),
     [
         (["--wrkdir=x"], ["wrkdir", "workdir"]),
+        (["--steps=3"], ["--steps is no flag", "did you mean --config.train.steps?"]),
+        (["--zebra=3"], ["--zebra is no flag; --help names them all"]),
+        (["--config.train.lr=1"], ["train.lr", "did you mean train.learning_rate?"]),
+        (["--config.train.seed=8", "--config.train.steps=8a"], ["train.steps is '8a'"]),
+        (["--config.train.seed", "8", "--config.train.steps", "8a"], ["train.steps is '8a'"]),
+        (["--config.train.steps=8", "--config.train.steps=8a"], ["train.steps is '8a'"]),
         (["--mode=trian"], ["trian", "train", "eval", "predict"]),
         (["extra"], ["'extra'", "--name=value"]),
         (["--config.train.batch_sise=3"], ["train.batch_sise", "did you mean train.batch_size?"]),

@@ -244,3 +244,10 @@ def read_lines(path):
 
 def lines_of(path, name):
     return [line for line in read_lines(path) if line["name"] == name]
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(InputError, match=r"--workdir=.*/run: is a file; give a directory"):
+        paths.require_writable(tmp_path / "run", "--workdir")
+    assert (tmp_path / "run").read_text() == ""

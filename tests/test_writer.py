@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_ft.config import default
 from bert_ft.errors import InputError
 from bert_ft.train import writer as writer_module
+from bert_ft.train.sinks import require_installed
 from bert_ft.train.writer import Writer
 
 
@@ -235,6 +237,11 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch, extra):
     monkeypatch.setitem(sys.modules, extra, None)
     with pytest.raises(InputError, match=rf"pip install 'bert_ft\[{extra}\]'"):
         _open(tmp_path, **{extra: True if extra == "tensorboard" else "project"})
+    config = default()
+    require_installed(config)
+    config.log[extra] = True if extra == "tensorboard" else "project"
+    with pytest.raises(InputError, match=rf"log\.{extra} is on.*bert_ft\[{extra}\]"):
+        require_installed(config)
 
 
 def test_tensorboard_reads_it_back_and_a_resumed_run_once(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,13 +26,15 @@ from bert_ft.tasks.sequence import SequenceTask
 def sorted_labels(values: set[str]) -> list[str]:
     """Numbers by value (then by their text, '1' before '1.0'), other labels by their text. One
     order for one set of labels: every process numbers them alike."""
+    return sorted(values, key=lambda v: (float(v), v)) if are_numbers(values) else sorted(values)
+
+
+def are_numbers(labels: Iterable[str]) -> bool:
+    """Whether each can be read as a number other than NaN."""
     try:
-        numbers = {v: float(v) for v in values}
+        return not any(math.isnan(float(label)) for label in labels)
     except ValueError:
-        return sorted(values)
-    if any(math.isnan(n) for n in numbers.values()):
-        return sorted(values)
-    return sorted(values, key=lambda v: (numbers[v], v))
+        return False
 
 
 def every(fitted: Mapping[str, Any], key: str) -> list[str]:
@@ -96,7 +98,7 @@ def cross_entropy(
 
 class Classification(SequenceTask):
     """Labels are the values of `data.label` in the training rows, numbers in numerical order,
-    others in alphabetical; `task.label_names` gives them other names, in that order."""
+    others in alphabetical; `task.label_names` gives numbers names, in that order."""
 
     name = "classification"
     metric = "accuracy"  # the one that 'best' means
@@ -134,6 +136,12 @@ class Classification(SequenceTask):
             raise InputError(
                 f"config.task.label_names gives {len(self.names)} names ({', '.join(self.names)}) "
                 f"for {len(labels)} labels of {rows.origin}: {', '.join(labels[:20])}"
+            )
+        if self.names and not are_numbers(labels) and self.names != labels:
+            raise InputError(
+                f"config.task.label_names is {', '.join(self.names)}, names for numbers; the "
+                f"labels of {rows.origin} have their own: {', '.join(labels[:20])}; set "
+                "config.task.label_names='' to keep them"
             )
         names = self.names or labels
         if len(set(names)) < len(names):

@@ -23,6 +23,7 @@ from bert_ft.train import barriers, phases, preemption, processes, watchdog
 from bert_ft.train.backend import require_backend
 from bert_ft.train.lock import locked
 from bert_ft.train.record import versions
+from bert_ft.train.sinks import require_installed
 
 # What a collective or the coordination service says when the other side is gone.
 GONE = ("gloo", "unavailable", "deadline_exceeded", "connection reset", "coordination", "aborted")
@@ -105,6 +106,7 @@ def _check(config: ConfigDict, workdir: Path, mode: str, place: Place | None) ->
     kinds = {"device count": jax.local_device_count(), "device": devices[0].device_kind}
     barriers.agree("devices", kinds)
     if mode == "train":
+        require_installed(config)
         barriers.require_shared(workdir)
 
 

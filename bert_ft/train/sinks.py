@@ -1,5 +1,6 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard event files, Weights & Biases."""
 
+import importlib.util
 import json
 import math
 import os
@@ -7,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+from ml_collections import ConfigDict
 
 from bert_ft.errors import InputError
 
@@ -207,6 +210,13 @@ def _key(line: dict[str, Any]) -> tuple[str, int | None]:
 
 def _with_trial(name: str, trial: int | None) -> str:
     return name if trial is None else f"{name}/trial_{trial}"
+
+
+def require_installed(config: ConfigDict) -> None:
+    """Raises InputError where a sink is asked for whose package is not installed."""
+    for extra in ("tensorboard", "wandb"):
+        if config.log[extra] and not importlib.util.find_spec(extra):
+            raise _missing(extra)
 
 
 def _missing(extra: str) -> InputError:

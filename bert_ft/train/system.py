@@ -181,9 +181,10 @@ def assemble(
         data = _read_set(config, task, name, tokenizer, fitted, say)
         if data is None:
             continue
+        blank = int((data.lengths <= 2).any(axis=1).sum())  # a first and a last token alone
         made[name] = with_places(data, prompt_length(config))
         fitted = fitted or data.fitted
-        _tell(name, made[name], say)
+        _tell(name, made[name], blank, say)
     assert fitted is not None
     if "train" in made and (said := renamed(fitted)):
         say(f"labels: {said}, by config.task.label_names")
@@ -271,11 +272,12 @@ def rows_of(system: System, name: str) -> Any:
     return read if hasattr(system.task, "groups") else read[0]
 
 
-def _tell(name: str, data: Encoded, say: Callable[[str], None]) -> None:
+def _tell(name: str, data: Encoded, blank: int, say: Callable[[str], None]) -> None:
     tokens, cut = int(data.offsets[-1]), int(data.truncated.sum())
     say(
         f"{name}: {len(data):,} examples of {data.source_rows:,} rows, {tokens:,} tokens "
         f"({tokens / len(data):.1f} each, at most {int(data.lengths.max())}), {cut:,} truncated"
+        + (f", {blank:,} without any text" if blank else "")
         + (f", {len(data.skipped):,} bad rows skipped" if data.skipped else "")
     )
 
