@@ -49,6 +49,11 @@ def found(lines: Sequence[dict[str, Any]], what: Mapping[str, Any]) -> dict[str,
     return like[-1] if like else None
 
 
+def whatever_versions(what: Mapping[str, Any]) -> dict[str, Any]:
+    """The same run, of any libraries: what --show looks for."""
+    return {key: value for key, value in what.items() if key != "versions"}
+
+
 def measured(
     results: Path, what: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
 ) -> dict[str, Any]:

@@ -96,6 +96,17 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys)
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 7
     assert [p.name for p in (tmp_path / "runs" / "MRPC" / "0").iterdir()] == ["predictions"]
+    # What is there, of whatever versions, without a run.
+    monkeypatch.setattr(compare, "our_versions", lambda: {"jax": "another"})
+    monkeypatch.setattr(compare, "ours", pytest.fail)
+    monkeypatch.setattr("sys.argv", [*args, "--show"])
+    compare.main()
+    out = capsys.readouterr().out
+    assert "MRPC: no line of the table, for runs of bert_ft are missing" in out
+    assert "| STS-B | dev/pearson | 10 | 2 | 50.00 ± 0.00 | 40.00 ± 0.00 | +10.00 |" in out
+    monkeypatch.setattr("sys.argv", [*args, "--show", "--systems", "trainer"])
+    compare.main()
+    assert "| MRPC | test/f1 | 10 | 2 | 40.00 ± 0.00 |\n" in capsys.readouterr().out
 
 
 def test_a_config_measured_for_its_docstring_is_not_run_again(tmp_path, monkeypatch):

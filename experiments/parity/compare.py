@@ -3,9 +3,9 @@
 python -m experiments.parity.compare
 
 Runs what results.jsonl does not hold yet with the same settings and versions, one run at a time,
-then prints the table and draws scores.svg. A config as it stands may have been measured already, by
-experiments.scores.measure: what its scores.jsonl holds is not run again. A run that fails does not
-end the others: its task has no line in the table, and the exit code is 1.
+then prints the table and draws scores.svg; --show makes no run. A config as it stands may have been
+measured already, by experiments.scores.measure: what its scores.jsonl holds is not run again. A run
+that fails does not end the others: its task has no line in the table, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -33,26 +33,23 @@ from experiments.runs import folder_name, result_of, settings_of
 
 HERE = Path(__file__).parent
 SCORES = HERE.parent / "scores" / "scores.jsonl"
-SYSTEMS = ("bert_ft", "trainer")
+SYSTEMS = {"bert_ft": "bert_ft, packed", "trainer": "Trainer, padded"}
 MORE_SEEDS = {"ATIS, intents": range(8)}  # of 21 classes: a run's score varies by two points
 
 
-def expected(name: str, system: str, seed: int) -> dict[str, Any]:
-    """The part of a result's line that says what was run; equal parts need not run again."""
-    task = TASKS[name]
-    if system == "trainer":
-        settings, versions = task.settings(), their_versions()
-    else:
-        settings, versions = settings_of(task, seed), our_versions()
-    return {"task": name, "system": system, "seed": seed, "settings": settings} | {
-        "versions": versions
-    }
+def expected(name: str, system: str, seed: int, show: bool = False) -> dict[str, Any]:
+    """The part of a result's line that says what was run; equal parts need not run again. Of any
+    versions where it is only to `show`."""
+    task, trainer = TASKS[name], system == "trainer"
+    settings = task.settings() if trainer else settings_of(task, seed)
+    what = {"task": name, "system": system, "seed": seed, "settings": settings}
+    return what if show else {**what, "versions": their_versions() if trainer else our_versions()}
 
 
 def from_scores(what: dict[str, Any], scores: Path) -> dict[str, Any] | None:
     """The line of our run, if it was one for the configs' docstrings."""
-    same = {"config": what["settings"], "seed": what["seed"], "versions": what["versions"]}
-    line = found(read(scores), same)
+    same = {key: what[key] for key in ("seed", "versions") if key in what}
+    line = found(read(scores), {"config": what["settings"], **same})
     if line is None or what["system"] != "bert_ft":
         return None
     score = TASKS[what["task"]].score
@@ -89,12 +86,14 @@ def trainers(name: str, seed: int) -> dict[str, Any]:
         return json.loads(out.read_text())
 
 
-def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dict[str, Any]:
-    """The line of a run, from `results` or made and added to it; its workdir stays without weights,
-    which would be gigabytes of all runs."""
-    what = expected(name, system, seed)
+def one(
+    name: str, system: str, seed: int, results: Path, workdirs: Path, show: bool = False
+) -> dict[str, Any] | None:
+    """The line of a run, from `results` or made and added to it, unless it is only to `show`; its
+    workdir stays without weights, which would be gigabytes of all runs."""
+    what = expected(name, system, seed, show)
     line = found(read(results), what) or from_scores(what, SCORES)
-    if line is None:
+    if line is None and not show:
         workdir = workdirs / folder_name(name) / str(seed)
         line = trainers(name, seed) if system == "trainer" else ours(name, seed, workdir)
         if any(line[key] != value for key, value in what.items()):
@@ -106,12 +105,14 @@ def one(name: str, system: str, seed: int, results: Path, workdirs: Path) -> dic
 
 
 def row(name: str, runs: dict[str, Sequence[dict[str, Any]]]) -> str:
-    """A task's line of the table: each system's score, and the difference in standard deviations of
-    a single run (the two systems' pooled)."""
+    """A task's line of the table: each system's score and, of two, the difference in standard
+    deviations of a single run (the two systems' pooled)."""
     counts = {r["n"] for of_one in runs.values() for r in of_one}
     assert len(counts) == 1, f"{name}: scored on {sorted(counts)} rows, not on the same"
-    cells = [name, TASKS[name].score, str(counts.pop()), str(len(runs[SYSTEMS[0]]))]
-    cells += [spread([r["score"] for r in runs[system]]) for system in SYSTEMS]
+    cells = [name, TASKS[name].score, str(counts.pop()), str(len(next(iter(runs.values()))))]
+    cells += [spread([r["score"] for r in of_one]) for of_one in runs.values()]
+    if len(runs) < len(SYSTEMS):
+        return "| " + " | ".join(cells) + " |"
     us, them = ([r["score"] for r in runs[system]] for system in SYSTEMS)
     gap = 100 * (statistics.fmean(us) - statistics.fmean(them))
     if min(len(us), len(them)) > 1:
@@ -131,31 +132,33 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", help="three, and eight of ATIS' intents")
     p.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     p.add_argument("--workdirs", type=Path, default=Path("runs/parity"))
+    p.add_argument("--plot", type=Path, default=HERE / "scores.svg")
+    p.add_argument("--show", action="store_true", help="the runs that are there, of any versions")
     args = p.parse_args()
-    lines = [
-        "| task | score | n | seeds | bert_ft, packed | Trainer, padded | difference |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    titles = ["task", "score", "n", "seeds", *(SYSTEMS[system] for system in args.systems)]
+    titles += ["difference"] if len(args.systems) == len(SYSTEMS) else []
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     cases, attempts = {}, Attempts()
     for name in args.tasks:
         seeds = args.seeds or MORE_SEEDS.get(name, range(3))
         runs: dict[str, list[dict[str, Any]]] = {system: [] for system in args.systems}
         for system in args.systems:
             for seed in seeds:
-                make = functools.partial(one, name, system, seed, args.results, args.workdirs)
+                where = (args.results, args.workdirs, args.show)
+                make = functools.partial(one, name, system, seed, *where)
                 line = attempts.of(f"{name}, {system}, seed {seed}", make)
                 runs[system] += [line] if line else []
-        if any(len(of_one) < len(seeds) for of_one in runs.values()):
+        if lacking := [s for s, of_one in runs.items() if len(of_one) < len(seeds)]:
+            print(f"{name}: no line of the table, for runs of {' and '.join(lacking)} are missing")
             continue
         for system, of_one in runs.items():
             cases[f"{name}, {system}"] = [100 * r["score"] for r in of_one]
-        if len(runs) == len(SYSTEMS):
-            made = attempts.of(f"{name}, the table", functools.partial(row, name, runs))
-            lines += [made] if made else []
+        made = attempts.of(f"{name}, the table", functools.partial(row, name, runs))
+        lines += [made] if made else []
     print("\n".join(lines))
     if cases:
         plot = dot_chart("Score, %", cases, statistics.fmean, from_zero=False)
-        (HERE / "scores.svg").write_text(plot)
+        args.plot.write_text(plot)
     attempts.end()
 
 

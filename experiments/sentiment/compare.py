@@ -3,8 +3,8 @@
 python -m experiments.sentiment.compare
 
 Runs what results.jsonl does not hold yet with the same settings and versions, one run at a time,
-then prints the table and draws accuracy.svg. Neither program looks at dev while it trains, so dev
-is a second held-out set here.
+then prints the table and draws accuracy.svg; --show makes no run. Neither program looks at dev
+while it trains, so dev is a second held-out set here.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ SYSTEMS = ("bert_ft", "trainer")
 ALLOWED = 0.5  # points that bert_ft may lie below the Trainer
 
 
-def expected(system: str, seed: int, padding: str) -> dict[str, Any]:
-    """The part of a result's line that says what was run; equal parts need not run again."""
+def expected(system: str, seed: int, padding: str, show: bool = False) -> dict[str, Any]:
+    """The part of a result's line that says what was run; equal parts need not run again. Of any
+    versions where it is only to `show`."""
     if system == "trainer":
-        settings, versions = hf_trainer.settings(padding), hf_trainer.versions()
+        settings, versions = hf_trainer.settings(padding), hf_trainer.versions
     else:
         config = get_config()
         config.train.seed = seed
-        settings, versions = lines.told(flat(config)), lines.versions()
-    return {"system": system, "seed": seed, "settings": settings, "versions": versions}
+        settings, versions = lines.told(flat(config)), lines.versions
+    what = {"system": system, "seed": seed, "settings": settings}
+    return what if show else {**what, "versions": versions()}
 
 
 def run_bert_ft(seed: int, what: dict[str, Any]) -> dict[str, Any]:
@@ -118,12 +120,15 @@ def main() -> None:
     p.add_argument("--padding", choices=list(hf_trainer.SAMPLING), default="longest")
     p.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "accuracy.svg")
+    p.add_argument("--show", action="store_true", help="the runs that are there, of any versions")
     args = p.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in args.systems}
     for seed in args.seeds:
         for system in args.systems:
-            what = expected(system, seed, args.padding)
+            what = expected(system, seed, args.padding, args.show)
             line = lines.found(lines.read(args.results), what)
+            if line is None and args.show:
+                p.error(f"{args.results} has no run of {system}, seed {seed}; --seeds, --systems?")
             if line is None:
                 trainer = system == "trainer"
                 line = run_trainer(seed, args.padding) if trainer else run_bert_ft(seed, what)

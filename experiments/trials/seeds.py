@@ -4,8 +4,8 @@ python -m experiments.trials.seeds --data=../shared/data
 
 configs/glue.py as it is (MiniLM, 3 epochs of batch 32), --at_once seeds in each run. Runs what
 seeds.jsonl does not hold yet with the same flags and versions, then prints the table and draws
-seeds.svg. Scores are of the development set: GLUE gives no labels of a test set but MRPC's, whose
-scores stand beside.
+seeds.svg; --show makes no run. Scores are of the development set: GLUE gives no labels of a test
+set but MRPC's, whose scores stand beside.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bert_ft.config import flat
 from bert_ft.train.record import git_commit
 from configs.glue import get_config
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread, told, versions
+from experiments.lines import append, found, read, spread, told, versions, whatever_versions
 
 HERE = Path(__file__).parent
 TASKS = {"mrpc": ("accuracy", "f1"), "rte": ("accuracy",)}  # and GLUE's scores
@@ -73,29 +73,36 @@ def claimed(values: Sequence[float]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    p.add_argument("--data", type=Path, required=True, help="the folder of glue_mrpc and glue_rte")
+    p.add_argument("--data", type=Path, help="the folder of glue_mrpc and glue_rte")
     p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     p.add_argument("--seeds", type=int, default=20)
     p.add_argument("--at_once", type=int, default=5)
-    p.add_argument("--show", action="store_true", help="of the runs that are there; runs nothing")
+    p.add_argument(
+        "--show", action="store_true", help="the runs that are there, of any versions; runs nothing"
+    )
     p.add_argument("--results", type=Path, default=HERE / "seeds.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "seeds.svg")
     args = p.parse_args()
+    if not (args.data or args.show):
+        p.error("--data is missing: the folder of glue_mrpc and glue_rte; --show needs none")
     cases: dict[str, list[float]] = {}
     for task in args.tasks:
-        known = read(args.results)
-        missing = [k for k in range(args.seeds) if not found(known, what_of(task, k))]
+        wanted = [what_of(task, k) for k in range(args.seeds)]
         if args.show:
-            missing = []
+            wanted = [whatever_versions(what) for what in wanted]
+        known = read(args.results)
+        missing = [k for k, what in enumerate(wanted) if not args.show and not found(known, what)]
         for first in range(0, len(missing), args.at_once):
             append(args.results, run(task, missing[first : first + args.at_once], args.data))
         known = read(args.results)
-        every = [found(known, what_of(task, k)) for k in range(args.seeds)]
+        every = [found(known, what) for what in wanted]
         lines = [line for line in every if line]
         scores = lines[0]["scores"] if lines else ()
         for name in (n for n in scores if n.split("/")[1] in TASKS[task]):
             values = [100 * line["scores"][name] for line in lines]
             cases[f"{task}, {name}, {len(values)} seeds"] = values
+    if not cases:
+        p.error(f"{args.results} has no run like these; leave out --show to make them")
     print("| | mean ± std, % | what one seed would have claimed |\n|---|---|---|")
     for name, values in cases.items():
         print(f"| {name} | {spread([v / 100 for v in values])} | {claimed(values)} |")
