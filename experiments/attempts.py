@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from experiments.lines import Unmeasured
+
 Made = TypeVar("Made")
 
 
@@ -17,9 +19,12 @@ class Attempts:
         self.failed: list[str] = []
 
     def of(self, what: str, make: Callable[[], Made]) -> Made | None:
-        """What `make` returns; None where it raises, which is shown and noted."""
+        """What `make` returns; None where it raises, which is shown and noted unless it is a run
+        that was only to be shown."""
         try:
             return make()
+        except Unmeasured:
+            return None
         except Exception:
             traceback.print_exc()
             self.failed.append(what)

@@ -49,16 +49,29 @@ def found(lines: Sequence[dict[str, Any]], what: Mapping[str, Any]) -> dict[str,
     return like[-1] if like else None
 
 
+SHOW = "the runs that are there, of any versions; makes none"  # what --show does
+
+
+class Unmeasured(Exception):
+    """There is no line of a run that was only to be shown."""
+
+
 def whatever_versions(what: Mapping[str, Any]) -> dict[str, Any]:
     """The same run, of any libraries: what --show looks for."""
     return {key: value for key, value in what.items() if key != "versions"}
 
 
 def measured(
-    results: Path, what: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
+    results: Path,
+    what: Mapping[str, Any],
+    make: Callable[[], Mapping[str, Any]],
+    show: bool = False,
 ) -> dict[str, Any]:
-    """The line of `results` that has `what`; made, and added, where there is none."""
-    line = found(read(results), what)
+    """The line of `results` that has `what`; made, and added, where there is none. Where it is only
+    to `show`, that of any versions. Raises Unmeasured where that is not there."""
+    line = found(read(results), whatever_versions(what) if show else what)
+    if line is None and show:
+        raise Unmeasured(what)
     if line is None:
         line = {**what, **make()}
         append(results, [line])

@@ -76,7 +76,7 @@ def test_curves_are_of_the_lines_that_were_asked_for(tmp_path, monkeypatch):
     results.write_text(json.dumps(old) + "\n")
     args = argparse.Namespace(
         sizes=[16, 32], seeds=[0, 1], methods=["random", "uda", "plain"], by="margin", steps=5,
-        results=results, work=tmp_path,
+        results=results, work=tmp_path, show=False,
     )  # fmt: skip
     monkeypatch.setattr(learning_curves, "grown", lambda *_: 1 / 0)
     monkeypatch.setattr(learning_curves, "run", lambda *_: None)
@@ -85,6 +85,11 @@ def test_curves_are_of_the_lines_that_were_asked_for(tmp_path, monkeypatch):
     assert curves == {"plain": {16: [50.0] * 2, 32: [50.0] * 2}, "random": {16: [50.0] * 2}}
     uda = [f"uda, {size} rows, seed {seed}" for seed in (0, 1) for size in (16, 32)]
     assert sorted(attempts.failed) == sorted([*uda, "random, seed 0", "random, seed 1"])
+    # What is there, of whatever versions; what failed is not tried again.
+    monkeypatch.setattr(learning_curves, "versions", lambda: {"jax": "another"})
+    args.show, attempts = True, Attempts()
+    assert learning_curves.curves_of(learning_curves.collected(args, attempts)) == curves
+    assert not attempts.failed
 
 
 def test_every_curve_has_a_colour_of_its_own():

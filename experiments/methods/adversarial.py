@@ -28,7 +28,7 @@ from bert_ft.evals.attack import attack, unbroken
 from bert_ft.train.record import git_commit
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import measured, median, shown, spread, versions
+from experiments.lines import SHOW, measured, median, shown, spread, versions
 from experiments.methods.reading import attacked_texts, scorer
 from experiments.parity.tasks import Task
 from experiments.runs import result_of, settings_of
@@ -118,6 +118,7 @@ def main() -> None:
     p.add_argument("--workdirs", type=Path, default=Path("runs/adversarial"))
     p.add_argument("--results", type=Path, default=HERE / "adversarial.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "adversarial.svg")
+    p.add_argument("--show", action="store_true", help=SHOW)
     args = p.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {}
     attempts = Attempts()
@@ -125,7 +126,7 @@ def main() -> None:
         for case in args.methods:
             how = (task_of(case, args.flags), seed, args.texts, args.edits)
             make = functools.partial(measure, args.workdirs, case, *how)
-            wanted = functools.partial(measured, args.results, what(*how), make)
+            wanted = functools.partial(measured, args.results, what(*how), make, args.show)
             line = attempts.of(f"{case}, seed {seed}", wanted)
             if line is not None:
                 runs.setdefault(case, []).append(line)

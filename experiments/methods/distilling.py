@@ -25,7 +25,7 @@ from bert_ft.config import flat
 from bert_ft.train.record import git_commit
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import measured, median, shown, spread, told, versions
+from experiments.lines import SHOW, measured, median, shown, spread, told, versions
 from experiments.methods.reading import train
 
 HERE = Path(__file__).parent
@@ -115,6 +115,7 @@ def main() -> None:
     p.add_argument("--workdirs", type=Path, default=Path("runs/distilling"))
     p.add_argument("--results", type=Path, default=HERE / "distilling.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "distilling.svg")
+    p.add_argument("--show", action="store_true", help=SHOW)
     args = p.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {}
     attempts = Attempts()
@@ -122,7 +123,7 @@ def main() -> None:
     def add(name: str, seed: int, what: dict[str, Any], make: Callable[[], dict]) -> bool:
         """Whether there is a line, which is then among the runs."""
         said = f"{name}, seed {seed}"
-        line = attempts.of(said, lambda: measured(args.results, what, make))
+        line = attempts.of(said, lambda: measured(args.results, what, make, args.show))
         if line is not None:
             runs.setdefault(name, []).append(line)
         return line is not None

@@ -25,7 +25,7 @@ from configs.customer_service import BANKING
 from configs.medical import DISEASES
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, median, read, shown, spread, versions
+from experiments.lines import SHOW, measured, median, shown, spread, versions
 from experiments.methods.reading import encoder_sizes
 from experiments.parity.tasks import Task, divided
 from experiments.runs import by_best_rate, folder_name, result_of, settings_of
@@ -83,19 +83,21 @@ def bytes_below(path: Path) -> int:
 def one(task: str, method: str, args: argparse.Namespace, rate: float, seed: int) -> dict[str, Any]:
     """The line of a run, from the results or made and added to them."""
     what = expected(task, method, rate, seed, args.whole)
-    line = found(read(args.results), what)
-    if line is not None:
-        return line
     wanted = case(task, method, rate, args.whole)
     workdir = (
         args.workdirs / folder_name(f"{task}-{method}-{rate:g}") / f"{seed}{'-whole' * args.whole}"
     )
+    make = functools.partial(run, wanted, rate, seed, workdir)
+    return measured(args.results, what, make, args.show)
+
+
+def run(wanted: Task, rate: float, seed: int, workdir: Path) -> dict[str, Any]:
+    """What a run has measured; its workdir goes."""
     result = result_of(wanted, seed, workdir)
     score = result["eval"][wanted.score]
     last = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     trained, encoder = encoder_sizes(workdir)
     line = {
-        **what,
         "rate": rate,
         "dev": result["eval"][wanted.score.replace("test/", "dev/")]["mean"],
         "score": score["mean"],
@@ -109,7 +111,6 @@ def one(task: str, method: str, args: argparse.Namespace, rate: float, seed: int
         "git_commit": result["git_commit"],
         "cores": len(os.sched_getaffinity(0)),
     }
-    append(args.results, [line])
     shutil.rmtree(workdir)  # checkpoints are large
     return line
 
@@ -175,6 +176,7 @@ def main() -> None:
     p.add_argument("--results", type=Path, default=HERE / "tuning.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "tuning.svg")
     p.add_argument("--workdirs", type=Path, default=Path("runs/tuning"))
+    p.add_argument("--show", action="store_true", help=SHOW)
     args = p.parse_args()
     cases, attempts = {}, Attempts()
     for task in args.tasks:

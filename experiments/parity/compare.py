@@ -25,7 +25,7 @@ from typing import Any
 
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread
+from experiments.lines import SHOW, append, found, read, spread
 from experiments.lines import versions as our_versions
 from experiments.parity.hf_trainer import versions as their_versions
 from experiments.parity.tasks import TASKS
@@ -133,7 +133,7 @@ def main() -> None:
     p.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     p.add_argument("--workdirs", type=Path, default=Path("runs/parity"))
     p.add_argument("--plot", type=Path, default=HERE / "scores.svg")
-    p.add_argument("--show", action="store_true", help="the runs that are there, of any versions")
+    p.add_argument("--show", action="store_true", help=SHOW)
     args = p.parse_args()
     titles = ["task", "score", "n", "seeds", *(SYSTEMS[system] for system in args.systems)]
     titles += ["difference"] if len(args.systems) == len(SYSTEMS) else []

@@ -23,7 +23,7 @@ from bert_ft.evals.merit import merit
 from configs.customer_service import BANKING
 from configs.medical import COMPLAINTS
 from experiments.attempts import Attempts
-from experiments.lines import measured, spread, versions
+from experiments.lines import SHOW, measured, spread, versions
 from experiments.parity.tasks import Task, divided
 from experiments.runs import by_best_rate, folder_name, result_of, settings_of
 
@@ -90,7 +90,7 @@ def one(name: str, rate: float, seed: int, args: argparse.Namespace) -> dict[str
         line = {"rate": rate, "scores": scores, "n": counts}
         return line | {key: result[key] for key in kept if key in result}
 
-    return measured(args.results, what, run)
+    return measured(args.results, what, run, args.show)
 
 
 def runs_of(name: str, args: argparse.Namespace, attempts: Attempts) -> list[dict[str, Any]]:
@@ -131,6 +131,7 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--results", type=Path, default=HERE / "scores.jsonl")
     p.add_argument("--workdirs", type=Path, default=Path("runs/scores"))
+    p.add_argument("--show", action="store_true", help=SHOW)
     args = p.parse_args()
     attempts = Attempts()
     found = {name: runs_of(name, args, attempts) for name in args.configs}

@@ -120,7 +120,7 @@ def main() -> None:
     p.add_argument("--padding", choices=list(hf_trainer.SAMPLING), default="longest")
     p.add_argument("--results", type=Path, default=HERE / "results.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "accuracy.svg")
-    p.add_argument("--show", action="store_true", help="the runs that are there, of any versions")
+    p.add_argument("--show", action="store_true", help=lines.SHOW)
     args = p.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in args.systems}
     for seed in args.seeds:

@@ -25,7 +25,7 @@ from bert_ft.config import flat
 from bert_ft.train.record import git_commit
 from configs.glue import get_config
 from experiments.dot_chart import dot_chart
-from experiments.lines import append, found, read, spread, told, versions, whatever_versions
+from experiments.lines import SHOW, append, found, read, spread, told, versions, whatever_versions
 
 HERE = Path(__file__).parent
 TASKS = {"mrpc": ("accuracy", "f1"), "rte": ("accuracy",)}  # and GLUE's scores
@@ -77,9 +77,7 @@ def main() -> None:
     p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     p.add_argument("--seeds", type=int, default=20)
     p.add_argument("--at_once", type=int, default=5)
-    p.add_argument(
-        "--show", action="store_true", help="the runs that are there, of any versions; runs nothing"
-    )
+    p.add_argument("--show", action="store_true", help=SHOW)
     p.add_argument("--results", type=Path, default=HERE / "seeds.jsonl")
     p.add_argument("--plot", type=Path, default=HERE / "seeds.svg")
     args = p.parse_args()
