@@ -210,7 +210,7 @@ def test_the_loss_is_a_sum_over_the_examples_there_are():
     np.testing.assert_allclose(p, np.exp(log_p), rtol=1e-5)
 
 
-def test_two_classes_have_an_f1_too():
+def test_two_classes_have_an_f1_and_an_auc_too():
     rng = np.random.default_rng(1)
     data = encoded([3] * 40)
     data.fields["label"][:] = rng.integers(0, 2, 40)
@@ -218,6 +218,14 @@ def test_two_classes_have_an_f1_too():
     scores = task().score({"probabilities": np.hstack([p, 1 - p])}, data)
     expected = sk.f1_score(data.fields["label"], p[:, 0] < 0.5)
     assert scores["f1"] == pytest.approx(expected) and 0.1 < expected < 0.9
+    chance = 1 - p[:, 0]
+    assert scores["auc"] == pytest.approx(sk.roc_auc_score(data.fields["label"], chance))
+    assert scores["brier"] == pytest.approx(2 * sk.brier_score_loss(data.fields["label"], chance))
+    third = np.hstack([p, 1 - p, 0 * p])
+    data.fitted["names"] = ["a", "b", "c"]
+    of_a = task(task__positive_label="a").score({"probabilities": third}, data)
+    assert of_a["auc"] == pytest.approx(sk.roc_auc_score(data.fields["label"] == 0, p[:, 0]))
+    assert "auc" not in task().score({"probabilities": third}, data)
 
 
 def test_answers_are_joined_to_their_rows(tokenizer):

@@ -56,17 +56,6 @@ def macro_f1(confusion_CxC: np.ndarray) -> float:
     return float(per_class(confusion_CxC)[2][present].mean()) if present.any() else float("nan")
 
 
-def micro_f1(confusion_CxC: np.ndarray, classes: np.ndarray | None = None) -> float:
-    """F1 of the summed counts of `classes` (all of them by default, which equals accuracy).
-
-    Pass fewer to leave out a class such as O or "no relation", whose hits should not count.
-    """
-    kept = np.arange(len(confusion_CxC)) if classes is None else np.asarray(classes)
-    tp = np.diag(confusion_CxC)[kept].sum()
-    predicted, actual = confusion_CxC.sum(0)[kept].sum(), confusion_CxC.sum(1)[kept].sum()
-    return float(precision_recall_f1(tp, predicted - tp, actual - tp)[2])
-
-
 def binary_f1(labels: np.ndarray, predictions: np.ndarray, positive: int = 1) -> float:
     """F1 of the class `positive` against all others (GLUE's F1 for MRPC and QQP)."""
     labels, predictions = _same_length(labels, predictions)
@@ -249,26 +238,6 @@ def mean_reciprocal_rank(ranking: Ranking, k: int | None = None) -> float:
     best = np.zeros(ranking.groups)
     np.maximum.at(best, ranking.group[hit], 1.0 / ranking.position[hit])
     return _mean(best)
-
-
-def recall_at_k(ranking: Ranking, k: int) -> float:
-    """Mean over groups of the share of a group's relevant candidates that are in its first k."""
-    relevant = ranking.relevance > 0
-    found = _per_group(ranking, relevant & _within(ranking, k))
-    return _mean(found / _per_group(ranking, relevant))
-
-
-def mean_average_precision(ranking: Ranking) -> float:
-    """Mean over groups of the mean, over its relevant candidates, of precision at their position.
-
-    Manning, Raghavan & Schuetze 2008, section 8.4.
-    """
-    relevant = ranking.relevance > 0
-    running = np.cumsum(relevant)
-    starts = np.flatnonzero(ranking.position == 1)
-    before: np.ndarray = (running[starts] - relevant[starts])[ranking.group]
-    precision = np.where(relevant, (running - before) / ranking.position, 0.0)
-    return _mean(_per_group(ranking, precision) / _per_group(ranking, relevant))
 
 
 def ndcg_at_k(ranking: Ranking, k: int) -> float:

@@ -24,18 +24,8 @@ CURVES = 9
 PERCENT = ("accuracy", "f1", "precision", "recall", "exact_match", "ece", "real_token_fraction")
 # The score at the top is the run's own metric, else the first of these, on test before dev.
 HEADLINES = (
-    *(
-        "perplexity",
-        "accuracy",
-        "matthews",
-        "entity_f1",
-        "exact_match",
-        "f1",
-        "macro_f1",
-        "spearman",
-        "pearson",
-    ),
-    *("mrr", "ndcg", "auc", "rmse"),
+    *("perplexity", "accuracy", "f1_micro", "f1", "exact_match", "spearman", "pearson"),
+    *("mrr", "ndcg@10", "auc", "rmse"),
 )
 
 

@@ -241,17 +241,22 @@ class Classification(SequenceTask):
     def score(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, float]:
         """{metric: value} over the whole set; predicted arrays are in the set's order. A label that
         training lacks is wrong whatever is predicted, a class of its own in f1_macro, and not in
-        the loss; 'unseen' counts them."""
+        the loss and brier; 'unseen' counts them. Of two labels, or a positive one, f1 and auc, the
+        area under the ROC curve, too."""
         p, label = predicted["probabilities"], np.asarray(data.fields["label"])
         guess, classes = p.argmax(axis=1), p.shape[1]
         confusion = metrics.confusion_matrix(label, guess, len(every(data.fitted, "names")))
         seen = label < classes
-        loss = metrics.negative_log_likelihood(label[seen], p[seen]) if seen.any() else math.nan
+        loss, brier = math.nan, math.nan
+        if seen.any():
+            loss = metrics.negative_log_likelihood(label[seen], p[seen])
+            brier = metrics.brier(label[seen], p[seen])
         scores = {
             "accuracy": metrics.accuracy(label, guess),
             "f1_macro": metrics.macro_f1(confusion),
             "mcc": metrics.matthews_correlation(confusion),
             "ece": metrics.calibration(label, p).ece,
+            "brier": brier,
             "loss": loss,
         }
         if self.score_unseen:
@@ -260,6 +265,7 @@ class Classification(SequenceTask):
         if classes == 2 or self.positive:
             positive = names.index(self.positive) if self.positive else 1
             scores["f1"] = metrics.binary_f1(label, guess, positive)
+            scores["auc"] = metrics.auc(label == positive, p[:, positive])
         return scores
 
     def label_of(self, data: Encoded, i: int) -> str:
