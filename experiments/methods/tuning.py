@@ -124,7 +124,7 @@ def runs_of(
         make = functools.partial(one, task, method, args, rate, seed)
         return attempts.of(f"{task}, {method}, {rate:g}, seed {seed}", make)
 
-    rates = RATES.get(method, RATES_OF_FEW)
+    rates = args.rates or RATES.get(method, RATES_OF_FEW)
     return by_best_rate(tried, rates, args.seeds, lambda line: line["dev"])
 
 
@@ -171,6 +171,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     p.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    p.add_argument("--rates", type=float, nargs="+", help="for all methods, in the place of theirs")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--whole", action="store_true", help="each config's own rows and epochs")
     p.add_argument("--results", type=Path, default=HERE / "tuning.jsonl")
