@@ -30,7 +30,7 @@ from bert_ft.train.meaning import MARK, require_same
 from bert_ft.train.system import example_batch
 
 HERE = Path(__file__).parent / "parity"
-NAMES = ("lora", "dora", "adalora", "prefix")
+NAMES = ("lora", "dora", "adalora", "prefix", "all_linear")
 TOLERANCE = 1e-4
 
 
@@ -56,6 +56,8 @@ def config_of(adapter):
     c.methods[adapter.use].update(adapter.knobs)
     if adapter.use != "prefix":
         c.methods[adapter.use].targets = r"attention/(query|value|output)$"
+    if "top/pooler/lora_a" in adapter.tensors:
+        c.methods.lora.targets, c.methods.also_train = "^encoder/|pooler", "^top/classifier/"
     return c
 
 
@@ -245,6 +247,11 @@ def test_no_place_for_it(base, tmp_path):
     save_file({**tensors, "base_model.model.gpt.bias": np.zeros(2)}, tmp_path / peft.TENSORS)
     with pytest.raises(InputError, match="base_model.model.gpt.bias"):
         peft.read(tmp_path, flat, model.config, "sequence")
+    linear = peft.read(HERE / "peft_all_linear", flat, model.config, "sequence")
+    both = {**linear.tensors, "top/pooler/bias": np.zeros(24)}
+    with pytest.raises(InputError, match="whole and by factors, as top/pooler/bias; accepted: a"):
+        factored = dataclasses.replace(linear, tensors=both)
+        peft.save(tmp_path, factored, flat, model.config, "sequence", "x")
     bias = peft.Adapter("lora", {}, {"encoder/norm/bias": np.zeros(24)})
     with pytest.raises(InputError, match="encoder/norm/bias"):
         peft.save(tmp_path, bias, flat, model.config, "sequence", "x")

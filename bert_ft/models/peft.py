@@ -30,6 +30,7 @@ _ENDS = {
     "adalora": (("ada_a", "lora_A"), ("ada_e", "lora_E"), ("ada_b", "lora_B")),
     "prefix": (),
 }
+_FACTORS = {ours for ends in _ENDS.values() for ours, _ in ends}
 # Keys of adapter_config.json and what of them this program computes, the usual value first.
 _ACCEPTED: Mapping[str, tuple[Any, ...]] = {
     "alpha_pattern": ({},),
@@ -81,11 +82,16 @@ def _table(use: str, model: Mapping[str, Any], encoder: EncoderConfig, kind: str
     for path, name in _names(model, encoder, kind).items():
         if path.startswith("top/"):
             out[path] = before + name
-        if path.startswith("encoder/") and path.endswith("/kernel"):
+        if path.endswith("/kernel"):
             for ours, theirs in _ENDS[use]:
                 end = name.removesuffix("weight") + theirs
                 out[f"{path.removesuffix('kernel')}{ours}"] = before + end
     return out
+
+
+def is_whole(path: str) -> bool:
+    """Whether it is a parameter of a head, not a factor of one."""
+    return path.startswith("top/") and path.rpartition("/")[2] not in _FACTORS
 
 
 def _prefix_paths(encoder: EncoderConfig) -> list[str]:
@@ -216,6 +222,12 @@ def save(
             tensors[names[ours]] = np.ascontiguousarray(array)
         elif not ours.startswith(BESIDE) and (use != "prefix" or ours not in prefix):
             strange.append(ours)
+    factored = {p.rpartition("/")[0] for p in adapter.tensors if p.rpartition("/")[2] in _FACTORS}
+    if both := [p for p in adapter.tensors if is_whole(p) and p.rpartition("/")[0] in factored]:
+        raise InputError(
+            "config.export.format is 'peft', in which no layer is trained whole and by factors, as "
+            f"{', '.join(sorted(both))}; accepted: a run whose methods.also_train leaves them out"
+        )
     if strange or kind not in TASKS:
         what = ", ".join(sorted(strange)[:3]) or f"a head of kind {kind!r}"
         raise InputError(f"config.export.format is 'peft', which has no place for {what}")
@@ -255,7 +267,7 @@ def save(
 
 def _modules(trained: Mapping[str, Any], names: Mapping[str, str], prefix: str) -> list[str]:
     """The modules of the head that are kept whole: the first one of a name, behind the model's."""
-    tops = [names[p] for p in trained if p.startswith("top/")]
+    tops = [names[p] for p in trained if is_whole(p)]
     for before in ("base_model.", "model.", f"{prefix}."):
         tops = [name.removeprefix(before) for name in tops]
     return sorted({name.partition(".")[0] for name in tops})

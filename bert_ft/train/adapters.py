@@ -143,7 +143,7 @@ def _of_peft(system: System, base: Any, path: Path, say: Say) -> tuple[System, A
         ends = ("/lora_a", "/ada_a")
         layers = [p.rpartition("/")[0] for p in adapter.tensors if p.endswith(ends)]
         its[f"methods.{adapter.use}.targets"] = _these(layers)
-    tops = [p for p in adapter.tensors if p.startswith("top/")]
+    tops = [p for p in adapter.tensors if peft.is_whole(p)]
     its["methods.also_train"] = _these(tops) if tops else ""
     own_system = _with_methods(system, {"methods.use": adapter.use, **its})
     about, tensors = told(path), adapter.tensors

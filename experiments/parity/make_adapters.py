@@ -38,6 +38,10 @@ CONFIGS = {
     "prefix": peft.PrefixTuningConfig(
         task_type="SEQ_CLS", num_virtual_tokens=5, modules_to_save=["classifier"]
     ),
+    # The pooler's dense layer with them, which has factors then and is not kept whole.
+    "all_linear": peft.LoraConfig(
+        task_type="SEQ_CLS", r=3, lora_alpha=6, target_modules="all-linear"
+    ),
 }  # fmt: skip
 
 
