@@ -80,7 +80,12 @@ def parse(
         with checked.unlocked():
             checked.trials = trials
     check(checked, mode.value)
-    return config.value, paths.absolute(workdir.value)
+    where = paths.absolute(workdir.value)
+    if odd := sorted({*str(where)} & {*"[]*?\\"}):  # Orbax takes them for patterns of names
+        raise InputError(
+            f"--workdir={where}: {' '.join(odd)} in it; accepted: a path without [ ] * ? and \\"
+        )
+    return config.value, where
 
 
 @dataclasses.dataclass(frozen=True)

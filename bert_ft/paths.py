@@ -31,8 +31,9 @@ def at(text: str) -> Path:
     """The path that `text` names, `~` expanded. Raises InputError for a scheme that is none of
     ours, for a gs:// without a bucket, and where the extra `[gcs]` is not installed."""
     if not is_remote(text):
-        if scheme := re.match(r"[a-z][a-z0-9+.-]+(?=://)", text):
-            raise InputError(f"{text}: {scheme[0]}:// is not read; accepted: a path, or gs://")
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # gs:/ would be a folder of that name
+            scheme = text.partition("/")[0] + "/" * (1 + ("://" in text))
+            raise InputError(f"{text}: {scheme} is not read; accepted: a path, or gs://BUCKET/PATH")
         try:
             return Path(text).expanduser()
         except RuntimeError:
@@ -126,13 +127,20 @@ def write_whole(path: Path, text: str) -> None:
         with reached(path):
             path.write_bytes(data)
         return
-    scratch = path.with_name(path.name + ".tmp")
-    try:
+    with replacing(path) as scratch:
         scratch.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside it to write, which takes its place at the end; another process's has another
+    name."""
+    scratch = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield scratch
         os.replace(scratch, path)
-    except OSError:
+    finally:
         scratch.unlink(missing_ok=True)
-        raise
 
 
 def files_below(folder: Path) -> list[Path]:

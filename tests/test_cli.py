@@ -47,6 +47,11 @@ def test_main_is_flags_only():
         (["--config.train.seed=8", "--config.train.steps=8a"], ["train.steps is '8a'"]),
         (["--config.train.seed", "8", "--config.train.steps", "8a"], ["train.steps is '8a'"]),
         (["--config.train.steps=8", "--config.train.steps=8a"], ["train.steps is '8a'"]),
+        (
+            ["--workdir=runs/lr[1e-5]"],
+            ["--workdir=", "lr[1e-5]: [ ] in it; accepted: a path without"],
+        ),
+        (["--workdir=gs:/bucket/run"], ["gs:/bucket/run: gs:/ is not read", "gs://BUCKET/PATH"]),
         (["--mode=trian"], ["trian", "train", "eval", "predict"]),
         (["extra"], ["'extra'", "--name=value"]),
         (["--config.train.batch_sise=3"], ["train.batch_sise", "did you mean train.batch_size?"]),

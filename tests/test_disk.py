@@ -31,26 +31,28 @@ def has_namespaces() -> bool:
 pytestmark = pytest.mark.skipif(not has_namespaces(), reason="no user namespaces to mount in")
 
 
-def run(workdir, world, cache, *starts: str) -> list[Done]:
-    """A run with a checkpoint directory of 2 MB, started once for each of `starts`, which are the
-    commands that the shell does at moments of it."""
-    words = command(world.config, workdir, *FLAGS)
+def run(
+    workdir, world, cache, *starts: str, flags=(), small="checkpoints", size="2m"
+) -> list[Done]:
+    """A run whose directory `small` has the `size`, started once for each of `starts`,
+    which are the commands that the shell does at moments of it."""
+    words = command(world.config, workdir, *FLAGS, *flags)
     program = shlex.join([sys.executable, *OBSERVED, *words[3:]])
-    place = workdir / "checkpoints"
+    place = workdir / small
     place.mkdir(parents=True)
-    script = [f"mount -t tmpfs -o size=2m x {place}"]
+    script = [f"mount -t tmpfs -o size={size} x {place}"]
     for i, at in enumerate(starts):
-        log = workdir / f"err-{i}.txt"
+        log = workdir.with_name(f"err-{i}.txt")
         script.append(f"OBSERVED_COMMANDS={shlex.quote(at)} {program} 2>{log}; echo $?")
         script.append(f"mount -o remount,rw {place}; rm -f {place}/fill")
-        script.append(f"ls {place} > {workdir}/ls-{i}.txt")
+        script.append(f"ls {place} > {workdir.with_name(f'ls-{i}.txt')}")
     done = subprocess.run(
         [*UNSHARE, "bash", "-c", "\n".join(script)], env=environment(cache), cwd=ROOT, text=True,
         stdout=subprocess.PIPE, timeout=300, check=True,
     )  # fmt: skip
     codes = [int(line) for line in done.stdout.split() if line.isdigit()]
     return [
-        Done(code, "", (workdir / f"err-{i}.txt").read_text(), workdir)
+        Done(code, "", workdir.with_name(f"err-{i}.txt").read_text(), workdir)
         for i, code in enumerate(codes)
     ]
 
@@ -67,7 +69,7 @@ def test_full_for_a_while(full):
     """The run goes on without the checkpoint that had no room, and saves again once there is."""
     assert "checkpoints/3 was not saved: No space left on device" in full.ok().err
     assert "Traceback" not in full.err
-    assert {"6", "9"} <= set((full.workdir / "ls-0.txt").read_text().split())
+    assert {"6", "9"} <= set(full.workdir.with_name("ls-0.txt").read_text().split())
 
 
 def test_read_only_until_the_end(world, cache, tmp_path, full):
@@ -78,6 +80,17 @@ def test_read_only_until_the_end(world, cache, tmp_path, full):
     line = stopped.refused("checkpoints/9 was not saved: Read-only file system; make room there")
     assert "\n" not in line
     assert "the last good one is that of step 3" in stopped.err
-    assert (tmp_path / "run" / "ls-0.txt").read_text().split() == ["3"]
+    assert (tmp_path / "ls-0.txt").read_text().split() == ["3"]
     assert "start: own checkpoint of step 3" in done.ok().err
     assert done.result["params_sha256"] == full.result["params_sha256"]
+
+
+BEST = ("--config.eval.keep_best=True", "--config.eval.every_steps=3")
+
+
+def test_no_room_for_a_best(world, cache, tmp_path):
+    done = run(tmp_path / "run", world, cache, "", flags=BEST, small="best", size="100k")[0]
+    line = done.refused("was not saved: No space left on device; make room there")
+    assert "/best/" in line and "Traceback" not in done.err
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "WARNING" in log and "No space left on device" in log

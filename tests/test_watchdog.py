@@ -1,6 +1,7 @@
 """The watchdog: what it waits for, and that it does not bark at evaluations and saves."""
 
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,32 @@ def test_it_waits_for_a_sign_of_life(monkeypatch):
     watch.close()
     assert barked and "no sign of life for 1." in barked[0]
     assert "in an evaluation; the limit is 1.0 s (watchdog.other_s)" in barked[0]
+
+
+def test_a_suspended_run_is_not_stuck():
+    """Stopped for 3 s of the 2 that are allowed, as by Ctrl-Z: it counts anew from its waking."""
+    program = (
+        "import time; from bert_ft import config; from bert_ft.train import phases, watchdog\n"
+        "c, barked = config.default(), []\n"
+        "c.watchdog.other_s, watchdog.SLEPT_S = 2.0, 1.0\n"
+        "phases.begin(time.monotonic())\n"
+        "watch = watchdog.Watchdog(c, barked.append)\n"
+        "with phases.within('evaluation', 'an evaluation'):\n"
+        "    print('in', flush=True)\n"
+        "    time.sleep(4)\n"
+        "    print(len(barked), flush=True)\n"
+        "    time.sleep(3)\n"
+        "print(len(barked) > 0)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None and run.stdout.readline() == "in\n"
+        time.sleep(0.4)
+        run.send_signal(signal.SIGSTOP)
+        time.sleep(3)
+        run.send_signal(signal.SIGCONT)
+        assert run.communicate(timeout=30)[0] == "0\nTrue\n"
 
 
 def test_a_step_that_hangs(world, cache, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from bert_ft.config import default
 from bert_ft.errors import InputError
 from bert_ft.train import writer as writer_module
-from bert_ft.train.sinks import require_installed
+from bert_ft.train.sinks import MetricsFile, require_installed
 from bert_ft.train.writer import Writer
 
 
@@ -287,3 +287,18 @@ def test_wandb_offline(tmp_path, monkeypatch, capsys):
     assert summary["dev/accuracy/trial_1"] == "0.75" and summary["step"] == "5"
     assert (tmp_path / "run" / "wandb_id.txt").read_text() == run_id
     assert list((tmp_path / "run").rglob(f"run-{run_id}.wandb"))
+
+
+def test_a_file_replaced_beside_a_run_is_gone_on_with(tmp_path):
+    """An evaluation of the same workdir may replace the file that a training appends to."""
+    training = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    training.write(1, [("train/loss", None, 1.0)])
+    evaluation = MetricsFile(tmp_path / "metrics.jsonl", sys.maxsize)
+    for value in (0.5, 0.75):  # the second takes the place of the first, in a new file
+        evaluation.write(1, [("test/accuracy", None, value)])
+    evaluation.close()
+    training.write(2, [("train/loss", None, 2.0)])
+    training.close()
+    found = [(line["step"], line["name"], line["value"]) for line in _lines(tmp_path)]
+    assert found == [(1, "train/loss", 1.0), (1, "test/accuracy", 0.75), (2, "train/loss", 2.0)]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def _writer(config: ConfigDict, workdir: Path) -> Writer:
     return Writer(
         workdir,
         total_steps=last,
-        start_step=last,
+        start_step=sys.maxsize,  # a training may be under way: no line is of a step to come
         progress=False,
         active=jax.process_index() == 0,
         config=flat(config),
@@ -231,7 +232,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> tuple[System, dict[str, dict[
         scores, predicted = {}, {}
         if "dev" in system.sets:
             predicted["dev"], scores["dev"] = judge_set(system, programs, params, "dev")
-        costs = record.old_costs(workdir)
+        costs = {"goodput": None, **record.old_costs(workdir)}  # its own is none of the training's
         on_test = conclude(system, params, step, scores, costs, programs, workdir, writer)
         return system, predicted if on_test is None else {**predicted, "test": on_test}
     finally:

@@ -108,11 +108,14 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
         paths.require_writable(workdir, "--workdir")
     refuse_trials(workdir)
     lines: list[str] = []
+    writer: Writer | None = None  # whose record begins at the step that is restored below
 
     def say(line: str) -> None:
-        """Before there is a writer, whose record begins at the step that is restored below."""
-        lines.append(line)
-        tell(line)
+        if writer is not None:
+            writer.say(line)
+        else:
+            lines.append(line)
+            tell(line)
 
     with phases.within("input", "the preparation of data"):
         system = assemble(config, say)
@@ -139,6 +142,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             return _train(system, plan, state, assessed, saved, writer, workdir, started)
         finally:
             writer.close()
+            writer = None
 
 
 def open_writer(
@@ -284,6 +288,8 @@ def _train(
     params, best_step = scored(system, state), steps
     if config.eval.keep_best:
         like = abstract_state(system, optim.make_optimizer(config, steps))
+        with phases.within("saving", "the save of the best"):
+            saved.wait()
         found = saved.restore_best(like.params, {})
         assert found is not None
         params, best_step = full(system, found[0], state.frozen, found[1]), found[1]

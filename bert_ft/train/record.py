@@ -207,7 +207,7 @@ def old_costs(workdir: Path) -> dict[str, Any]:
         return {"speed": json.loads(kept.read_text())}
     found = json.loads(path.read_text()) if path.is_file() else {}
     old = {"speed": found.get("speed") or dict.fromkeys(SPEED)}
-    return old | {k: v for k, v in found.items() if k == "goodput"}
+    return old | {k: v for k, v in found.items() if k == "goodput" and v is not None}
 
 
 def result(

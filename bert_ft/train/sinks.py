@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from bert_ft import paths
 from bert_ft.errors import InputError
 
 Scalar = tuple[str, int | None, float]  # name, trial (None: the run has no trials), value
@@ -54,6 +55,9 @@ class MetricsFile:
         if step == self._last_step:
             self._last_keys |= keys
         now = round(time.time(), 3)
+        if not os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+            self._file.close()  # an evaluation beside this run has replaced the file
+            self._file = self._path.open("a", encoding="utf-8")
         # One write for all, flushed: a killed process loses nothing and tears at most a line.
         self._file.write("".join(_line(step, *value, now) for value in values))
         self._file.flush()
@@ -73,12 +77,10 @@ class MetricsFile:
         self._last_keys = {_key(line) for line in kept if line["step"] == self._last_step}
         if len(kept) == there.count(b"\n") and there.endswith(b"\n"):
             return  # the file stays the one that a run which is under way appends to
-        fresh = self._path.with_name(self._path.name + ".tmp")
-        with fresh.open("w", encoding="utf-8") as file:
+        with paths.replacing(self._path) as fresh, fresh.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in kept)
             file.flush()
             os.fsync(file.fileno())
-        fresh.replace(self._path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -58,9 +58,7 @@ class Store:
                 # Else its barriers are collectives, in the way of those of the step in flight.
                 flags.FLAGS["experimental_orbax_use_distributed_barrier"].value = True
             # By hand: Orbax's own cleaning may not be over when a process that saves nothing ends.
-            if jax.process_index() == 0 and self._directory.exists():
-                for half_written in ocp.utils.tmp_checkpoints(self._directory):
-                    half_written.get().rmtree()
+            self._clear()
             # zstd would cost four times the processor time for a twelfth less disk.
             state = ocp.PyTreeCheckpointHandler(use_compression=False)
             handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -82,6 +80,12 @@ class Store:
                 self._directory, options=options, handler_registry=handlers
             )
         return self._manager
+
+    def _clear(self) -> None:
+        """Removes what a save that was killed, or failed, has left."""
+        if jax.process_index() == 0 and self._directory.exists():
+            for half_written in ocp.utils.tmp_checkpoints(self._directory):
+                half_written.get().rmtree()
 
     def steps(self) -> list[int]:
         """As process 0 sees them: a network file system may show another process others."""
@@ -148,10 +152,11 @@ class Store:
         kept = self.steps()
         self.failure = f"checkpoint {self._directory / str(step)} was not saved: {reason(error)}"
         last = f"the last good one is that of step {kept[-1]}" if kept else "there is none yet"
-        self._say(f"WARNING: {self.failure}; {last}; the next save tries again")
-        # The next save opens a new manager: this one counts the failed step among its own. Opening
-        # also frees the space that the half-written one takes.
+        # The next save opens a new manager: this one counts the failed step among its own. What is
+        # half-written may be all the space that the run's other files have left.
         self.close()
+        _attempt(self._clear)
+        self._say(f"WARNING: {self.failure}; {last}; the next save tries again")
 
     def scored(self) -> tuple[int, float] | None:
         """(step, the score in its meta) of the newest that can be read."""

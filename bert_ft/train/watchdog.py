@@ -20,6 +20,7 @@ from bert_ft.train import phases
 from bert_ft.train.phases import Phase
 
 LOOK_EVERY_S = 0.25
+SLEPT_S = 5.0
 
 
 def limit(phase: Phase, config: ConfigDict) -> tuple[float, str]:
@@ -80,10 +81,14 @@ class Watchdog:
         self._thread.start()
 
     def _watch(self) -> None:
+        looked = woke = time.monotonic()
         while not self._done.wait(LOOK_EVERY_S):
+            looked, before = time.monotonic(), looked
+            if looked - before > SLEPT_S:  # the whole process was suspended, as by Ctrl-Z
+                woke = looked
             phase = phases.now()
             allowed, why = limit(phase, self._config)
-            for_s = time.monotonic() - phase.since
+            for_s = looked - max(phase.since, woke)
             if for_s > allowed:
                 self._stuck(
                     f"no sign of life for {for_s:.1f} s in {phase.name}; "
