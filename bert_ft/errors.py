@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from typing import NoReturn
 
 EXIT_DONE = 0
 EXIT_INPUT = 2  # the user's input was wrong
@@ -55,6 +56,16 @@ def told(error: BaseException) -> int:
         code = EXIT_INTERRUPTED
     print(line, file=sys.stderr, flush=True)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process. A signal may have come within a compilation, whose threads Python's own way
+    out would not survive: the exit code would be that of a segmentation fault."""
+    if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def first_line(error: BaseException) -> str:

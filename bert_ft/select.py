@@ -60,4 +60,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     errors.preempted_before_anything()
-    sys.exit(main(sys.argv))
+    errors.leave(main(sys.argv))
