@@ -25,6 +25,7 @@ from bert_ft.checks import check
 from bert_ft.errors import InputError
 
 CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
+OVERRIDE = re.compile(r"--?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 # What libtpu is told of a machine that has no TPU; backend.py must not take it for a TPU machine's.
 WITHOUT_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -133,11 +134,17 @@ def _config_first(argv: list[str]) -> list[str]:
 
 def _config_path(argv: list[str]) -> str | None:
     """The FILE of --config=FILE:variant; None where there is no such flag."""
-    found = None
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        if match := CONFIG_FLAG.fullmatch(word):
-            found = (after if match[1] is None else match[1]).partition(":")[0]
-    return found
+    given = _given(argv, CONFIG_FLAG)
+    return given[-1][1].partition(":")[0] if given else None
+
+
+def _given(argv: list[str], flag: re.Pattern[str]) -> list[tuple[re.Match[str], str]]:
+    """(match, value) of each --FLAG=VALUE or --FLAG VALUE; the value is the regex's last group."""
+    words = zip(argv, [*argv[1:], ""], strict=True)
+    found = [(match, after) for word, after in words if (match := flag.fullmatch(word))]
+    return [
+        (match, after if (own := match[flag.groups]) is None else own) for match, after in found
+    ]
 
 
 def _no_config(path: str) -> str:
@@ -152,7 +159,7 @@ def _readable(error: Exception, argv: list[str]) -> str:
     if path is not None and not Path(path).is_file():
         return _no_config(path)
     known = knobs.flat(knobs.default())
-    overrides = _overrides(argv)
+    overrides = [(match[1], value) for match, value in _given(argv, OVERRIDE)]
     for key, _ in overrides:
         if any(k.startswith(key + ".") for k in known):
             return (
@@ -174,15 +181,6 @@ def _readable(error: Exception, argv: list[str]) -> str:
         if f"config.{key}={value}:" in text or repr(value) in text:
             return knobs.wrong_type(key, value, known[key])
     return text
-
-
-def _overrides(argv: list[str]) -> list[tuple[str, str]]:
-    """(key, value) of each --config.KEY=VALUE or --config.KEY VALUE."""
-    found = []
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
-        if match := re.fullmatch(r"--?config\.([\w.]+)(?:=(.*))?", word, re.DOTALL):
-            found.append((match[1], after if match[2] is None else match[2]))
-    return found
 
 
 def _chain(error: BaseException) -> list[BaseException]:

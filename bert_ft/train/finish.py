@@ -24,7 +24,6 @@ from bert_ft.train.evaluate import predictions
 from bert_ft.train.gather import refuse_trials
 from bert_ft.train.processes import tell
 from bert_ft.train.sharding import replicated
-from bert_ft.train.sinks import read_metrics
 from bert_ft.train.start import fitted_for, trained_params
 from bert_ft.train.step import Programs, eval_step
 from bert_ft.train.system import (
@@ -202,11 +201,9 @@ def _last_words(
 
 def _writer(config: ConfigDict, workdir: Path) -> Writer:
     """One that adds to the record of a run and removes nothing from it."""
-    path = workdir / "metrics.jsonl"
-    last = max((line["step"] for line in read_metrics(path)), default=0) if path.is_file() else 0
     return Writer(
         workdir,
-        total_steps=last,
+        total_steps=0,  # it has no step to do
         start_step=sys.maxsize,  # a training may be under way: no line is of a step to come
         progress=False,
         active=jax.process_index() == 0,

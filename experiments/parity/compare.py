@@ -25,7 +25,7 @@ from typing import Any
 
 from experiments.attempts import Attempts
 from experiments.dot_chart import dot_chart
-from experiments.lines import SHOW, append, found, read, spread
+from experiments.lines import SHOW, Unmeasured, append, found, read, spread
 from experiments.lines import versions as our_versions
 from experiments.parity.hf_trainer import versions as their_versions
 from experiments.parity.tasks import TASKS
@@ -88,12 +88,14 @@ def trainers(name: str, seed: int) -> dict[str, Any]:
 
 def one(
     name: str, system: str, seed: int, results: Path, workdirs: Path, show: bool = False
-) -> dict[str, Any] | None:
-    """The line of a run, from `results` or made and added to it, unless it is only to `show`; its
-    workdir stays without weights, which would be gigabytes of all runs."""
+) -> dict[str, Any]:
+    """The line of a run, from `results` or made and added to it; its workdir stays without weights,
+    which would be gigabytes of all runs. Raises Unmeasured where it was only to `show`."""
     what = expected(name, system, seed, show)
     line = found(read(results), what) or from_scores(what, SCORES)
-    if line is None and not show:
+    if line is None and show:
+        raise Unmeasured(what)
+    if line is None:
         workdir = workdirs / folder_name(name) / str(seed)
         line = trainers(name, seed) if system == "trainer" else ours(name, seed, workdir)
         if any(line[key] != value for key, value in what.items()):
