@@ -153,13 +153,15 @@ def test_the_second_time_nothing_is_read_and_arrays_are_mapped(tokenizer, tmp_pa
 def test_whatever_makes_the_arrays_is_in_the_key(tokenizer, vocab, tmp_path):
     other = vocab.parent / "other.txt"
     other.write_text("\n".join([*WORDS, "e"]) + "\n")
-    renamed = Classification(config(task__label_names="bad,good"))
+    numbered = Fixed({"text": TEXTS, "label": [1, 0, 0, 1]}, mark="numbers")
+    named = Classification(config(task__label_names="bad,good"))
     variants = [
         made(source(), tokenizer, tmp_path),
         made(source(mark="two"), tokenizer, tmp_path),
         made(source(), tokenizer, tmp_path, max_length=9),
         made(source(), load_tokenizer(other), tmp_path),
-        made(source(), tokenizer, tmp_path, task=renamed),
+        made(numbered, tokenizer, tmp_path),
+        made(numbered, tokenizer, tmp_path, task=named),
         made(source(), tokenizer, tmp_path, fitted={"labels": ["pos", "neg"], "names": ["p", "n"]}),
     ]
     assert len({v.fingerprint for v in variants}) == len(variants)
