@@ -16,7 +16,7 @@ from typing import Any
 
 from bert_ft import paths
 from bert_ft.errors import EXIT_DONE, EXIT_INPUT, InputError
-from bert_ft.evals.judge import judge
+from bert_ft.evals.judge import is_number, judge, positive_of
 from bert_ft.evals.merit import lower_is_better
 from bert_ft.evals.paired import Difference, Judged, difference
 from bert_ft.evals.report import read_object, read_rows
@@ -32,7 +32,8 @@ def compare(
     takes the first run's own metric.
 
     Raises InputError where a run has no predictions, where the texts or labels of two runs differ,
-    or where predictions don't give the score of their own result.json.
+    where two scores are of different labels, or where predictions don't give the score of their own
+    result.json.
     """
     a, b = ([one for run in side for one in _each(run)] for side in (a, b))
     results = {run: read_object(run / "result.json") for run in (*a, *b)}
@@ -41,9 +42,9 @@ def compare(
     first = rows[a[0]]
     for run in (*a[1:], *b):
         _same_questions(first, rows[run], a[0], run)
-    judged = {
-        run: judge(rows[run], metric, str(_file(run)), _positive(run, metric)) for run in (*a, *b)
-    }
+    positive = {run: _positive(run, results[run], metric) for run in (*a, *b)}
+    judged = {run: judge(rows[run], metric, str(_file(run)), positive[run]) for run in (*a, *b)}
+    _same_positive({run: positive_of(rows[run], metric, positive[run]) for run in (*a, *b)}, metric)
     for run, one in judged.items():
         _as_recorded(one, results[run], metric, run)
     found = difference([judged[run] for run in a], [judged[run] for run in b], resamples, seed)
@@ -107,12 +108,24 @@ def _name(runs: Sequence[Path]) -> str:
     return str(runs[0]) if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more"
 
 
-def _positive(run: Path, metric: str) -> str:
-    """task.positive_label of a run, or of its part that the metric is of."""
-    config, key = read_object(run / "config.json"), "task.positive_label"
+def _positive(run: Path, result: dict[str, Any], metric: str) -> str:
+    """task.positive_label by which a run was scored, or its part that the metric is of."""
+    key = "task.positive_label"
+    config = {**read_object(run / "config.json"), **result.get("scored_with", {})}
     part = metric.rpartition("/")[0]
     own = json.loads(config.get("task.parts") or "{}").get(part, {}) if part else {}
     return str(own.get(key, config.get(key, "")))
+
+
+def _same_positive(labels: dict[Path, str], metric: str) -> None:
+    first, *others = labels
+    for run in others:
+        if labels[run] != labels[first]:
+            raise InputError(
+                f"{run}: its {metric} is of the label {labels[run]!r}, that of {first} of "
+                f"{labels[first]!r}; accepted: runs of one task.positive_label; score one again "
+                "with --mode=eval --config.task.positive_label=…"
+            )
 
 
 def _rows(run: Path) -> list[dict[str, Any]]:
@@ -132,7 +145,7 @@ def _same_questions(
             "of the same test set"
         )
     for number, (x, y) in enumerate(zip(one, other, strict=True), 1):
-        if _asked(x) != _asked(y):
+        if _asked(x) != _asked(y) or not _alike(x.get("label"), y.get("label")):
             raise InputError(
                 f"{_file(of_other)}:{number}: another text or label than in {_file(of_one)}; "
                 "accepted: runs of the same test set"
@@ -140,9 +153,16 @@ def _same_questions(
 
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:
-    """A row's texts and label."""
-    texts = {k: v for k, v in row.items() if k == "label" or isinstance(v, str)}
-    return {k: v for k, v in texts.items() if k != "prediction"}
+    """A row's texts."""
+    own = ("label", "prediction")
+    return {k: v for k, v in row.items() if k not in own and isinstance(v, str)}
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two labels are one; a rank, such as "1", is the number that a regression has."""
+    if isinstance(one, str) == isinstance(other, str) or not (is_number(one) and is_number(other)):
+        return bool(one == other)
+    return float(one) == float(other)
 
 
 def _as_recorded(judged: Judged, result: dict[str, Any], metric: str, run: Path) -> None:

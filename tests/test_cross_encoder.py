@@ -127,6 +127,7 @@ def test_scores_before_and_after(tokenizer):
     film = ndcg_score([[0, 1, 1, 0]], [value[:4]], k=10)
     assert scores["ndcg@10"] == pytest.approx((film + 0 + 1) / 3)
     assert (scores["questions"], scores["pairs"]) == (3, 7)
+    assert made.sizes(data, scores) == dict.fromkeys(scores, 3)
     answers = made.answers({"value": value}, data, rows)
     assert [a["rank"] for a in answers] == [1, None, 3, 1]
     assert [c["text"] for c in answers[0]["candidates"]] == ["great", "x", "weak", "dull"]

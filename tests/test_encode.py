@@ -257,6 +257,12 @@ def test_a_damaged_tokenizer_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_a_vocabulary_without_a_word_for_the_unknown_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(w for w in WORDS if w != "[UNK]") + "\n")
+    with pytest.raises(InputError, match=r"its vocabulary has no \[UNK\]"):
+        load_tokenizer(tmp_path / "vocab.txt")
+
+
 def test_a_saved_tokenizer_comes_back(tokenizer, tmp_path):
     assert isinstance(tokenizer, BertTokenizerFast)
     tokenizer.save_pretrained(tmp_path / "saved")

@@ -95,6 +95,8 @@ def test_what_is_said(run):
     noise = [line for line in lines if re.search(r"warn|^[IWE]\d{4}|absl|jax|orbax", line, re.I)]
     assert not noise
     assert lines[0].startswith("train: 160 examples of 160 rows")
+    each, most = map(float, re.search(r"\((\S+) each, at most (\d+)\)", lines[0]).groups())
+    assert 3 <= each <= most <= 64
     results = next(i for i, line in enumerate(lines) if line.startswith("test (n = 45): accuracy"))
     assert lines[results - 1].startswith("dev (n = 40): accuracy")
     assert all("label" in line and "%" in line for line in lines[results + 1 : results + 4])

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import read_jsonl, remove
+from sklearn.metrics import f1_score
 
-from bert_ft.errors import Preempted
+from bert_ft import compare
+from bert_ft.errors import InputError, Preempted
 from bert_ft.train import finish, lock, loop, trial_results
 from bert_ft.train.lock import locked
 from bert_ft.train.processes import this_host
@@ -77,6 +79,31 @@ def test_what_another_run_left_is_not_the_best(run_here, tmp_path):
         assert again.result["steps"] == alone.result["steps"]
         scored = run_here(workdir, *own, "--mode=eval").ok()
         assert scored.result["params_sha256"] == alone.result["params_sha256"]
+
+
+def test_a_score_of_other_keys_than_the_trainings_says_so(run_here, tmp_path):
+    """What the record says that it was scored with is what its scores are made of."""
+    flags = ["--config.train.steps=2"]
+    done = run_here(tmp_path / "run", *flags).ok()
+    assert "scored_with" not in done.result
+    other = "--config.task.positive_label=negative"
+    again = run_here(tmp_path / "run", other, "--config.train.steps=9", "--mode=eval").ok()
+    assert again.result["scored_with"] == {"task.positive_label": "negative"}
+    rows = read_jsonl(tmp_path / "run" / "predictions" / "test.jsonl")
+    gold, said = ([row[side] for row in rows] for side in ("label", "prediction"))
+    f1 = f1_score(gold, said, pos_label="negative", zero_division=0)
+    assert again.result["eval"]["test/f1"]["mean"] == pytest.approx(f1)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "an evaluation with task.positive_label = negative" in page
+    # A comparison goes by it, and not by the training's.
+    own = run_here(tmp_path / "own", *flags).ok().workdir
+    with pytest.raises(InputError, match="own: its f1 is of the label 'positive'.*'negative'"):
+        compare.compare([tmp_path / "run"], [own], "f1")
+    run_here(own, *flags, other, "--mode=eval").ok()
+    found = compare.compare([tmp_path / "run"], [own], "f1", resamples=20)
+    assert found["difference"] == 0 and found["a"] == pytest.approx(f1)
+    assert compare.compare([tmp_path / "run"], [own], "auc", resamples=20)["difference"] == 0
+    assert "scored_with" not in run_here(own, *flags, "--mode=eval").ok().result
 
 
 def test_a_gradient_that_is_not_finite(run_here, tmp_path, monkeypatch):

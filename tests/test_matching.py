@@ -311,6 +311,8 @@ def test_scores_by_brute_force(tokenizer):
         query.append(asked.index(q))
         rank.append(1 + (line > line[stored.index(a)]).sum())
     assert ranking_scores(np.asarray(query), np.asarray(rank)).items() <= scores.items()
+    sizes = made.sizes(data, scores)
+    assert sizes == dict.fromkeys(scores, len(asked)) and len(asked) < len(pairs)
     answers = made.answers({"embedding": vectors}, data, rows_of(*pairs))
     for (q, a), answer in zip(pairs, answers, strict=True):
         order = np.argsort(-table[asked.index(q)])

@@ -372,7 +372,8 @@ def test_two_sets_stand_one_after_the_other(files):
     view, there = task.view(data, "good")
     assert there.tolist() == list(range(96, 120)) and view.row.tolist() == list(range(24))
     assert view.fields["label"].tolist() == [r["good"] for r in read_jsonl(files["other"])]
-    assert task.sizes(data) == {"intent": 96, "good": 24}
+    sizes = task.sizes(data, {"mean": 0.5, "intent/accuracy": 0.5, "good/rmse": 0.5})
+    assert sizes == {"intent/accuracy": 96, "good/rmse": 24}
     assert (task.mixture(data, 8).stream(0, 0, 120) >= 96).sum() == 24
 
 

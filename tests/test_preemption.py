@@ -98,6 +98,30 @@ def test_away_in_a_long_call(world, cache, tmp_path):
         assert re.search("preempted: nothing to save", process.stderr.read())
 
 
+@pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_within_a_compilation(world, cache, tmp_path, sent, code):
+    """XLA's threads are at work when the process ends: its exit code is its own, not a crash's."""
+    program = (
+        "import os, runpy, signal, threading, jax\n"
+        "compile = jax.stages.Lowered.compile\n"
+        "def interrupted(*args, **more):\n"
+        f"    send = lambda: os.kill(os.getpid(), signal.{sent})\n"
+        "    threading.Timer(0.3, send).start()\n"
+        "    return compile(*args, **more)\n"
+        "jax.stages.Lowered.compile = interrupted\n"
+        "runpy.run_module('bert_ft.main', run_name='__main__')"
+    )
+    flags = ("--config.compile.cache_dir=", "--config.model.layers=6", *FLAGS)
+    more = ("--config.model.pretrained=", f"--config.model.tokenizer={world.model}")
+    words = command(world.config, tmp_path / "run", *flags, *more)[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], env=environment(cache), cwd=ROOT, text=True,
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "step 1" not in done.stderr
+
+
 def test_processes_agree_on_a_point_that_none_has_passed():
     notes: dict[str, dict[int, str]] = {}
 

@@ -246,6 +246,9 @@ def test_scores_and_answers():
     wanted = np.sqrt(np.mean((label[apart] - value[apart]) ** 2))
     assert scores["rmse_cold_item"] == pytest.approx(wanted)
     assert scores["auc_cold_item"] == 0 and scores["auc_cold_user"] == 1
+    sizes = task.sizes(data, scores)
+    assert (sizes["ndcg@10"], sizes["auc"]) == (2, 2) and "rmse" not in sizes  # over the rows
+    assert (sizes["rmse_cold_item"], sizes["mrr@10_cold_item"], sizes["auc_cold_item"]) == (3, 2, 1)
     ranked = Recommend(settings_of("bpr")).score(predicted, data)
     assert "rmse" not in ranked and ranked["auc"] == scores["auc"]
     assert "rmse_cold_item" not in ranked and ranked["n_cold_item"] == 3

@@ -97,6 +97,15 @@ def test_a_page_for_any_number_of_classes_and_evaluations(tmp_path, classes, eva
         assert -1 <= float(number) <= 640
 
 
+def test_training_batches_are_not_taken_for_a_set(tmp_path):
+    workdir = _run(tmp_path)
+    lines = [{"step": s, "name": "train/accuracy", "value": 0.5} for s in (1, 2)]
+    with open(workdir / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    text = write_report(workdir).read_text()
+    assert "accuracy on training batches" in text and "dev accuracy" in text
+
+
 def test_mistakes_are_sorted_by_confidence(tmp_path):
     text = write_report(_run(tmp_path)).read_text()
     sureness = [float(p) for p in re.findall(r"</span> ([\d.]+)% <span", text)]

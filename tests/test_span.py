@@ -338,6 +338,9 @@ def test_the_null_threshold(data):
     assert said(-9.0) == ["", "", ""]
     scores = task().score(predicted, data)
     assert scores["exact_match"] == pytest.approx(1 / 3) and scores["no_answer_f1"] == 1.0
+    sizes = task().sizes(data, scores)
+    assert (sizes["has_answer_f1"], sizes["no_answer_exact_match"]) == (2, 1)
+    assert "f1" not in sizes  # which is over the rows
     answered = dataclasses.replace(data, fitted={"unanswerable": False})
     assert all(n[0].text for _, n in task().candidates(predicted, answered))
 

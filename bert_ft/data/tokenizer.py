@@ -74,6 +74,10 @@ def load_tokenizer(path: Path) -> Any:
         ) from e
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(f"{path}: its tokenizer is not a fast one (tokenizer.json)")
+    model = tokenizer.backend_tokenizer.model
+    unknown = getattr(model, "unk_token", None)
+    if unknown and model.token_to_id(unknown) is None:
+        raise InputError(f"{path}: its vocabulary has no {unknown}, which stands for unknown words")
     return tokenizer
 
 

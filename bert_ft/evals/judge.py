@@ -76,15 +76,30 @@ def _scores(rows: Sequence[Row], positive: str) -> dict[str, Callable[[], Judged
         kinds: dict[str, Callable[[], Judged]] = {
             name: partial(_classification, rows, name, positive) for name in names
         }
-        return kinds | (of_numbers if all(map(_is_number, sides)) else {})  # ranks are both
+        if scored:
+            kinds["brier"] = partial(_of_probabilities, rows, "brier", positive)
+            if one:
+                kinds["auc"] = partial(_of_probabilities, rows, "auc", positive)
+        return kinds | (of_numbers if all(map(is_number, sides)) else {})  # ranks are both
     return {}
 
 
-def _is_number(side: Any) -> bool:
+def is_number(side: Any) -> bool:
+    """Whether a label is a number, or a rank that is one."""
     try:
         return math.isfinite(float(side))
-    except ValueError:
+    except (TypeError, ValueError):
         return False
+
+
+def positive_of(rows: Sequence[Row], metric: str, positive: str) -> str:
+    """The label whose score a metric is, '' for one of all labels. Arguments as of `judge`."""
+    part, _, name = f"/{metric}".rpartition("/")
+    own = rows_of_part(rows, part[1:]) if part else rows
+    if name not in ("f1", "auc") or not own or not isinstance(own[0].get("label"), str | int):
+        return ""
+    names = _classes(own)
+    return positive or (names[1] if len(names) == 2 else "")
 
 
 def _classes(rows: Sequence[Row]) -> list[str]:
@@ -109,6 +124,28 @@ def _classification(rows: Sequence[Row], name: str, positive: str) -> Judged:
         if name == "mcc":
             return metrics.matthews_correlation(confusion)
         return metrics.macro_f1(confusion)
+
+    return Judged(values, score)
+
+
+def _of_probabilities(rows: Sequence[Row], name: str, positive: str) -> Judged:
+    """Of each row the number of its label and the probabilities, in one order of classes."""
+    names = [str(name) for name in rows[0]["probabilities"]]
+    number = {name: i for i, name in enumerate(names)}
+    values = np.array(
+        [
+            [number.get(str(row["label"]), -1), *(row["probabilities"][name] for name in names)]
+            for row in rows
+        ]
+    )
+    which = names.index(positive) if positive else 1
+
+    def score(values: np.ndarray) -> float:
+        labels, p = values[:, 0].astype(int), values[:, 1:]
+        if name == "auc":
+            return metrics.auc(labels == which, p[:, which])
+        seen = labels >= 0  # one that training lacks has no probability
+        return metrics.brier(labels[seen], p[seen]) if seen.any() else math.nan
 
     return Judged(values, score)
 

@@ -44,13 +44,14 @@ def write_report(workdir: Path, defaults: dict[str, Any] | None = None) -> Path:
     if not workdir.is_dir():
         raise InputError(f"workdir={str(workdir)!r} is not a folder; give one that a run wrote")
     result, config = read_object(workdir / "result.json"), read_object(workdir / "config.json")
-    flat = _flat(config)
+    flat, other = _flat(config), result.get("scored_with", {})
     model = str(flat.get("model.pretrained") or "a model from scratch")
     record = ("config_hash", "git_commit", "params_sha256", "seeds", "versions")
     html = page(
         f"{model}: {flat.get('task.name', 'report')}",
         [
-            _head(workdir, model, flat, result),
+            _head(workdir, model, {**flat, **other}, result),
+            _scored_with(other),
             _curves(
                 read_rows(workdir / "metrics.jsonl", may_be_torn=True),
                 {k for k, one in enumerate(result.get("trials") or ()) if one.get("stopped")},
@@ -86,6 +87,12 @@ def _head(workdir: Path, model: str, flat: dict[str, Any], result: dict[str, Any
     if not result:
         nothing = "No result.json yet: this run has not ended."
     return header(workdir.resolve().name, model, shown, tiles, nothing)
+
+
+def _scored_with(other: dict[str, Any]) -> str:
+    """In what an evaluation was told otherwise than the training, whose config the page shows."""
+    told = ", ".join(f"{key} = {_cell('', value)}" for key, value in other.items())
+    return note(f"These scores are of an evaluation with {told}.") if told else ""
 
 
 def _whose(result: dict[str, Any]) -> str:
@@ -148,6 +155,8 @@ def _curve(
             series.append(plots.Series(x, y, style="other", label="dev", dots=len(x) <= 40))
             keys.append(("other", "dev"))
     title = _words(name.removeprefix("train/")) if not is_loss else "loss"
+    if name.startswith("train/") and name.endswith("accuracy"):
+        title += " on training batches"
     about = _last_and_best(name, trials, stopped)
     return figure(title, plots.line_chart(series, title), about, keys)
 

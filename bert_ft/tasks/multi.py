@@ -200,9 +200,15 @@ class MultiTask(ReadsBoth):
             scores |= {f"{part}/{name}": value for name, value in values.items()}
         return {"mean": float(np.mean(own)), **scores}
 
-    def sizes(self, data: Encoded) -> dict[str, int]:
-        """{part: rows of a set that it is scored on}."""
-        return {part: self.view(data, part)[0].source_rows for part in self.parts}
+    def sizes(self, data: Encoded, scores: Mapping[str, float]) -> dict[str, int]:
+        """{metric: what it is over}, of a part the rows of a set that it is scored on."""
+        out: dict[str, int] = {}
+        for part, task in self.parts.items():
+            view, at = self.view(data, part)[0], f"{part}/"
+            own = {m.removeprefix(at): v for m, v in scores.items() if m.startswith(at)}
+            counted = task.sizes(view, own) if hasattr(task, "sizes") else {}
+            out |= {at + metric: counted.get(metric, view.source_rows) for metric in own}
+        return out
 
     def tune(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, Any]:
         """Of the parts that choose something on dev: {part: that}."""

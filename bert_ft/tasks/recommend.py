@@ -199,6 +199,19 @@ class Recommend(Regression):
             scores |= {f"{m}_cold_{side}": v for m, v in apart.items()}
         return scores
 
+    def sizes(self, data: Encoded, scores: Mapping[str, float]) -> dict[str, int]:
+        """{metric: the users, or of cold rows' errors the rows, that it is a mean over}."""
+        out = {}
+        for end in ("", "_cold_item", "_cold_user"):
+            if f"n{end}" in scores:
+                out |= dict.fromkeys((f"rmse{end}", f"mae{end}"), int(scores[f"n{end}"]))
+            if f"users{end}" in scores:
+                users = int(scores[f"users{end}"])
+                every = users + int(scores[f"users_none_liked{end}"])
+                out |= dict.fromkeys((f"ndcg@10{end}", f"mrr@10{end}"), users)
+                out[f"auc{end}"] = every - int(scores[f"users_one_kind{end}"])
+        return out
+
     def answers(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows
     ) -> list[dict[str, Any]]:

@@ -264,6 +264,12 @@ class SpanAnswers(ReadsBoth):
         unanswerable = bool(data.fitted["unanswerable"]) or not all(golds)
         return {**squad.score(said, golds, unanswerable), "loss": float(predicted["loss"].mean())}
 
+    def sizes(self, data: Encoded, scores: Mapping[str, float]) -> dict[str, int]:
+        """{metric: how many questions it is a mean over}, of those of one kind of questions."""
+        has = sum(map(bool, _gold_texts(data)))
+        kinds = {"has_answer_": has, "no_answer_": data.source_rows - has}
+        return {m: n for m in scores for kind, n in kinds.items() if m.startswith(kind)}
+
     def answers(
         self, predicted: Mapping[str, np.ndarray], data: Encoded, rows: Rows
     ) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from bert_ft.train.checksum import params_sha256
 from bert_ft.train.evaluate import predictions
 from bert_ft.train.gather import refuse_trials
 from bert_ft.train.processes import tell
+from bert_ft.train.refuse import scored_with
 from bert_ft.train.sharding import replicated
 from bert_ft.train.start import fitted_for, trained_params
 from bert_ft.train.step import Programs, eval_step
@@ -163,8 +164,9 @@ def conclude(
     costs = {"goodput": {k: round(v, 4) for k, v in phases.goodput().items()}, **costs}
     sizes = {name: data.source_rows for name, data in system.sets.items()}
     if hasattr(system.task, "sizes"):
-        for name, data in system.sets.items():
-            sizes |= {f"{name}/{part}": n for part, n in system.task.sizes(data).items()}
+        for name, own in scores.items():
+            of = system.task.sizes(system.sets[name], own)
+            sizes |= {f"{name}/{metric}": n for metric, n in of.items()}
     record.write_json(
         workdir / "result.json",
         record.result(system, step, scores, sizes, digest, trained_on(workdir), costs),
@@ -230,6 +232,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> tuple[System, dict[str, dict[
         if "dev" in system.sets:
             predicted["dev"], scores["dev"] = judge_set(system, programs, params, "dev")
         costs = {"goodput": None, **record.old_costs(workdir)}  # its own is none of the training's
+        if changed := scored_with(config, workdir):
+            costs["scored_with"] = changed
         on_test = conclude(system, params, step, scores, costs, programs, workdir, writer)
         return system, predicted if on_test is None else {**predicted, "test": on_test}
     finally:

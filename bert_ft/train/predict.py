@@ -37,7 +37,13 @@ def predict(config: ConfigDict, workdir: Path) -> Path:
     fitted = fitted_for(config, workdir, tell)
     # What several trials say of one input has a place for each.
     at = of_all if config.predict.trial == "best" else workdir
-    source = source_of(config, f"files:{config.predict.input}")
+    given = config.predict.input
+    if given.startswith(("files:", "hf:", "tfds:", "pypi:")):
+        raise InputError(
+            f"config.predict.input is {given!r}; accepted: what stands after files: in a URI, such "
+            "as new.jsonl"
+        )
+    source = source_of(config, f"files:{given}")
     out = _predict_path(config, at, source)
     agree("config.predict.input", {"content": source.fingerprint()})
     rows = source.read()

@@ -219,8 +219,9 @@ def result(
     data: str,
     costs: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The object of result.json. `scores`: {'test': {'accuracy': 0.83}}; `costs`: {'speed': …,
-    'goodput': …}."""
+    """The object of result.json. `scores`: {'test': {'accuracy': 0.83}}; `sizes`: of 'test' its
+    rows, of 'test/mrr' what that is a mean over where it isn't rows; `costs`: {'speed': …,
+    'goodput': …}, and of an evaluation with other keys than the training's {'scored_with': …}."""
     total, trainable = sizes_of(system)
     return {
         "config_hash": config_hash(system.config),
@@ -236,8 +237,7 @@ def result(
                 "mean": v,
                 "std": 0.0,
                 "per_trial": [v],
-                # A part of several may have rows of its own.
-                "n_examples": sizes.get(f"{name}/{metric.partition('/')[0]}", sizes[name]),
+                "n_examples": sizes.get(f"{name}/{metric}", sizes[name]),
             }
             for name, values in scores.items()
             # JSON has no NaN: an undefined score, such as the correlation of a constant, is null.

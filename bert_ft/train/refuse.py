@@ -16,6 +16,8 @@ from bert_ft.train.checksum import describe
 SHOWN = 4  # leaves named in a message before "and n more"
 # Keys that bear on what a trained model answers, however it was trained …
 OF_ANSWERS = ("task.", "model.", "methods.", "data.text", "data.max_length")
+# … or on its scores of dev and test …
+OF_SCORES = (*OF_ANSWERS, "data.dev", "data.test", "data.label")
 # … but for those of these that bear on training alone.
 OF_TRAINING = (
     *("model.dropout", "model.remat", "model.layer_loop", "model.head", "model.adapter"),
@@ -43,22 +45,30 @@ def check_meta(
 def otherwise(config: ConfigDict, workdir: Path) -> str:
     """A line that says in what the config would have a run answer otherwise than it was trained
     to, such as in a flag that was left out; '' where in nothing."""
+    changed = [said for _, said in _unlike(config, workdir, OF_ANSWERS)]
+    if not changed:
+        return ""
+    return f"note: the config is not the one of {workdir / 'config.json'}: {few(changed, '; ')}"
+
+
+def scored_with(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """{key: value} of what bears on the scores of dev and test, where it is not the run's own."""
+    now = flat(config)
+    return {key: now.get(key) for key, _ in _unlike(config, workdir, OF_SCORES)}
+
+
+def _unlike(config: ConfigDict, workdir: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """_changes from a run's own config, of keys that begin as `keys` and bear on its answers."""
     path = workdir / "config.json"
     if not path.is_file():
-        return ""
+        return
     # A key that is new since then has the default it always had.
     old = {**flat(default()), **json.loads(path.read_text())}
     used = {"use", *names(config), *old["methods.use"].split(",")}
-    changed = [
-        said
-        for key, said in _changes(old, flat(config))
-        if key.startswith(OF_ANSWERS)
-        and not key.startswith((*FREE, *OF_TRAINING))
-        and (not key.startswith("methods.") or key.split(".")[1] in used)
-    ]
-    if not changed:
-        return ""
-    return f"note: the config is not the one of {path}: {few(changed, '; ')}"
+    for key, said in _changes(old, flat(config)):
+        off = key.startswith("methods.") and key.split(".")[1] not in used
+        if key.startswith(keys) and not key.startswith((*FREE, *OF_TRAINING)) and not off:
+            yield key, said
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

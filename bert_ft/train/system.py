@@ -155,9 +155,7 @@ def assemble(
     if not model_dir and config.model.pretrained:
         pretrained = hf.directory(config.model.pretrained, cache)
     if config.model.tokenizer and not model_dir:
-        given = paths.at(config.model.tokenizer)
-        own = given.is_file()
-        tokenizer_path = paths.local(given) if own else hf.directory(config.model.tokenizer, cache)
+        tokenizer_path = hf.tokenizer_path(config.model.tokenizer, cache)
     else:
         assert pretrained is not None
         tokenizer_path = pretrained
@@ -276,7 +274,8 @@ def _tell(name: str, data: Encoded, blank: int, say: Callable[[str], None]) -> N
     tokens, cut = int(data.offsets[-1]), int(data.truncated.sum())
     say(
         f"{name}: {len(data):,} examples of {data.source_rows:,} rows, {tokens:,} tokens "
-        f"({tokens / len(data):.1f} each, at most {int(data.lengths.max())}), {cut:,} truncated"
+        f"({tokens / len(data):.1f} each, at most {int(data.lengths.sum(axis=1).max())}), "
+        f"{cut:,} truncated"
         + (f", {blank:,} without any text" if blank else "")
         + (f", {len(data.skipped):,} bad rows skipped" if data.skipped else "")
     )
