@@ -201,7 +201,7 @@ class Recommend(Regression):
 
     def sizes(self, data: Encoded, scores: Mapping[str, float]) -> dict[str, int]:
         """{metric: the users, or of cold rows' errors the rows, that it is a mean over}."""
-        out = {}
+        out: dict[str, int] = {}
         for end in ("", "_cold_item", "_cold_user"):
             if f"n{end}" in scores:
                 out |= dict.fromkeys((f"rmse{end}", f"mae{end}"), int(scores[f"n{end}"]))
