@@ -72,6 +72,16 @@ def test_full_for_a_while(full):
     assert {"6", "9"} <= set(full.workdir.with_name("ls-0.txt").read_text().split())
 
 
+def test_full_under_trials(world, cache, tmp_path):
+    """Said to whoever watches, and to whoever reads the log."""
+    fill = f"dd if=/dev/zero of={tmp_path}/run/checkpoints/fill status=none"
+    at = f"the save of step 3={fill}\nstep 5=rm {tmp_path}/run/checkpoints/fill"
+    flags = ('--config.trials={"seed": [0, 1]}',)
+    done = run(tmp_path / "run", world, cache, at, flags=flags, size="4m")[0].ok()
+    for said in (done.err, (tmp_path / "run" / "log.txt").read_text()):
+        assert said.count("checkpoints/3 was not saved: No space left on device") == 1
+
+
 def test_read_only_until_the_end(world, cache, tmp_path, full):
     place = f"{tmp_path}/run/checkpoints"
     there = f"while [ ! -d {place}/3 ]; do sleep 0.05; done"  # it is written beside the steps

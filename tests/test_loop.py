@@ -104,6 +104,11 @@ def test_a_score_of_other_keys_than_the_trainings_says_so(run_here, tmp_path):
     assert found["difference"] == 0 and found["a"] == pytest.approx(f1)
     assert compare.compare([tmp_path / "run"], [own], "auc", resamples=20)["difference"] == 0
     assert "scored_with" not in run_here(own, *flags, "--mode=eval").ok().result
+    # Nor are predictions of an earlier evaluation shown as those of one without a test set.
+    bare = run_here(own, *flags, "--config.data.test=", "--mode=eval").ok()
+    assert bare.result["scored_with"] == {"data.test": ""}
+    assert "predictions" not in bare.err.splitlines()[-1]
+    assert "Confusion" in page and "Confusion" not in (own / "report.html").read_text()
 
 
 def test_a_gradient_that_is_not_finite(run_here, tmp_path, monkeypatch):

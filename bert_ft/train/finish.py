@@ -192,11 +192,11 @@ def _last_words(
     stride = max(len(answers) // SHOWN, 1)
     for answer in answers[::stride][:SHOWN]:
         lines.append("  " + system.task.sentence(answer))
-    files = [
-        f
-        for f in ("report.html", "result.json", "predictions/test.jsonl")
-        if (workdir / f).exists()
-    ]
+    files = ["result.json"]
+    if system.config.eval.report:
+        files = ["report.html", *files]
+    if answers:  # not an earlier evaluation's
+        files.append("predictions/test.jsonl")
     lines.append(f"results: {', '.join(str(workdir / f) for f in files)}")
     return lines
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +108,7 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
     if jax.process_index() == 0:
         paths.require_writable(workdir, "--workdir")
     refuse_trials(workdir)
-    lines: list[str] = []
-    writer: Writer | None = None  # whose record begins at the step that is restored below
-
-    def say(line: str) -> None:
-        if writer is not None:
-            writer.say(line)
-        else:
-            lines.append(line)
-            tell(line)
-
+    say = Voice()
     with phases.within("input", "the preparation of data"):
         system = assemble(config, say)
     if "train" not in system.sets:
@@ -137,19 +129,32 @@ def run(config: ConfigDict, workdir: Path, started: float | None = None) -> int:
             # Of a finished run they have what was tuned on dev, until it is tuned anew.
             if first < steps or not (workdir / "model" / "task.json").is_file():
                 save_model_files(system, workdir)
-        writer = open_writer(config, workdir, steps, first, lines)
-        try:
+        with open_writer(config, workdir, steps, first, say) as writer:
             return _train(system, plan, state, assessed, saved, writer, workdir, started)
-        finally:
-            writer.close()
-            writer = None
 
 
+class Voice:
+    """Says a line, which log.txt has as well, once there is one."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []  # of before
+        self.writer: Writer | None = None
+
+    def __call__(self, line: str) -> None:
+        if self.writer is not None:
+            self.writer.say(line)
+        else:
+            self.lines.append(line)
+            tell(line)
+
+
+@contextmanager
 def open_writer(
-    config: ConfigDict, workdir: Path, steps: int, first: int, said: list[str]
-) -> Writer:
-    """The record of a run of `steps` steps that goes on from `first`."""
-    return Writer(
+    config: ConfigDict, workdir: Path, steps: int, first: int, say: Voice
+) -> Iterator[Writer]:
+    """The record of a run of `steps` steps that goes on from `first`, which is known only once that
+    is restored."""
+    say.writer = writer = Writer(
         workdir,
         total_steps=steps,
         start_step=first,
@@ -159,8 +164,13 @@ def open_writer(
         active=jax.process_index() == 0,
         every_steps=config.log.every_steps,
         config=flat(config),
-        said=said,
+        said=say.lines,
     )
+    try:
+        yield writer
+    finally:
+        say.writer = None
+        writer.close()
 
 
 def _train(

@@ -7,7 +7,6 @@ and eval take like any other; WORKDIR has the record of all of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from bert_ft.train.gather import (
 )
 from bert_ft.train.group import Group, Prune, make_group, programs_of_trials
 from bert_ft.train.held import Held
-from bert_ft.train.loop import open_writer
+from bert_ft.train.loop import Voice, open_writer
 from bert_ft.train.processes import tell
 from bert_ft.train.record import write_json
 from bert_ft.train.refuse import check_meta
@@ -54,12 +53,7 @@ def run_trials(
     evaluation on dev whether a trial stops there."""
     settings = trials.settings(config)
     numbers_of = programs_of_trials(config, settings)
-    lines: list[str] = []
-
-    def say(line: str) -> None:
-        lines.append(line)
-        tell(line)
-
+    say = Voice()
     _require_same(settings, workdir, config)
     several, lost = len(numbers_of) > 1, None
     drawn = config.trial.samples
@@ -86,7 +80,7 @@ def run_trials(
             width = len(group.waves[0])
             say(f"trials: {width} computed at a time, {times} times a step{_wider(group)}")
         try:
-            code = _run_group(group, config, folder, workdir, lines, say, started, prune)
+            code = _run_group(group, config, folder, workdir, say, started, prune)
         except NotFinite as e:
             if not several:
                 raise
@@ -193,8 +187,7 @@ def _run_group(
     config: ConfigDict,
     folder: Path,
     workdir: Path,
-    lines: list[str],
-    say: Callable[[str], None],
+    say: Voice,
     started: float,
     prune: Prune | None,
 ) -> int:
@@ -215,8 +208,9 @@ def _run_group(
                 if first < places.last() or not (own / "model" / "task.json").is_file():
                     save_model_files(one, own)
         turns = -(-len(group) // group.waves[-1].stop)  # at most, of a place
-        writer = open_writer(config, folder, group.longest * turns, first, lines)
-        opened.callback(writer.close)
+        writer = opened.enter_context(
+            open_writer(config, folder, group.longest * turns, first, say)
+        )
         bests = [
             opened.enter_context(checkpoints(s.config, own, say))
             for s, own in zip(group.systems, folders, strict=True)
