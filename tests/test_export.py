@@ -68,9 +68,13 @@ def test_card_says_scores_with_n_and_how_it_was_trained(exported, trained, world
 
 def test_card_has_no_score_of_other_parameters(trained):
     digest = json.loads((trained / "result.json").read_text())["params_sha256"]
-    assert export._scores(trained, digest)
-    assert export._scores(trained, "0" * 64) is None
-    assert card._score_lines(None) == ["None is recorded of these parameters."]
+    result = export._result(trained, digest)
+    assert result["eval"] and card._score_lines(result)[-1].startswith("| test/")
+    other = {**result, "scored_with": {"data.test": "files:other.csv"}}
+    said = "They are of an evaluation with data.test = `files:other.csv`."
+    assert card._score_lines(other) == [*card._score_lines(result), "", said]
+    assert export._result(trained, "0" * 64) == {}
+    assert card._score_lines({}) == ["None is recorded of these parameters."]
 
 
 def test_transformers_predicts_what_we_predicted(exported, trained):

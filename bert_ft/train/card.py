@@ -54,12 +54,12 @@ def model_card(
     system: System,
     kind: str,
     about: Mapping[str, Any],
-    scores: Mapping[str, Mapping[str, Any]] | None,
+    result: Mapping[str, Any],
     usual: ConfigDict,
 ) -> str:
     """README.md: how to load it, its scores with their n, how it was trained and compared. `about`
-    is export.json's object; `scores` the 'eval' of result.json, None where they are not of these
-    parameters; `usual` the default config, from which overrides are told."""
+    is export.json's object; `result` that of result.json, {} where it is of other parameters;
+    `usual` the default config, from which overrides are told."""
     config, defaults = about["config"], flat(usual)
     architecture = families.architecture(system.encoder.family, kind)
     changed = {
@@ -93,7 +93,7 @@ def model_card(
         "",
         "## Scores",
         "",
-        *_score_lines(scores),
+        *_score_lines(result),
         "",
         *_threshold_lines(thresholds(system)),
         *_reading_lines(system, about["unit"]),
@@ -133,14 +133,17 @@ def _outputs(system: System, about: Mapping[str, Any]) -> str:
     return f", num_labels={bias.shape[0]}{named}"
 
 
-def _score_lines(scores: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
-    if not scores:
+def _score_lines(result: Mapping[str, Any]) -> list[str]:
+    if not result.get("eval"):
         return ["None is recorded of these parameters."]
     rows = []
-    for name, score in scores.items():
+    for name, score in result["eval"].items():
         spread = f" ± {score['std']:.4f}" if len(score["per_trial"]) > 1 else ""
         rows.append(f"| {name} | {_number(score['mean'])}{spread} | {score['n_examples']:,} |")
-    return ["| set/metric | value | n |", "|---|---|---|", *rows]
+    table = ["| set/metric | value | n |", "|---|---|---|", *rows]
+    other = result.get("scored_with", {})  # than it was trained with, which the card tells below
+    told = ", ".join(f"{k} = {_code(str(v))}" for k, v in other.items())
+    return [*table, "", f"They are of an evaluation with {told}."] if told else table
 
 
 def _threshold_lines(of_labels: Mapping[str, float]) -> list[str]:

@@ -99,8 +99,8 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         }
         if peft:
             about |= {"fitted": dict(system.fitted), "base_sha256": frozen_digest(frozen)}
-        scores = _scores(workdir, sha256)
-        text = card.model_card(system, kind, about, scores, defaults.default())
+        result = _result(workdir, sha256)
+        text = card.model_card(system, kind, about, result, defaults.default())
         (scratch / "README.md").write_text(text, encoding="utf-8")
         about["files"] = _files(scratch)
         (scratch / MARK).write_text(json.dumps(about, indent=1) + "\n")
@@ -213,10 +213,8 @@ def _real_rows(config: ConfigDict) -> tuple[str, Rows]:
     raise InputError("config.data.test, dev and train are all ''; there is no row to compare on")
 
 
-def _scores(workdir: Path, sha256: str) -> dict[str, Any] | None:
-    """The 'eval' object of result.json; None where it is of other parameters than these."""
+def _result(workdir: Path, sha256: str) -> dict[str, Any]:
+    """The object of result.json; {} where it is of other parameters than these."""
     path = workdir / "result.json"
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text())
-    return result.get("eval", {}) if result.get("params_sha256") == sha256 else None
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    return result if result.get("params_sha256") == sha256 else {}
