@@ -147,6 +147,8 @@ def test_a_lost_program_leaves_the_others_be(run_here, tmp_path):
     assert "group 0: loss is not finite at step" in run.err
     assert run.result["eval"]["test/accuracy"]["per_trial"][0] is None
     assert run.result["best_trial"] == 1
+    log = (run.workdir / "log.txt").read_text().splitlines()
+    assert log[-1] == run.err.splitlines()[-1] and log[-1].startswith("results: ")
     asked = [f"--config.predict.input={write_jsonl(tmp_path / 'in.jsonl', reviews(3, 5))}"]
     asked += ["--mode=predict", "--config.predict.trial=0"]
     done = run_here(tmp_path / "one", *flags, of([lost, {"seed": 1}]), *asked)

@@ -201,7 +201,7 @@ def _last_words(
     return lines
 
 
-def _writer(config: ConfigDict, workdir: Path) -> Writer:
+def adding_writer(config: ConfigDict, workdir: Path) -> Writer:
     """One that adds to the record of a run and removes nothing from it."""
     return Writer(
         workdir,
@@ -224,7 +224,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> tuple[System, dict[str, dict[
     if not system.sets:
         raise InputError("config.data.dev and config.data.test are both ''; nothing to evaluate on")
     params, step = trained_params(system, workdir, optim.make_optimizer(config, 1), lines.append)
-    programs, writer = eval_programs(system), _writer(config, workdir)
+    programs, writer = eval_programs(system), adding_writer(config, workdir)
     try:
         for line in lines:
             writer.say(line)

@@ -7,7 +7,7 @@ and eval take like any other; WORKDIR has the record of all of them.
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ from bert_ft.errors import EXIT_DONE, InputError, NotFinite
 from bert_ft.train import phases
 from bert_ft.train.barriers import share
 from bert_ft.train.ensemble import Members
-from bert_ft.train.finish import evaluate, require_metric
+from bert_ft.train.finish import adding_writer, evaluate, require_metric
 from bert_ft.train.gather import (
     STOPPED,
     gather,
@@ -32,7 +32,6 @@ from bert_ft.train.gather import (
 from bert_ft.train.group import Group, Prune, make_group, programs_of_trials
 from bert_ft.train.held import Held
 from bert_ft.train.loop import Voice, open_writer
-from bert_ft.train.processes import tell
 from bert_ft.train.record import write_json
 from bert_ft.train.refuse import check_meta
 from bert_ft.train.start import checkpoints, scored
@@ -98,8 +97,7 @@ def run_trials(
                 (workdir / f"group_{g}" / "metrics.jsonl", own) for g, own in enumerate(numbers_of)
             ]
             merged_metrics(parts, workdir / "metrics.jsonl")
-        for line in gather(config, workdir, settings):
-            tell(line)
+        _gather(config, workdir, settings)
     return EXIT_DONE
 
 
@@ -134,8 +132,14 @@ def evaluate_trials(config: ConfigDict, workdir: Path) -> None:
             evaluate(own, workdir / "trials" / name)
         if jax.process_index() == 0:
             write_json(path, {**together, "mean_prediction": members.mean_prediction()})
-    for line in gather(config, workdir, settings) if jax.process_index() == 0 else ():
-        tell(line)
+    if jax.process_index() == 0:
+        _gather(config, workdir, settings)
+
+
+def _gather(config: ConfigDict, workdir: Path, settings: list[trials.Settings]) -> None:
+    with closing(adding_writer(config, workdir)) as writer:
+        for line in gather(config, workdir, settings):
+            writer.say(line)
 
 
 def _wider(group: Group) -> str:
