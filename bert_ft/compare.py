@@ -172,7 +172,7 @@ def _as_recorded(judged: Judged, result: dict[str, Any], metric: str, run: Path)
             "accepted: runs with a score, or another --metric"
         )
     recorded = (result.get("eval", {}).get(f"test/{metric}") or {}).get("mean")
-    if recorded is not None and abs(recorded - judged.whole) > 1e-5:
+    if recorded is not None and abs(recorded - judged.whole) > 1e-5 * max(1, abs(recorded)):
         raise InputError(
             f"{_file(run)}: its rows give {metric} {judged.whole:.6f}, its result.json says "
             f"{recorded:.6f}; score it again with --mode=eval"

@@ -157,6 +157,9 @@ def test_labels_that_differ_by_blanks_only(tokenizer):
 
 def test_a_label_that_training_lacked_may_count_as_wrong(tokenizer):
     scoring = task(task__unseen_labels="score")
+    named, strange = {**FITTED, "names": ["no", "yes"]}, rows(text=["a", "b"], label=[1, "yes"])
+    with pytest.raises(InputError, match="'yes' is not among the training .*but the name of one"):
+        scoring.encode(strange, tokenizer, 9, named)
     source = rows(text=["a", "b", "c", "d"], label=[1, 2, 0, 3])
     data = scoring.encode(source, tokenizer, 9, FITTED)
     assert data.fitted == {**FITTED, "unseen": ["2", "3"]}

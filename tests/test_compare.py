@@ -12,7 +12,9 @@ from conftest import ROOT, write_jsonl
 from bert_ft import compare
 from bert_ft.errors import InputError
 from bert_ft.evals.judge import judge
+from bert_ft.evals.metrics import rmse
 from bert_ft.evals.paired import Judged, difference
+from bert_ft.tasks.regression import shortest
 
 
 def right_or_wrong(seed, count, share):
@@ -111,6 +113,10 @@ def test_scores_of_each_kind_of_rows():
     assert judge(ranks, "mae", "").whole == pytest.approx(wrong)
     assert judge(RATINGS, "pearson", "").whole == pytest.approx(scipy.stats.pearsonr(x, y)[0])
     assert judge(RATINGS, "spearman", "").whole == pytest.approx(scipy.stats.spearmanr(x, y)[0])
+    prices = np.float32(325470.28) * (1 + np.arange(9, dtype=np.float32) / 7)
+    sold = [{"text": "t", "label": shortest(p), "prediction": 3e5} for p in prices]
+    error = rmse(prices, np.full(9, 3e5))
+    assert judge(sold, "rmse", "").whole == pytest.approx(error, rel=1e-12)
     assert judge(ENTITIES, "f1", "").whole == pytest.approx(2 * 3 / (6 + 3))
     two = [{**row, "label": [*row["label"], {**SPAN, "type": "A/B"}]} for row in ENTITIES]
     assert judge(two, "f1/X", "").whole == pytest.approx(2 * 3 / (6 + 3))

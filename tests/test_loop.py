@@ -87,7 +87,9 @@ def test_a_score_of_other_keys_than_the_trainings_says_so(run_here, tmp_path):
     done = run_here(tmp_path / "run", *flags).ok()
     assert "scored_with" not in done.result
     other = "--config.task.positive_label=negative"
-    again = run_here(tmp_path / "run", other, "--config.train.steps=9", "--mode=eval").ok()
+    learnt = ("--config.task.label_names=bad,good", "--config.train.steps=9")  # changes nothing
+    again = run_here(tmp_path / "run", other, *learnt, "--mode=eval").ok()
+    assert '-> "bad,good" (stays as trained)' in again.err
     assert again.result["scored_with"] == {"task.positive_label": "negative"}
     rows = read_jsonl(tmp_path / "run" / "predictions" / "test.jsonl")
     gold, said = ([row[side] for row in rows] for side in ("label", "prediction"))

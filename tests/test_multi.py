@@ -20,6 +20,7 @@ from bert_ft.methods.registry import make_methods
 from bert_ft.models import hf
 from bert_ft.models.heads import Model
 from bert_ft.parts import part_configs
+from bert_ft.tasks.multilabel import MultiLabel
 from bert_ft.tasks.parted import both, merged, single
 from bert_ft.tasks.registry import make_task
 from bert_ft.tasks.weighting import chance_loss
@@ -348,6 +349,21 @@ def test_the_loss_of_a_guess_at_chance(files):
     tags = len(data.fitted["slots"]["labels"])
     assert chance_loss(task.parts["slots"], "slots", data.fitted["slots"]) == np.log(tags)
     assert chance_loss(task.parts["good"], "good", data.fitted["good"]) == 1.0
+
+
+def test_the_loss_of_a_guess_at_chance_of_weighted_labels():
+    labels = [["a"], ["b"], ["b"], *[[]] * 17]
+    rows = Rows({"text": ["t"] * 20, "label": labels}, None, "x", ())
+    task = MultiLabel(small.config(task__name="multilabel", task__class_weights="balanced"))
+    fitted = task.fit(rows)
+    batch = {"weight": np.ones(20), **task.targets(rows, fitted)}
+    guess = {
+        "logits": np.zeros((20, 2), np.float32),
+        "class_weights": np.asarray(fitted["weights"]),
+    }
+    total, count, _ = task.loss(guess, batch)
+    assert chance_loss(task, "", fitted) == pytest.approx(float(total / count))
+    assert chance_loss(task, "", {**fitted, "weights": [], "positives": []}) == np.log(2)
 
 
 TWO = {

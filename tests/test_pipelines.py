@@ -101,13 +101,15 @@ def test_the_card_has_the_thresholds(bert):
 
 def test_the_card_says_how_answers_are_read():
     def of(fitted, **task):
-        system = SimpleNamespace(task=SimpleNamespace(**task), fitted=fitted)
+        threshold = fitted.get("null_threshold", 0.0)
+        task = SimpleNamespace(**task, threshold=lambda _: threshold)
+        system = SimpleNamespace(task=task, fitted=fitted)
         return card._reading_lines(system, {"mean": 0.0, "scale": 1.0})
 
     assert of({}) == of({"scheme": "IOB2"}, decode="argmax") == []
-    assert of({"scheme": "plain"}, decode="viterbi") == of({}, null_threshold=0.0) == []
+    assert of({"scheme": "plain"}, decode="viterbi") == of({}) == []
     assert "a legal sequence of BIOES" in of({"scheme": "BIOES"}, decode="viterbi")[2]
     assert "tensors `crf.*`" in of({"scheme": "IOB2"}, decode="crf")[2]
     some = {"unanswerable": True}
-    assert "more than 0.0000" in of(some, null_threshold=0.0)[2]
-    assert "more than -1.2500" in of({**some, "null_threshold": -1.25}, null_threshold=0.0)[2]
+    assert "more than 0.0000" in of(some)[2]
+    assert "more than -1.2500" in of({**some, "null_threshold": -1.25})[2]

@@ -156,6 +156,9 @@ def test_class_weights_of_a_config():
         Classification(config(task__class_weights="1,2,3")).fit(rows)
     with pytest.raises(InputError, match="positive_label is 'c'; accepted: 'a', 'b'"):
         Classification(config(task__positive_label="c")).fit(rows)
+    fitted = Classification(config()).fit(rows)
+    with pytest.raises(InputError, match="positive_label is 'c'; accepted: 'a', 'b'"):
+        Classification(config(task__positive_label="c")).about(rows, fitted)  # of an evaluation
 
 
 def test_f1_is_of_the_positive_label():
@@ -330,7 +333,7 @@ def test_numbers_that_float32_can_t_tell_apart_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["regression", "ordinal"])
-@pytest.mark.parametrize("label", ["six", 6, -1, "nan", "", True, [1]])
+@pytest.mark.parametrize("label", ["six", 6, -1, "nan", "", True, [1], 10**400, "1e39"])
 def test_a_rating_that_is_none(kind, label):
     task = TASKS[kind](config(task__name=kind, task__range="1,5"))
     with pytest.raises(InputError, match=r"^set.csv:4: label is .*accepted: a number from 1 to 5"):

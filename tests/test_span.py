@@ -374,6 +374,9 @@ def test_the_null_threshold_is_chosen_on_dev(data):
     assert task().score(predicted, tuned)["f1"] == pytest.approx(max(scores))
     assert max(scores) > task().score(predicted, data)["f1"]
     assert task(task__choose_null=False).tune(predicted, data) == {}
+    for asked in (-100.0, 0.0, 100.0):  # a later evaluation may ask for its own
+        own = task(task__choose_null=False, task__null_threshold=asked)
+        assert own.score(predicted, tuned) == own.score(predicted, data)
     answered = dataclasses.replace(data, fitted={"unanswerable": False})
     assert task().tune(predicted, answered) == {}
 

@@ -152,6 +152,7 @@ def _of_probabilities(rows: Sequence[Row], name: str, positive: str) -> Judged:
 
 def _regression(rows: Sequence[Row], metric: Callable[..., float]) -> Judged:
     values = np.array([[row["label"], row["prediction"]] for row in rows], float)
+    values[:, 0] = values[:, 0].astype(np.float32)  # as it was scored, not as it is written
     return Judged(values, lambda values: metric(*values.T))
 
 

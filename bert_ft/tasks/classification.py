@@ -149,23 +149,33 @@ class Classification(SequenceTask):
                 f"config.task.label_names is {', '.join(names)}; accepted: another name for each "
                 f"of the labels {', '.join(labels[:20])}"
             )
-        if self.positive and self.positive not in names:
-            raise InputError(
-                f"config.task.positive_label is {self.positive!r}; accepted: "
-                f"{', '.join(map(repr, names[:20]))}"
-            )
+        fitted = {"labels": labels, "names": names}
+        self._require_positive(fitted)
         count = Counter(values)
         counts = np.asarray([count[label] for label in labels])
         weights = class_weights(self.weighting, counts, len(values), labels, self.beta)
-        fitted = {"labels": labels, "names": names}
         return {**fitted, "weights": weights} if weights else fitted
 
     def about(self, rows: Rows, fitted: Mapping[str, Any]) -> Mapping[str, Any]:
         """With 'unseen', where those are scored: the labels of these rows that training lacks."""
+        self._require_positive(fitted)  # of an evaluation it may be another
         if not self.score_unseen or self.label not in rows.columns:
             return fitted
         unseen = sorted({*self._labels(rows)} - {*fitted["labels"]})
+        if alike := [label for label in unseen if label in fitted["names"]]:
+            raise InputError(
+                f"{rows.origin}: label {alike[0]!r} is not among the training labels "
+                f"({', '.join(fitted['labels'][:20])}), but the name of one of them; accepted: "
+                "their labels, or other config.task.label_names"
+            )
         return {**fitted, "unseen": unseen}
+
+    def _require_positive(self, fitted: Mapping[str, Any]) -> None:
+        if self.positive and self.positive not in fitted["names"]:
+            raise InputError(
+                f"config.task.positive_label is {self.positive!r}; accepted: "
+                f"{', '.join(map(repr, fitted['names'][:20]))}"
+            )
 
     def targets(self, rows: Rows, fitted: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """label int32 (N,): its number, from len(fitted['labels']) on where training lacks it."""
@@ -275,7 +285,8 @@ class Classification(SequenceTask):
         self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
     ) -> dict[str, Any]:
         names, p = data.fitted["names"], predicted["probabilities"][i]
-        probabilities = {n: round(float(v), 6) for n, v in zip(names, p, strict=True)}
+        # All digits of a float32: rounded ones are alike where a model is sure, and AUC another.
+        probabilities = {n: float(str(np.float32(v))) for n, v in zip(names, p, strict=True)}
         return {"prediction": names[int(p.argmax())], "probabilities": probabilities}
 
     def sentence(self, answer: Mapping[str, Any]) -> str:

@@ -100,7 +100,8 @@ class MultiLabel(SequenceTask):
             ratio = effective_number(misses, self.beta) / effective_number(counts, self.beta)
             text = ",".join(str(r or 1.0) for r in ratio)
         weights = class_weights(text, counts, len(sets), labels, self.beta)
-        return {"labels": labels, "weights": weights}
+        fitted = {"labels": labels, "weights": weights}
+        return {**fitted, "positives": (counts / len(sets)).tolist()} if weights else fitted
 
     def about(self, rows: Rows, fitted: Mapping[str, Any]) -> Mapping[str, Any]:
         """As classification's."""

@@ -110,17 +110,18 @@ class SequenceTask:
 def number_in(
     rows: Rows, column: str, i: int, value: Any, low: float = -np.inf, high: float = np.inf
 ) -> float:
-    """Row i's value as a finite number within low and high, both included; else an InputError that
-    names the row, the value and what is accepted."""
+    """Row i's value as a number that float32 has, within low and high, both included; else an
+    InputError that names the row, the value and what is accepted."""
     try:
         number = np.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # of an integer beyond float64
         number = np.nan
-    if np.isfinite(number) and low <= number <= high:
+    if abs(number) <= float(np.finfo(np.float32).max) and low <= number <= high:
         return number
     bounded = np.isfinite(low) or np.isfinite(high)
     accepted = f"a number from {low:g} to {high:g}" if bounded else "a finite number"
-    raise InputError(f"{rows.where(i)}: {column} is {value!r}; accepted: {accepted}")
+    shown = repr(value) if len(str(value)) <= 40 else f"{str(value)[:39]}…"
+    raise InputError(f"{rows.where(i)}: {column} is {shown}; accepted: {accepted}")
 
 
 def range_of(text: str) -> tuple[float, float]:

@@ -191,8 +191,8 @@ class SpanAnswers(ReadsBoth):
     ) -> Iterator[tuple[str, list[Candidate]]]:
         """(context, its candidates, the answer first) of each source row. Where the training set
         had questions without an answer, '' is one of them, and comes first where its score exceeds
-        the best other one's by more than `task.null_threshold` (4.3), or what `tune` chose."""
-        threshold = data.fitted.get("null_threshold", self.null_threshold)
+        the best other one's by more than `threshold` (4.3)."""
+        threshold = self.threshold(data.fitted)
         for context, listed, null in self._found(predicted, data):
             if not listed:
                 listed = [null]
@@ -200,6 +200,11 @@ class SpanAnswers(ReadsBoth):
                 first = null.score - listed[0].score > threshold
                 listed = [null, *listed] if first else [listed[0], null, *listed[1:]]
             yield context, with_probabilities(listed)
+
+    def threshold(self, fitted: Mapping[str, Any]) -> float:
+        """`task.null_threshold`, or with `task.choose_null` what `tune` chose."""
+        chosen = fitted if self.choose_null else {}
+        return chosen.get("null_threshold", self.null_threshold)
 
     def tune(self, predicted: Mapping[str, np.ndarray], data: Encoded) -> dict[str, Any]:
         """{'null_threshold': the one of the best F1 on these data}, where there are questions

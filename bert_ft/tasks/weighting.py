@@ -56,7 +56,9 @@ def chance_loss(task: Any, part: str, fitted: Mapping[str, Any]) -> float:
     if task.name in ("classification", "tagging"):
         return math.log(len(fitted["labels"]))
     if task.name == "multilabel":
-        return math.log(2)
+        heavier = zip(fitted["weights"], fitted.get("positives", ()), strict=True)
+        more = sum((w - 1) * share for w, share in heavier)  # the weights are of positives alone
+        return math.log(2) * (1 + more / len(fitted["labels"]))
     if task.name == "ordinal":
         return (len(fitted["ranks"]) - 1) * math.log(2)
     if task.name == "regression" and task.scaling == "standard":

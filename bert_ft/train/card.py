@@ -47,7 +47,7 @@ def null_threshold(system: System) -> float | None:
     where every question has an answer, and for other tasks."""
     if not system.fitted.get("unanswerable"):
         return None
-    return system.fitted.get("null_threshold", system.task.null_threshold)
+    return system.task.threshold(system.fitted)
 
 
 def model_card(

@@ -25,6 +25,7 @@ OF_TRAINING = (
     *("task.mixing", "task.negatives", "task.symmetric", "task.temperature", "task.worse"),
     *("task.pairs", "task.id_dropout"),
 )
+LEARNT = ("task.label_names", "task.label_scaling")
 
 
 def check_meta(
@@ -45,7 +46,10 @@ def check_meta(
 def otherwise(config: ConfigDict, workdir: Path) -> str:
     """A line that says in what the config would have a run answer otherwise than it was trained
     to, such as in a flag that was left out; '' where in nothing."""
-    changed = [said for _, said in _unlike(config, workdir, OF_ANSWERS)]
+    changed = [
+        said + (" (stays as trained)" if _is_learnt(key, config) else "")
+        for key, said in _unlike(config, workdir, OF_ANSWERS)
+    ]
     if not changed:
         return ""
     return f"note: the config is not the one of {workdir / 'config.json'}: {few(changed, '; ')}"
@@ -53,8 +57,14 @@ def otherwise(config: ConfigDict, workdir: Path) -> str:
 
 def scored_with(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """{key: value} of what bears on the scores of dev and test, where it is not the run's own."""
-    now = flat(config)
-    return {key: now.get(key) for key, _ in _unlike(config, workdir, OF_SCORES)}
+    now, changed = flat(config), [key for key, _ in _unlike(config, workdir, OF_SCORES)]
+    return {key: now.get(key) for key in changed if not _is_learnt(key, config)}
+
+
+def _is_learnt(key: str, config: ConfigDict) -> bool:
+    """Whether training alone reads a key, and what it made of it stays."""
+    chosen = ("task.null_threshold",) if config.task.choose_null else ()
+    return key in (*LEARNT, *chosen)
 
 
 def _unlike(config: ConfigDict, workdir: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, str]]:
