@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import read_jsonl
+from conftest import read_jsonl, reviews, write_jsonl
 from safetensors.numpy import load_file, save_file
 
 from bert_ft.data.tokenizer import load_tokenizer
@@ -92,6 +92,42 @@ def test_transformers_predicts_what_we_predicted(exported, trained):
     np.testing.assert_allclose(p, ours, atol=1e-5)
     names = [model.config.id2label[i] for i in p.argmax(axis=1)]
     assert names == [a["prediction"] for a in answers]
+
+
+def test_transformers_cuts_a_text_where_we_do(exported):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert tokenizer.model_max_length == 32  # config.data.max_length
+    assert len(tokenizer("great " * 90, truncation=True)["input_ids"]) == 32
+
+
+def test_the_card_is_of_the_training_whatever_the_exports_flags(trained, run_here, tmp_path):
+    """A flag of the training that is left out is none of the export's business."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained, workdir)
+    own = json.loads((workdir / "config.json").read_text())
+    changed = {"train.seed": 5, "data.test": own["data.test"] + "?limit=20"}
+    (workdir / "config.json").write_text(json.dumps(own | changed))
+    run_here(workdir, "--mode=export", to(tmp_path / "out")).ok()
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "6 steps, seed 5" in text and f"`{changed['data.test']}`" in text
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["config"].items() >= (
+        changed.items()
+    )
+
+
+def test_a_rating_far_from_nought_is_exported(world, run_here, tmp_path):
+    """A mean of 1,000,000 is rounded in the written head by more than the outputs may differ."""
+    rows = [{**row, "y": 1e6 + 200 * row["label"] + k % 7} for k, row in enumerate(reviews(60, 3))]
+    path = write_jsonl(tmp_path / "far.jsonl", rows)
+    flags = ["--config.task.name=regression", "--config.task.label_names=", "--config.data.label=y"]
+    flags += [f"--config.data.{name}=files:{path}" for name in ("train", "test")]
+    flags += ["--config.data.dev=", "--config.train.steps=4"]
+    done = run_here(tmp_path / "run", *flags).ok()
+    run_here(done.workdir, *flags, "--mode=export", to(tmp_path / "out")).ok()
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert 0 < about["compared"]["largest_difference"]["bert_ft"] < 0.01
 
 
 def test_an_export_is_a_start_with_its_head(exported, run_cli, tmp_path):

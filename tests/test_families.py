@@ -356,6 +356,7 @@ def test_an_embedding_is_the_pooled_hidden_state_over_its_norm(pooling):
         ("num_attention_heads", 0, "num_attention_heads is 0; accepted: a whole number from 1"),
         ("hidden_size", -32, "hidden_size is -32"),
         ("layer_norm_eps", "1e-12", "layer_norm_eps is '1e-12'; accepted: a number"),
+        ("type_vocab_size", -1, "type_vocab_size is -1; accepted: a number from 0 on"),
         ("type_vocab_size", "2", "type_vocab_size is '2'; accepted: a number"),
         ("is_decoder", True, "is_decoder is true; accepted: false"),
     ],
@@ -368,12 +369,13 @@ def test_sizes_that_are_none(key, value, words):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("activation", "tanh"), ("type", "last"), ("type", "mean")]
+    ("key", "value"),
+    [("activation", "tanh"), ("type", "last"), ("type", "mean"), ("use_proj", False)],
 )
 def test_a_choice_that_is_summed_up_otherwise_is_made_anew(key, value):
     raw = {"model_type": "electra", "architectures": ["ElectraForMultipleChoice"]}
     assert not families.misfit(raw, "choice")
-    assert value in families.misfit({**raw, f"summary_{key}": value}, "choice")
+    assert repr(value) in families.misfit({**raw, f"summary_{key}": value}, "choice")
 
 
 # -- heads of a checkpoint

@@ -304,6 +304,11 @@ def test_only_classification_is_told_to_name_its_labels(kind, named, tmp_path):
         stored_heads.label_order(tmp_path, raw, [["x", "y"]], kind)
     assert ("of classification: by config.task.label_names" in str(error.value)) is named
     assert str(error.value).endswith("or set config.model.head=new")
+    # What transformers calls those without names are names where the data have them.
+    unnamed = {"id2label": {str(i): f"LABEL_{i}" for i in range(3)}}
+    assert stored_heads.label_order(tmp_path, unnamed, [["x", "y", "z"]], kind) is None
+    ours = ["LABEL_0", "LABEL_2", "LABEL_1"]
+    assert stored_heads.label_order(tmp_path, unnamed, [ours], kind) == [0, 2, 1]
     for other in ({"x": "good"}, ["good", "bad"]):
         with pytest.raises(InputError, match=r"config.json: id2label is .*; accepted: an object"):
             stored_heads.label_order(tmp_path, {"id2label": other}, [["x", "y"]], kind)

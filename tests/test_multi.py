@@ -604,6 +604,10 @@ def test_a_part_is_exported_with_the_encoder(trained, run_here, tmp_path, part):
     assert about["architectures"] == [f"BertFor{kind}"]
     labels = json.loads((done.workdir / "model/task.json").read_text())["fitted"][part]["labels"]
     assert list(about["id2label"].values()) == labels
+    card = (to / "README.md").read_text()
+    scores = re.findall(r"^\| (?:dev|test)/(\S+) \|", card, re.M)
+    assert scores and all(name.startswith(f"{part}/") for name in scores)
+    assert "of the run, all its parts: `" in card
 
 
 def test_export_asks_for_a_part(trained, run_here, tmp_path):

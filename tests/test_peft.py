@@ -184,6 +184,14 @@ def test_refused(key, value, words, base, tmp_path):
         peft.read(tmp_path, flat, model.config, "sequence")
 
 
+def test_what_is_no_object_is_refused(base, tmp_path):
+    _, model, flat, _ = base
+    shutil.copytree(HERE / "peft_lora", tmp_path, dirs_exist_ok=True)
+    (tmp_path / peft.CONFIG).write_text("[]")
+    with pytest.raises(InputError, match=f"{peft.CONFIG}: a JSON list, not an object"):
+        peft.read(tmp_path, flat, model.config, "sequence")
+
+
 @pytest.mark.parametrize(
     "name, change, words",
     [

@@ -85,6 +85,8 @@ def test_csv_in_and_ids_of_any_type(predict):
         7,
         [1],
     ]
+    missing = predict([{"id": 7, "text": "a"}, {"id": float("nan"), "text": "b"}])
+    assert [(a.get("id"), a.get("line")) for a in missing] == [(7, None), (None, 2)]
     [alone] = predict([{"text": "a"}])
     assert "id" not in alone and alone["line"] == 1
 

@@ -1,5 +1,6 @@
 """Windows over contexts: every token of each is in one, characters are exact, answers are found."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,10 @@ def test_no_answer_points_to_the_first_token(tokenizer):
 
 def test_windows_that_would_not_advance(tokenizer):
     assert window_room(tokenizer, 12, 5, 3) == 4
+    left = copy.deepcopy(tokenizer)
+    left.truncation_side = "left"
+    with pytest.raises(InputError, match="truncation_side is 'left'; accepted: 'right'"):
+        window_room(left, 12, 5, 3)
     for stride in (4, 5, 100):
         with pytest.raises(InputError, match=f"task.stride is {stride}; accepted: less than 4"):
             make_windows(tokenizer, ["who"], ["the cat"], 12, 5, stride)

@@ -104,7 +104,8 @@ def tokenize(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(tokens int32 (T,), types int8 (T,), offsets int64 (N + 1,), truncated bool (N,)).
 
-    Over-long inputs are cut at the end of the (longer) text and counted; the special tokens stay.
+    Over-long inputs are cut at the end of the (longer) text, or on the side that the tokenizer's
+    truncation_side names, and counted; the special tokens stay.
     """
     tokens, types, lengths, cut = [], [], [], []
     block = 4096  # texts at a time: the tokenizer's own objects are large

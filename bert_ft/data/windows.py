@@ -35,6 +35,8 @@ class Windows:
 def window_room(tokenizer: Any, max_length: int, max_question: int, stride: int) -> int:
     """Tokens of the context in a window whose question is the longest allowed. Raises InputError
     where windows that share `stride` of them would not advance."""
+    if (side := getattr(tokenizer, "truncation_side", "right")) != "right":
+        raise InputError(f"the tokenizer's truncation_side is {side!r}; accepted: 'right'")
     special = tokenizer.num_special_tokens_to_add(pair=True)
     room = max_length - max_question - special
     if room <= stride:

@@ -175,7 +175,7 @@ _SIZES = (
 _PADDED_POSITIONS = ("roberta", "xlm-roberta")  # their positions begin after the padding's own id
 
 # How ELECTRA's head of a choice sums a text up unless its config.json says otherwise.
-_SUMMARY = {"summary_type": "first", "summary_activation": "gelu"}
+_SUMMARY = {"summary_type": "first", "summary_activation": "gelu", "summary_use_proj": True}
 
 LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
 # What a checkpoint may hold beyond its encoder: buffers, poolers, and the heads of other tasks.
@@ -211,7 +211,8 @@ def architecture(family: str, kind: str) -> str:
 def misfit(raw: Mapping[str, Any], kind: str) -> str:
     """Why the head of the checkpoint that a config.json is of can't be one of this kind; '' where
     it can."""
-    made_for, stem = (raw.get("architectures") or [""])[0], FAMILIES[raw["model_type"]].stem
+    made_for, stem = raw.get("architectures") or [""], FAMILIES[raw["model_type"]].stem
+    made_for = made_for if isinstance(made_for, str) else made_for[0]
     if not made_for or not kind:
         return ""
     if made_for not in [stem + end for end in (ARCHITECTURES[kind], *_ALSO.get(kind, ()))]:
@@ -245,8 +246,10 @@ def encoder_config(raw: Mapping[str, Any]) -> EncoderConfig:
             if field.name in _SIZES:
                 if type(raw[key]) is not int or raw[key] < 1:
                     raise ValueError(f"{key} is {raw[key]!r}; accepted: a whole number from 1 on")
-            elif type(usual) in (int, float) and type(raw[key]) not in (int, type(usual)):
-                raise ValueError(f"{key} is {raw[key]!r}; accepted: a number")
+            elif type(usual) in (int, float) and not (
+                type(raw[key]) in (int, type(usual)) and raw[key] >= 0
+            ):
+                raise ValueError(f"{key} is {raw[key]!r}; accepted: a number from 0 on")
         elif field.name in _SIZES:
             raise ValueError(f"no {key}, which a model_type of {family!r} needs")
     if fields["hidden_size"] % fields["num_attention_heads"]:

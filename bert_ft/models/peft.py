@@ -120,6 +120,8 @@ def read(
         tensors = load_file(path / TENSORS)
     except (OSError, ValueError, SafetensorError) as e:
         raise InputError(f"{path}: no adapter of peft ({CONFIG}, {TENSORS}): {e}") from None
+    if not isinstance(about, dict):
+        raise InputError(f"{path / CONFIG}: a JSON {type(about).__name__}, not an object")
     use = next((u for u, t in TYPES.items() if t == about.get("peft_type")), None)
     if use is None:
         raise InputError(

@@ -33,11 +33,13 @@ def label_order(
             f"{path / 'config.json'}: id2label is {named!r}; accepted: an object of a name by "
             'number, {"0": "…", …}; or set config.model.head=new'
         ) from None
-    if not names or not theirs or theirs == [f"LABEL_{i}" for i in range(len(theirs))]:
+    if not names or not theirs:
         return None
     for ours in names:
         if sorted(ours) == sorted(theirs) and len(set(theirs)) == len(theirs):
             return None if list(ours) == theirs else [theirs.index(label) for label in ours]
+    if theirs == [f"LABEL_{i}" for i in range(len(theirs))]:  # what transformers calls no names
+        return None
     ours = names[0]
     how = " (of classification: by config.task.label_names)" if kind == "sequence" else ""
     raise InputError(

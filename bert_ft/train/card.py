@@ -75,6 +75,7 @@ def model_card(
     gaps = ", ".join(f"{who} {gap:.1e}" for who, gap in compared["largest_difference"].items())
     versions = ", ".join(f"{package} {v}" for package, v in about["versions"].items() if v)
     name = Path(config["export.to"]).name
+    of_all = " of the run, all its parts" if config["export.part"] else ""
     lines = [
         "---",
         "library_name: transformers",
@@ -117,7 +118,7 @@ def model_card(
         f"the trained model's on {compared['rows']} rows of `{compared['of']}`. Largest absolute "
         f"difference: {gaps}.",
         "",
-        f"SHA-256 of the parameters: `{about['params_sha256']}`",
+        f"SHA-256 of the parameters{of_all}: `{about['params_sha256']}`",
         "",
     ]
     return "\n".join(lines)

@@ -30,10 +30,11 @@ from bert_ft.parts import part_configs
 from bert_ft.tasks.candidates import COLUMN, texts_of
 from bert_ft.tasks.multi import MultiTask
 from bert_ft.train import adapters, card, optim, record
-from bert_ft.train.agreement import compare
+from bert_ft.train.agreement import WHOLE, compare
 from bert_ft.train.checksum import params_sha256
 from bert_ft.train.gather import chosen
 from bert_ft.train.meaning import MARK, told
+from bert_ft.train.refuse import OF_ANSWERS
 from bert_ft.train.start import fitted_for, frozen_digest, full, trained_parts
 from bert_ft.train.system import System, assemble
 
@@ -55,7 +56,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         system, params, sha256 = _one_part(system, jax.device_get(params))
     else:
         sha256, params = params_sha256(params), jax.device_get(params)
-    kind, config = kind_of(system.model.head), system.config
+    kind, config, part = kind_of(system.model.head), system.config, config.export.part
     if not kind or not isinstance(system.encoder, EncoderConfig):
         raise InputError(f"task {system.task.name!r}: its model has no form in transformers")
     peft = config.export.format == "peft"
@@ -77,6 +78,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             problem, pooler = getattr(system.task, "problem_type", ""), _pooler(config, kind)
             hf.save(scratch, system.encoder, plain, kind, labels, problem, pooler, scale)
         system.tokenizer.save_pretrained(scratch)
+        _write_length(scratch, system, kind)
         if kind == "embedding" and not peft:
             card.write_sentence_transformer(scratch, system)
         if not peft:
@@ -87,7 +89,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
             "largest_difference": largest,
         }
         about = {
-            "config": flat(config),
+            "config": _described(config, workdir, part),
             "step": step,
             "params_sha256": sha256,
             "git_commit": record.git_commit(),
@@ -99,7 +101,7 @@ def export(config: ConfigDict, workdir: Path) -> Path:
         }
         if peft:
             about |= {"fitted": dict(system.fitted), "base_sha256": frozen_digest(frozen)}
-        result = _result(workdir, sha256)
+        result = _result(workdir, sha256, part)
         text = card.model_card(system, kind, about, result, defaults.default())
         (scratch / "README.md").write_text(text, encoding="utf-8")
         about["files"] = _files(scratch)
@@ -213,8 +215,32 @@ def _real_rows(config: ConfigDict) -> tuple[str, Rows]:
     raise InputError("config.data.test, dev and train are all ''; there is no row to compare on")
 
 
-def _result(workdir: Path, sha256: str) -> dict[str, Any]:
-    """The object of result.json; {} where it is of other parameters than these."""
+def _result(workdir: Path, sha256: str, part: str = "") -> dict[str, Any]:
+    """The object of result.json, with the scores of one part alone; {} where it is of other
+    parameters than these."""
     path = workdir / "result.json"
     result = json.loads(path.read_text()) if path.is_file() else {}
-    return result if result.get("params_sha256") == sha256 else {}
+    if result.get("params_sha256") != sha256:
+        return {}
+    scores = result.get("eval", {}).items()
+    own = {k: v for k, v in scores if not part or k.partition("/")[2].startswith(f"{part}/")}
+    return {**result, "eval": own}
+
+
+def _described(config: ConfigDict, workdir: Path, part: str) -> dict[str, Any]:
+    """The config, flat, but as the run was trained in what bears on no answer: an export needs no
+    flag of the training. A part's own data are those of the config."""
+    now, path = flat(config), workdir / "config.json"
+    own = json.loads(path.read_text()) if path.is_file() else {}
+    keys, others = ("train.",) if part else ("train.", "data."), (*OF_ANSWERS, *defaults.FREE)
+    trained = {k: v for k, v in own.items() if k.startswith(keys) and not k.startswith(others)}
+    return now | {k: v for k, v in trained.items() if k in now}
+
+
+def _write_length(directory: Path, system: System, kind: str) -> None:
+    """The tokens at which transformers cuts a text, those at which the run does. A text that the
+    run reads by windows is cut where the model's positions end, not at its first window."""
+    path = directory / "tokenizer_config.json"
+    about = json.loads(path.read_text()) if path.is_file() else {}
+    length = system.config.data.max_length if kind in WHOLE else system.encoder.positions
+    path.write_text(json.dumps({**about, "model_max_length": length}, indent=2) + "\n")

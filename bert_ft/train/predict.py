@@ -119,7 +119,9 @@ def _places(rows: Rows) -> list[dict[str, Any]]:
         for place, value in zip(places, values or (), strict=False):
             place[name] = value
     ids = rows.columns.get("id", [None] * len(rows))
-    return [place if i is None else {"id": i} for i, place in zip(ids, places, strict=True)]
+    # A table's missing value may be a NaN, which is not itself.
+    there = [i is not None and i == i for i in ids]
+    return [{"id": i} if t else place for i, t, place in zip(ids, there, places, strict=True)]
 
 
 def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
