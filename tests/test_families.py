@@ -215,6 +215,24 @@ def test_live_logits_both_directions(family, kind, tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta"])
+def test_padding_that_is_written_inside_a_text(family, tmp_path):
+    """It has no place of its own in RoBERTa's positions, and shifts those behind it."""
+    theirs = their(family, "sequence", num_labels=CLASSES)
+    theirs.save_pretrained(tmp_path)
+    model, params, _ = loaded(tmp_path, "sequence")
+    rng, pad = np.random.default_rng(2), theirs.config.pad_token_id
+    ids, types = rng.integers(2, VOCAB, (6, LENGTH)), np.zeros((6, LENGTH), int)
+    mask = (np.arange(LENGTH) < rng.integers(5, LENGTH, 6)[:, None]).astype(np.int64)
+    ids[mask == 0] = pad
+    plain = their_outputs(theirs, "sequence", ids, mask, types)
+    ids[:4, 2], ids[1:3, 3] = pad, pad
+    right = their_outputs(theirs, "sequence", ids, mask, types)
+    assert np.abs(right - plain)[:4].max(axis=1).min() > 1e-3
+    close(outputs(model, params, padded_batch(ids, mask, types))["logits"], right)
+    close(packed(ids, mask, types, 1, "logits", model, params), right)
+
+
 def masked_batch(ids, mask, types):
     """Every place a slot: row r's are those of text r."""
     slots = np.tile(np.arange(LENGTH, dtype=np.int32), (len(ids), 1))

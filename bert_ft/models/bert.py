@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from bert_ft.errors import InputError
-from bert_ft.models import attention, ops, taps
+from bert_ft.models import attention, ops, positions, taps
 from bert_ft.models.noise import Drop, Noise
 
 Batch = Mapping[str, jax.Array]
@@ -40,7 +40,7 @@ class EncoderConfig:
     family: str = "bert"  # model_type in config.json
     embedding_size: int = 0  # width of the three tables; 0 is hidden_size (ELECTRA has less)
     position_offset: int = 0  # the row of the position table for position 0 (RoBERTa: 2)
-    pad_token_id: int = 0  # kept for config.json; nothing here reads it
+    pad_token_id: int = 0  # read where position_offset is not 0
     head_activation: str = "tanh"  # between the two layers of the sequence head
 
     @property
@@ -251,7 +251,7 @@ class Encoder(nn.Module):
         if "word_shift" in batch:  # of an adversary (methods/shifts.py)
             x += batch["word_shift"]
         x += Embed(c.max_position_embeddings, width, std, name="position")(
-            batch["positions"] + c.position_offset + self._prefix_length()
+            positions.rows(batch, c.position_offset, c.pad_token_id) + self._prefix_length()
         )
         if c.type_vocab_size:  # a table of one row gives both texts of a pair the same
             types = jnp.minimum(batch["types"], c.type_vocab_size - 1)

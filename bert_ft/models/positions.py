@@ -1,10 +1,28 @@
-"""A pretrained table of positions for longer texts than it was trained on."""
+"""The table of positions: its rows, and one for longer texts than it was trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 TABLE = "encoder/position/embedding"  # its path among the parameters
+
+
+def rows(batch: Mapping[str, jax.Array], offset: int, pad: int) -> jax.Array:
+    """int32 (R, S): the row of the table for each token of a batch, `offset` more than its
+    position. Where that is not 0, as in RoBERTa's, a token `pad` that is written inside a text has
+    the row before it, the padding's own, and is not counted: as transformers has it."""
+    position = batch["positions"]
+    if not offset:
+        return position
+    pads = ((batch["tokens"] == pad) & (batch["segments"] > 0)).astype(jnp.int32)
+    so_far = jnp.cumsum(pads, axis=1)
+    begin = jnp.arange(position.shape[1]) - position  # of each token's sequence
+    within = so_far - jnp.take_along_axis(so_far - pads, begin, axis=1)
+    return offset + jnp.where(pads > 0, -1, position - within)
 
 
 def stretch(table_PxH: np.ndarray, rows: int, offset: int) -> np.ndarray:
