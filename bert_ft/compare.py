@@ -16,7 +16,7 @@ from typing import Any
 
 from bert_ft import paths
 from bert_ft.errors import EXIT_DONE, EXIT_INPUT, InputError
-from bert_ft.evals.judge import is_number, judge, positive_of
+from bert_ft.evals.judge import is_number, judge
 from bert_ft.evals.merit import lower_is_better
 from bert_ft.evals.paired import Difference, Judged, difference
 from bert_ft.evals.report import read_object, read_rows
@@ -42,9 +42,11 @@ def compare(
     first = rows[a[0]]
     for run in (*a[1:], *b):
         _same_questions(first, rows[run], a[0], run)
-    positive = {run: _positive(run, results[run], metric) for run in (*a, *b)}
-    judged = {run: judge(rows[run], metric, str(_file(run)), positive[run]) for run in (*a, *b)}
-    _same_positive({run: positive_of(rows[run], metric, positive[run]) for run in (*a, *b)}, metric)
+    judged = {
+        run: judge(rows[run], metric, str(_file(run)), _positive(run, results[run], metric))
+        for run in (*a, *b)
+    }
+    _same_positive({run: one.of for run, one in judged.items()}, metric)
     for run, one in judged.items():
         _as_recorded(one, results[run], metric, run)
     found = difference([judged[run] for run in a], [judged[run] for run in b], resamples, seed)

@@ -14,7 +14,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals.judge import judge
 from bert_ft.evals.metrics import rmse
 from bert_ft.evals.paired import Judged, difference
-from bert_ft.tasks.regression import shortest
+from bert_ft.tasks.sequence import shortest
 
 
 def right_or_wrong(seed, count, share):

@@ -92,16 +92,6 @@ def is_number(side: Any) -> bool:
         return False
 
 
-def positive_of(rows: Sequence[Row], metric: str, positive: str) -> str:
-    """The label whose score a metric is, '' for one of all labels. Arguments as of `judge`."""
-    part, _, name = f"/{metric}".rpartition("/")
-    own = rows_of_part(rows, part[1:]) if part else rows
-    if name not in ("f1", "auc") or not own or not isinstance(own[0].get("label"), str | int):
-        return ""
-    names = _classes(own)
-    return positive or (names[1] if len(names) == 2 else "")
-
-
 def _classes(rows: Sequence[Row]) -> list[str]:
     """Names in the order of the labels, as the probabilities have them."""
     known = [str(name) for name in rows[0].get("probabilities") or ()]
@@ -113,19 +103,20 @@ def _classification(rows: Sequence[Row], name: str, positive: str) -> Judged:
     names = _classes(rows)
     number = {name: i for i, name in enumerate(names)}
     values = np.array([[number[str(row[s])] for s in ("label", "prediction")] for row in rows])
+    of = (positive or names[1]) if name == "f1" else ""
 
     def score(values: np.ndarray) -> float:
         labels, guesses = values.T
         if name == "accuracy":
             return metrics.accuracy(labels, guesses)
         if name == "f1":
-            return metrics.binary_f1(labels, guesses, number.get(positive, -1) if positive else 1)
+            return metrics.binary_f1(labels, guesses, number.get(of, -1))
         confusion = metrics.confusion_matrix(labels, guesses, len(names))
         if name == "mcc":
             return metrics.matthews_correlation(confusion)
         return metrics.macro_f1(confusion)
 
-    return Judged(values, score)
+    return Judged(values, score, of)
 
 
 def _of_probabilities(rows: Sequence[Row], name: str, positive: str) -> Judged:
@@ -147,7 +138,7 @@ def _of_probabilities(rows: Sequence[Row], name: str, positive: str) -> Judged:
         seen = labels >= 0  # one that training lacks has no probability
         return metrics.brier(labels[seen], p[seen]) if seen.any() else math.nan
 
-    return Judged(values, score)
+    return Judged(values, score, names[which] if name == "auc" else "")
 
 
 def _regression(rows: Sequence[Row], metric: Callable[..., float]) -> Judged:

@@ -14,10 +14,12 @@ import numpy as np
 @dataclasses.dataclass(frozen=True)
 class Judged:
     """A run's answers to a set, reduced to what its score is made of: `values` (N, D), and the
-    score of any multiset of these rows, such as their mean."""
+    score of any multiset of these rows, such as their mean. `of`: the label that it is of, '' where
+    it is of all."""
 
     values: np.ndarray
     score: Callable[[np.ndarray], float]
+    of: str = ""
 
     @property
     def whole(self) -> float:

@@ -20,7 +20,7 @@ from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
 from bert_ft.tasks import divergence
-from bert_ft.tasks.sequence import SequenceTask
+from bert_ft.tasks.sequence import SequenceTask, shortest
 
 
 def sorted_labels(values: set[str]) -> list[str]:
@@ -286,7 +286,7 @@ class Classification(SequenceTask):
     ) -> dict[str, Any]:
         names, p = data.fitted["names"], predicted["probabilities"][i]
         # All digits of a float32: rounded ones are alike where a model is sure, and AUC another.
-        probabilities = {n: float(str(np.float32(v))) for n, v in zip(names, p, strict=True)}
+        probabilities = {n: shortest(v) for n, v in zip(names, p, strict=True)}
         return {"prediction": names[int(p.argmax())], "probabilities": probabilities}
 
     def sentence(self, answer: Mapping[str, Any]) -> str:

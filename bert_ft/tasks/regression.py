@@ -18,7 +18,7 @@ from bert_ft.errors import InputError
 from bert_ft.evals import metrics
 from bert_ft.models.bert import Batch
 from bert_ft.models.heads import Outputs, SequenceHead
-from bert_ft.tasks.sequence import SequenceTask, number_in, range_of
+from bert_ft.tasks.sequence import SequenceTask, number_in, range_of, shortest
 
 FINEST = 1e-3  # of the labels' standard deviation: what their rounding to float32 may be
 
@@ -127,11 +127,6 @@ class Regression(SequenceTask):
             f"{brief(answer['prediction'])} (label {answer.get('label', '-')}): "
             f"{self.shown(answer)}"
         )
-
-
-def shortest(value: np.float32) -> float:
-    """A float32 as the shortest decimal that stands for it: 3.8, not 3.799999952316284."""
-    return float(str(np.float32(value)))
 
 
 def rounded(value: float, scale: float) -> float:

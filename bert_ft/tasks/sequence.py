@@ -124,6 +124,11 @@ def number_in(
     raise InputError(f"{rows.where(i)}: {column} is {shown}; accepted: {accepted}")
 
 
+def shortest(value: np.float32) -> float:
+    """A float32 as the shortest decimal that stands for it: 3.8, not 3.799999952316284."""
+    return float(str(np.float32(value)))
+
+
 def range_of(text: str) -> tuple[float, float]:
     """task.range, 'LOW,HIGH' -> (low, high); '' is unbounded. ValueError for anything else."""
     if not text:

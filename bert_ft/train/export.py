@@ -22,6 +22,7 @@ from bert_ft import paths
 from bert_ft.config import cache_dir, flat
 from bert_ft.data.sources import Rows, source_of
 from bert_ft.errors import InputError
+from bert_ft.evals.report import read_object
 from bert_ft.models import families, hf
 from bert_ft.models.bert import EncoderConfig
 from bert_ft.models.heads import Model, kind_of
@@ -218,8 +219,7 @@ def _real_rows(config: ConfigDict) -> tuple[str, Rows]:
 def _result(workdir: Path, sha256: str, part: str = "") -> dict[str, Any]:
     """The object of result.json, with the scores of one part alone; {} where it is of other
     parameters than these."""
-    path = workdir / "result.json"
-    result = json.loads(path.read_text()) if path.is_file() else {}
+    result = read_object(workdir / "result.json")
     if result.get("params_sha256") != sha256:
         return {}
     scores = result.get("eval", {}).items()
@@ -230,8 +230,7 @@ def _result(workdir: Path, sha256: str, part: str = "") -> dict[str, Any]:
 def _described(config: ConfigDict, workdir: Path, part: str) -> dict[str, Any]:
     """The config, flat, but as the run was trained in what bears on no answer: an export needs no
     flag of the training. A part's own data are those of the config."""
-    now, path = flat(config), workdir / "config.json"
-    own = json.loads(path.read_text()) if path.is_file() else {}
+    now, own = flat(config), read_object(workdir / "config.json")
     keys, others = ("train.",) if part else ("train.", "data."), (*OF_ANSWERS, *defaults.FREE)
     trained = {k: v for k, v in own.items() if k.startswith(keys) and not k.startswith(others)}
     return now | {k: v for k, v in trained.items() if k in now}
@@ -241,6 +240,6 @@ def _write_length(directory: Path, system: System, kind: str) -> None:
     """The tokens at which transformers cuts a text, those at which the run does. A text that the
     run reads by windows is cut where the model's positions end, not at its first window."""
     path = directory / "tokenizer_config.json"
-    about = json.loads(path.read_text()) if path.is_file() else {}
+    about = read_object(path)
     length = system.config.data.max_length if kind in WHOLE else system.encoder.positions
     path.write_text(json.dumps({**about, "model_max_length": length}, indent=2) + "\n")
