@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 EXIT_DONE = 0
@@ -55,24 +56,24 @@ def told(error: BaseException) -> int:
         line = "interrupted; the same command goes on from the last checkpoint"
         code = EXIT_INTERRUPTED
     print(line, file=sys.stderr, flush=True)
+    if _program and code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
+        sys.stdout.flush()
+        os._exit(code)
     return code
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process. A signal may have come within a compilation, whose threads Python's own way
-    out would not survive: the exit code would be that of a segmentation fault."""
-    if code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+_program = False  # whether the process is ours to end
+
+
+def run(main: Callable[[list[str]], int]) -> NoReturn:
+    """A program from the command line. `told` ends it where a signal did, while `error` still holds
+    its frames: they may own the module that a thread of XLA compiles, which would crash without."""
+    global _program
+    _program = True
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_PREEMPTED))  # till one saves
+    sys.exit(main(sys.argv))
 
 
 def first_line(error: BaseException) -> str:
     """Of a message that may be pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def preempted_before_anything() -> None:
-    """SIGTERM while Python still imports: there is nothing to save."""
-    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(EXIT_PREEMPTED))

@@ -1,6 +1,5 @@
 """python -m bert_ft.main --config=FILE[:variant] --workdir=DIR [--mode=…] [--config.a.b=value …]"""
 
-import sys
 import time
 
 STARTED = time.monotonic()
@@ -53,5 +52,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.preempted_before_anything()
-    errors.leave(main(sys.argv))
+    errors.run(main)

@@ -59,5 +59,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    errors.preempted_before_anything()
-    errors.leave(main(sys.argv))
+    errors.run(main)

@@ -18,7 +18,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def fail_at(fault: str, workdir: Path) -> None:
     phases.within = failing
 
 
-def main() -> int:
+def main() -> NoReturn:
     number, workdir = flag("process_id"), Path(flag("workdir"))
     process, _, share = os.environ.get("OBSERVED_SHARE", "").partition(":")
     if share and process == number:
@@ -105,13 +105,15 @@ def main() -> int:
     from bert_ft import errors
     from bert_ft.main import main as program
 
-    errors.preempted_before_anything()
-    code = program(sys.argv)
-    if out:
-        about = {"tokens": Counted.read["tokens"], "writes": sorted(seen)}
-        (Path(out) / f"{number}.json").write_text(json.dumps(about))
-    return code
+    def observed(argv: list[str]) -> int:
+        code = program(argv)
+        if out:
+            about = {"tokens": Counted.read["tokens"], "writes": sorted(seen)}
+            (Path(out) / f"{number}.json").write_text(json.dumps(about))
+        return code
+
+    errors.run(observed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -98,15 +98,16 @@ def test_away_in_a_long_call(world, cache, tmp_path):
         assert re.search("preempted: nothing to save", process.stderr.read())
 
 
+@pytest.mark.parametrize("after", [0.05, 0.3])
 @pytest.mark.parametrize(("sent", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
-def test_within_a_compilation(world, cache, tmp_path, sent, code):
+def test_within_a_compilation(world, cache, tmp_path, sent, code, after):
     """XLA's threads are at work when the process ends: its exit code is its own, not a crash's."""
     program = (
         "import os, runpy, signal, threading, jax\n"
         "compile = jax.stages.Lowered.compile\n"
         "def interrupted(*args, **more):\n"
         f"    send = lambda: os.kill(os.getpid(), signal.{sent})\n"
-        "    threading.Timer(0.3, send).start()\n"
+        f"    threading.Timer({after}, send).start()\n"
         "    return compile(*args, **more)\n"
         "jax.stages.Lowered.compile = interrupted\n"
         "runpy.run_module('bert_ft.main', run_name='__main__')"
