@@ -117,7 +117,8 @@ def test_within_a_compilation(world, cache, tmp_path, sent, code, after):
     words = command(world.config, tmp_path / "run", *flags, *more)[3:]
     done = subprocess.run(
         [sys.executable, "-c", program, *words], env=environment(cache), cwd=ROOT, text=True,
-        capture_output=True, timeout=120,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), capture_output=True,
+        timeout=120,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "step 1" not in done.stderr
