@@ -205,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         a, b = ([paths.at(run) for run in side.split(",") if run] for side in (args.a, args.b))
         if not (a and b):
             raise InputError("a side has no workdir; give RUN_A and RUN_B")
+        for run in {*a, *b}:
+            if max(a.count(run), b.count(run)) > 1:
+                raise InputError(f"{run} is twice on a side; accepted: each seed's run once")
         found = compare(a, b, args.metric, args.resamples, args.seed)
         print(found["sentence"])
         if args.out:

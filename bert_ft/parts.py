@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from bert_ft.config import default, flat, nearest, typed
 from bert_ft.errors import InputError
 from bert_ft.evals.merit import lower_is_better
-from bert_ft.varying import without_trials
+from bert_ft.varying import once, without_trials
 
 OF_WHOLE = ("parts", "weights", "alpha", "weighting", "mixing")  # of config.task, and of no part
 OF_DATA = ("train", "dev", "test", "text", "text_pair", "label")
@@ -26,7 +26,7 @@ def part_configs(config: ConfigDict) -> dict[str, ConfigDict]:
     'classification' unless it says another. Raises InputError on what is not of SHAPE."""
     text = config.task.parts
     try:
-        given = json.loads(text)
+        given = json.loads(text, object_pairs_hook=once)
     except ValueError as e:
         raise InputError(f"config.task.parts is no JSON ({e}); accepted: {SHAPE}") from None
     if not isinstance(given, dict) or len(given) < 2:

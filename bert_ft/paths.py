@@ -9,9 +9,11 @@ memory-mapped or given to a library that opens files itself (`local`, `written`)
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,6 +23,7 @@ from typing import cast
 from bert_ft.errors import InputError
 
 _COPIES = ExitStack()  # of `local`, until the process ends
+_SIZES = "sizes.json"  # {file: bytes} of a cache's entry
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -81,6 +84,16 @@ def reached(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {why(e)}; is the bucket there, and may you use it?") from e
 
 
+@contextmanager
+def looked_at(path: Path) -> Iterator[None]:
+    """As `reached`, of a local path too: one that may not be seen, or is too long to be one."""
+    try:
+        with reached(path):
+            yield
+    except OSError as e:
+        raise InputError(f"{str(path)[:200]}: cannot be read: {why(e)}") from e
+
+
 def make(folder: Path) -> None:
     """The directory and its parents. In gs:// there are none, only names with slashes."""
     if not is_remote(folder):
@@ -107,7 +120,8 @@ def require_writable(path: Path, name: str) -> None:
 def new_entry(entry: Path) -> Iterator[Path]:
     """A directory to write in, on the local disk, which is renamed to `entry` at the end: an entry
     of a cache is there whole or not at all, and what fails leaves nothing. An OSError may also mean
-    that another process has written the same entry first."""
+    that another process has written the same entry first. `is_whole` tells of one that has lost
+    files since."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         prefix=".making-", dir=entry.parent, ignore_cleanup_errors=True
@@ -115,7 +129,22 @@ def new_entry(entry: Path) -> Iterator[Path]:
         made = Path(scratch) / entry.name
         made.mkdir()  # the scratch directory is closed to other users, who may share the cache
         yield made
+        sizes = {str(f.relative_to(made)): f.stat().st_size for f in files_below(made)}
+        (made / _SIZES).write_text(json.dumps(sizes))
         os.rename(made, entry)
+
+
+def is_whole(entry: Path) -> bool:
+    """Whether an entry of a cache is there with all its files. One that is not, as where old files
+    of a disk are deleted or a machine has crashed, is removed."""
+    try:
+        sizes = json.loads((entry / _SIZES).read_text())
+        if all((entry / name).stat().st_size == size for name, size in sizes.items()):
+            return True
+    except (OSError, ValueError):
+        pass
+    shutil.rmtree(entry, ignore_errors=True)
+    return False
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bert_ft.config import default, flat
 from bert_ft.errors import InputError
-from bert_ft.varying import Settings, key_of, known
+from bert_ft.varying import Settings, key_of, known, once
 
 KINDS = ("uniform", "log", "int", "choice")
 SHAPE = '{"learning_rate": {"log": [1e-5, 1e-3]}, "dropout": {"uniform": [0, 0.3]}}'
@@ -35,7 +35,7 @@ class Dimension:
 def parsed(text: str, where: str) -> list[Dimension]:
     """A space, read. Raises InputErrors that begin with `where` it was given."""
     try:
-        given = json.loads(text)
+        given = json.loads(text, object_pairs_hook=once)
     except ValueError as e:
         raise InputError(f"{where} is no JSON ({e}); accepted: {SHAPE}") from None
     if not isinstance(given, dict) or not given:

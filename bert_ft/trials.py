@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from bert_ft import space
 from bert_ft.config import fixed, flat
 from bert_ft.errors import InputError
-from bert_ft.varying import VARYING, Settings, known, said, without_trials
+from bert_ft.varying import VARYING, Settings, known, once, said, without_trials
 
 SHAPE = '{"seed": [0, 1, 2], "learning_rate": [2e-5, 5e-5]}, or a list of objects'
 MOST = 10_000  # more are a mistake in the product
@@ -61,7 +61,7 @@ def parsed(text: str) -> list[Settings]:
     if not text:
         return [{}]
     try:
-        given = json.loads(text)
+        given = json.loads(text, object_pairs_hook=once)
     except ValueError as e:
         raise InputError(f"config.trials is no JSON ({e}); accepted: {SHAPE}") from None
     count = len(given) if isinstance(given, list) else 0

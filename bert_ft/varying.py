@@ -24,6 +24,17 @@ ONE_FOR_ALL = (*FREE, "trial.")
 Settings = dict[str, Any]  # {config key: value} of a trial
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object_pairs_hook of `json`, by itself silent of a key that comes twice, whose last value
+    counts. Raises ValueError on one."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r} is given twice")
+        found[key] = value
+    return found
+
+
 def without_trials(config: ConfigDict) -> None:
     """Resets what only a run of trials has, in the config given, which is unlocked."""
     config.trials, config.mesh.trial, t = "", 1, config.trial

@@ -366,7 +366,8 @@ def test_word_lists(tmp_path):
 
 def test_paraphrases_of_a_function_or_a_file(tmp_path, monkeypatch):
     (tmp_path / "spoken.py").write_text(
-        "def again(texts):\n    return [[t + ' indeed'] if 'film' in t else [] for t in texts]\n"
+        "def again(texts):\n"
+        "    return [[t + ' indeed', ' '] if 'film' in t else [''] for t in texts]\n"
         "def wrong(texts):\n    return texts[:1]\n"
         "def broken(texts):\n    return texts.more\n"
     )
@@ -393,7 +394,7 @@ def test_paraphrases_of_a_function_or_a_file(tmp_path, monkeypatch):
     file.write_text("a day\tone day\n")
     found = versions(source, [("paraphrase", 1.0)], paraphrases=str(file))
     assert found.read().columns["text"] == ["a film", "one day"] * 2
-    file = write_jsonl(tmp_path / "p.jsonl", [{"text": " a day\n", "paraphrases": ["one day"]}])
+    file = write_jsonl(tmp_path / "p.jsonl", [{"text": " a day\n", "paraphrases": ["", "one day"]}])
     source = Given(text=["a film", " a day\n"])
     found = versions(source, [("paraphrase", 1.0)], 1, paraphrases=str(file))
     assert found.read().columns["text"] == ["a film", "one day"]

@@ -245,6 +245,11 @@ def test_refused(runs, spoil, words, capsys):
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_a_run_twice_is_refused(runs, capsys):
+    assert compare.main([f"{runs[0]},{runs[0]}", str(runs[1])]) == 2
+    assert "is twice on a side" in capsys.readouterr().err
+
+
 def test_a_rank_is_the_number_that_a_regression_has(tmp_path):
     sides = []
     for name, of in (("ranks", str), ("numbers", float)):

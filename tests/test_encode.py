@@ -209,12 +209,28 @@ def test_another_process_may_have_been_first(tokenizer, tmp_path, monkeypatch):
     assert [p.name for p in (tmp_path / "encoded").iterdir()] == [kept.name]
 
 
+@pytest.mark.parametrize("lost", ["about.json", "row.npy", "field.label.npy", "sizes.json", ""])
+def test_an_entry_that_has_lost_a_file_is_made_again(tokenizer, tmp_path, lost):
+    whole = made(source(), tokenizer, tmp_path)
+    tokens, labels = whole.tokens.copy(), whole.fields["label"].copy()
+    [entry] = (tmp_path / "encoded").iterdir()
+    if lost:
+        (entry / lost).unlink()
+    else:
+        (entry / "tokens.npy").write_bytes(b"")
+    again = made(source(), tokenizer, tmp_path)
+    np.testing.assert_array_equal(again.tokens, tokens)
+    np.testing.assert_array_equal(again.fields["label"], labels)
+
+
 def test_skipped_rows_are_said_and_kept(tokenizer, tmp_path):
     said = []
     skipped = ("fixed.csv:9: 3 fields, not 2",)
     out = made(source(skipped=skipped), tokenizer, tmp_path, say=said.append)
     assert "skipped 1 rows" in said[0] and "fixed.csv:9: 3 fields, not 2" in said[1]
-    assert made(source(), tokenizer, tmp_path).skipped == ["fixed.csv:9: 3 fields, not 2"]
+    first, said = [*said], []
+    again = made(source(), tokenizer, tmp_path, say=said.append)
+    assert again.skipped == ["fixed.csv:9: 3 fields, not 2"] and said == first
     assert tuple(out.skipped) == skipped
 
 

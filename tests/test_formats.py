@@ -1,6 +1,7 @@
 """Each format: what it reads, what it refuses and in which words, and round trips."""
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -53,6 +54,16 @@ def test_headerless_tsv_by_position_and_byte_order_mark(tmp_path):
     assert list(read(path, header="no")[0].columns) == ["column_0", "column_1"]
     renamed, _ = read(path, header="yes", columns="id,text")
     assert renamed.columns == {"id": ["2"], "text": ["two"]} and renamed.lines == [2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16-le", "utf-16"])
+@pytest.mark.parametrize("bad", [b"", b"\xff,1\n"])
+def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path, encoding, bad):
+    start = b"" if encoding in ("utf-8-sig", "utf-16") else "\ufeff".encode(encoding)
+    content = start + '"1",a\n0,b\n'.encode(encoding)
+    path = written(tmp_path, "a.csv", content + bad * encoding.startswith("utf-8"))
+    table, _ = read(path, "skip", encoding=encoding, columns="label,text")
+    assert table.columns == {"label": ["1", "0"], "text": ["a", "b"]}
 
 
 def test_quoting_none_keeps_quotes(tmp_path):
@@ -186,6 +197,17 @@ def test_parquet(tmp_path):
     table, _ = read(tmp_path / "a.parquet")
     assert table.columns == {"text": ["a", "b"], "n": [[1], []]} and table.lines is None
     assert "not Parquet" in refusal(written(tmp_path, "b.parquet", "text\n"))
+    path = tmp_path / "c.parquet"
+    for kind, buffer, said in (
+        (pa.string(), b"\xff\xfe", "column 'odd': 'utf-8' codec can't decode"),
+        (pa.timestamp("s"), (10**12).to_bytes(8, "little"), "column 'odd': "),
+    ):
+        ends = [] if kind != pa.string() else [pa.py_buffer(b"\0\0\0\0\2\0\0\0")]
+        odd = pa.Array.from_buffers(kind, 1, [None, *ends, pa.py_buffer(buffer)])
+        pq.write_table(pa.table({"text": ["a"], "odd": odd}), path)
+        assert said in refusal(path)
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
+    assert "c.parquet: column 'text' appears twice" in refusal(path)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
@@ -198,6 +220,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 
 BAD = {
     "empty": ("a.csv", "", {}, ["a.csv: the file is empty"]),
+    "gzip": ("a.csv", gzip.compress(b"text\nx\n"), {}, ["a.csv: it is compressed by gzip"]),
     "header only": ("a.csv", "text,label\n", {}, ["a.csv: the file has a header and no rows"]),
     "an array": ("a.json", '[\n{"text": "a"}\n]\n', {}, ["a.json:1: a JSON array", "lines=True"]),
     "an array in a line": ("a.jsonl", '[{"text": "a"}]', {}, ["a.jsonl:1: a JSON array"]),

@@ -45,6 +45,15 @@ def test_it_is_what_transformers_reads(path, tmp_path, monkeypatch, start):
     assert contents(tmp_path / "kept") == contents(tmp_path / "true") != {}
 
 
+def test_an_entry_that_has_lost_its_files_is_made_again(path, tmp_path):
+    KeptTokenizer(path, tmp_path / "cache").save_pretrained(tmp_path / "before")
+    [entry] = (tmp_path / "cache" / "tokenizers").iterdir()
+    for file in (entry / "files").iterdir():
+        file.unlink()
+    KeptTokenizer(path, tmp_path / "cache").save_pretrained(tmp_path / "after")
+    assert contents(tmp_path / "after") == contents(tmp_path / "before") != {}
+
+
 def test_it_reads_what_it_does_not_keep(path, tmp_path):
     true = load_tokenizer(path)
     for kept in (KeptTokenizer(path, tmp_path / "cache") for _ in range(2)):

@@ -477,6 +477,7 @@ def test_the_example_of_readme():
     ("parts", "words"),
     [
         ("{", ["config.task.parts is no JSON"]),
+        ('{"a": {}, "b": {}, "a": {}}', ["config.task.parts", "'a' is given twice"]),
         ("{}", ["two parts or more"]),
         ('{"a": {"data.labl": "x"}, "b": {}}', ["'a'", "data.labl", "did you mean data.label"]),
         ('{"a": {"task.stride": "x"}, "b": {}}', ["'a'", "task.stride", "int"]),

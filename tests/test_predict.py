@@ -166,7 +166,9 @@ def test_rows_without_an_id_are_named_by_file_and_line():
         {"file": "y.csv", "line": 1},
     ]
     assert _places(Rows(columns, None, "x.parquet")) == [{}, {}]
-    assert _places(Rows({**columns, "id": [7, None]}, [1, 3], "x")) == [{"id": 7}, {"line": 3}]
+    for blank in (None, float("nan"), "", " "):
+        ids = {**columns, "id": [7, blank]}
+        assert _places(Rows(ids, [1, 3], "x")) == [{"id": 7}, {"line": 3}]
 
 
 def test_a_text_has_no_name_of_a_place(trained, run_here, tmp_path):

@@ -247,6 +247,20 @@ def test_rows_with_labels_of_other_kinds(task, ways, world, run_here, ask, tmp_p
         assert found["margin"][row["text"]] == pytest.approx(np.mean(doubt), abs=5e-6)
 
 
+def test_words_in_a_list_are_the_text_that_they_make(world, run_here, ask, tmp_path):
+    rows = reviews(40, 1)
+    words = [{**row, "text": row["text"].split()} for row in rows]
+    own = f"--config.data.train=files:{write_jsonl(tmp_path / 'own.jsonl', words)}"
+    run_here(tmp_path / "run", own, "--config.train.steps=2").ok()
+    texts = [*(row["text"] for row in rows), "a text that is new"]
+    pool = write_jsonl(tmp_path / "pool.jsonl", [{"text": text} for text in texts])
+    out = tmp_path / "out.jsonl"
+    asking = (own, f"--pool=files:{pool}", "--n=1", "--by=random", f"--out={out}")
+    code, _, err = ask(tmp_path / "run", *asking)
+    assert code == 0, err
+    assert [row["text"] for row in read_jsonl(out)] == ["a text that is new"]
+
+
 def test_rows_of_words(world, run_here, ask, tmp_path):
     """Long sentences have several windows; one has no words."""
     rows = [{"tokens": r["text"].split(), "tags": ["O"] * len(r["text"].split())}

@@ -374,6 +374,7 @@ def test_hf_saved_to_disk(saved, tmp_path):
     assert first != fingerprint(f"hf:{saved}:dev", tmp_path)
     assert "name a split; it has train, dev" in refusal(f"hf:{saved}", tmp_path)
     assert "no split 'test'; it has train, dev" in refusal(f"hf:{saved}:test", tmp_path)
+    assert "saved as one set, without splits" in refusal(f"hf:{saved}/train:test", tmp_path)
 
 
 def test_hf_directory_of_data_files(tmp_path, monkeypatch):
@@ -403,3 +404,29 @@ def test_a_directory_of_other_files(tmp_path):
     said = refusal(f"files:{tmp_path / 'some'}", tmp_path)
     assert "some: a directory without seq.in, seq.out, label; accepted: " in said
     assert "DIR/*.csv" in said
+
+
+def test_a_row_without_lines_has_its_number_in_its_own_file(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="the [parquet] extra is not installed")
+    import pyarrow.parquet as pq
+
+    for name, count in (("a", 10), ("b", 4)):
+        texts = [f"{name} {i}" for i in range(count - 1)] + [None]
+        table = pa.table({"text": texts, "n": [*range(count)]})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    whole = rows_of(f"files:{tmp_path}/[ab].parquet", tmp_path)
+    assert [whole.where(i) for i in (9, 13)] == [
+        f"{tmp_path}/a.parquet row 9",
+        f"{tmp_path}/b.parquet row 3",
+    ]
+    some = rows_of(f"files:{tmp_path}/a.parquet?where=n!=0&where=n!=4", tmp_path)
+    with pytest.raises(InputError, match="a.parquet row 9: no value in column 'text'"):
+        some.column("text")
+    assert some.take([7, 0]).take([1]).where(0) == f"{tmp_path}/a.parquet row 1"
+
+
+def test_a_text_in_the_place_of_a_path(tmp_path, table):
+    text = "a film " * 40
+    for uri in (f"files:{text}", f"files:{table}?join={text};on=text"):
+        assert "a film a film" in (said := refusal(uri, tmp_path)) and "File name too long" in said
+    assert "accepted: files:PATH" in refusal(text, tmp_path)

@@ -51,6 +51,7 @@ def test_draws_fill_the_range():
     "given, words",
     [
         ("{", "--space is no JSON"),
+        ('{"seed": {"int": [0, 1]}, "seed": {"int": [0, 9]}}', "'seed' is given twice"),
         ("[]", "--space is '[]'; accepted: {"),
         ("{}", "--space is '{}'; accepted: {"),
         ({"learning_rat": {"log": [1, 2]}}, "'learning_rat' is no key; accepted: seed"),

@@ -68,6 +68,7 @@ def test_a_trial_is_said_in_short_names():
     "given, words",
     [
         ("{seed: 1}", "is no JSON"),
+        ('{"seed": [0], "seed": [1]}', "is no JSON ('seed' is given twice)"),
         ({}, "accepted: {"),
         ([], "accepted: {"),
         ([1, 2], "accepted: {"),

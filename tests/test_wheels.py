@@ -67,6 +67,8 @@ def test_fetch_extract_and_find(index, tmp_path):
     member = f"pypi:tiny-data==1.0/tiny/data/rows.csv#sha256={digest}"
     assert wheels.data_file(member, cache) == wheels.data_file(uri, cache)
     assert wheels.model_dir(f"pypi:tiny-data==1.0/tiny/model#sha256={digest}", cache).is_dir()
+    wheels.data_file(uri, cache).unlink()  # as where old files are deleted
+    assert wheels.data_file(uri, cache).read_bytes() == CSV
     leftovers = [p for p in cache.rglob("*") if p.name.startswith(".incomplete")]
     assert leftovers == []
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from bert_ft.errors import InputError
 
 Options = dict[str, str]
+MARK = "\ufeff"  # a byte-order mark, decoded
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def load(path: Path, name: str, options: Options, bad: BadRows) -> Document:
     data = path.read_bytes()
     if not data.strip():
         raise InputError(f"{name}: the file is empty")
+    if data.startswith(b"\x1f\x8b"):
+        raise InputError(f"{name}: it is compressed by gzip; accepted: the file itself, unpacked")
     try:
         return _decoded(data, name, encoding, codec, bad)
     except (LookupError, UnicodeError):  # base64, hex, … are codecs, but none of text
@@ -86,7 +89,7 @@ def load(path: Path, name: str, options: Options, bad: BadRows) -> Document:
 
 def _decoded(data: bytes, name: str, encoding: str, codec: str, bad: BadRows) -> Document:
     try:
-        return Document(name, _split(data.decode(encoding)), {})
+        return Document(name, _split(data.decode(encoding).removeprefix(MARK)), {})
     except UnicodeDecodeError as error:
         # The bytes before the fault, less any byte-order mark, which `error` does not count.
         before = error.object[: error.start].decode(codec.removesuffix("-sig"), "ignore")
@@ -103,6 +106,7 @@ def _decoded(data: bytes, name: str, encoding: str, codec: str, bad: BadRows) ->
         except UnicodeDecodeError as error:
             lines.append(raw.decode(own, errors="replace"))  # its quotes may close other lines'
             undecodable[number] = _undecodable(error, encoding)
+    lines[0] = lines[0].removeprefix(MARK)
     return Document(name, lines, undecodable)
 
 

@@ -162,24 +162,25 @@ def encode(
     read_from = source.fingerprint()
     fingerprint = _fingerprint(read_from, task, tokenizer, max_length, fitted)
     entry = cache_dir / "encoded" / fingerprint[:32]
-    if not entry.is_dir():
+    if not paths.is_whole(entry):
         rows = source.read()
         if not len(rows):
             raise InputError(f"{source.uri}: no rows")
         for column in task.columns():
             if column not in rows.columns:
                 rows.column(column)  # says which there are
-        if rows.skipped:
-            say(f"{source.uri}: skipped {len(rows.skipped)} rows that can't be read:")
-            for line in rows.skipped[:20]:
-                say(f"  {line}")
         # A task that learns from other examples than it scores (pairs to rank) says so.
         make = task.encode if fitted is not None else getattr(task, "encode_training", task.encode)
         learnt = task.fit(_once(rows, source)) if fitted is None else fitted
         made = make(rows, tokenizer, max_length, learnt)
         made = dataclasses.replace(made, skipped=tuple(rows.skipped), source_rows=len(rows))
         _store(made, entry)
-    return dataclasses.replace(_load(entry), fingerprint=fingerprint, read_from=read_from)
+    found = _load(entry)
+    if found.skipped:
+        say(f"{source.uri}: skipped {len(found.skipped)} rows that can't be read:")
+        for line in found.skipped[:20]:
+            say(f"  {line}")
+    return dataclasses.replace(found, fingerprint=fingerprint, read_from=read_from)
 
 
 def _once(rows: Rows, source: Readable) -> Rows:

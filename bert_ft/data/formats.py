@@ -15,7 +15,7 @@ from bert_ft.data.annotated import (
 )
 from bert_ft.data.columns import BadRows, Options, Table, load, read_at, read_delimited
 from bert_ft.data.squad import read_squad
-from bert_ft.errors import InputError
+from bert_ft.errors import InputError, first_line
 
 Reader = Callable[[Path, str, Options, BadRows], Table]
 
@@ -62,9 +62,21 @@ def read_parquet(path: Path, name: str, options: Options, bad: BadRows) -> Table
         with path.open("rb") as file:
             if not file.read(1):
                 raise InputError(f"{name}: the file is empty")
-            return Table(pq.read_table(file).to_pydict(), None)
+            names = pq.ParquetFile(file).schema_arrow.names
+            for column in names:
+                if names.count(column) > 1:
+                    raise InputError(f"{name}: column {column!r} appears twice")
+            # A thread of pyarrow's that still ends when Python does has aborted the process.
+            table = pq.read_table(file, use_threads=False, pre_buffer=False)
     except pa.ArrowException as error:
-        raise InputError(f"{name}: not Parquet: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{name}: not Parquet: {first_line(error)}") from None
+    columns = {}
+    for column in names:
+        try:
+            columns[column] = table[column].to_pylist()
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            raise InputError(f"{name}: column {column!r}: {first_line(error)}") from None
+    return Table(columns, None)
 
 
 _DELIMITED = ("encoding", "header", "columns", "quoting", "delimiter")

@@ -144,6 +144,8 @@ class HuggingFace:
         name, split = found.groups()
         try:
             data = _load(datasets, name, split)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(f"{uri}: {type(error).__name__}: {_first_line(error)}") from None
         if isinstance(data, dict):
@@ -159,7 +161,11 @@ class HuggingFace:
 def _load(datasets: Any, name: str, split: str | None) -> Any:
     path = Path(name).expanduser()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return datasets.load_from_disk(str(path))
+        data = datasets.load_from_disk(str(path))
+        if split and not isinstance(data, dict) and split != str(data.split):
+            told = f"saved as one set, without splits; leave out :{split}"
+            raise InputError(f"hf:{name}:{split}: {told}")
+        return data
     if path.is_dir():
         return datasets.load_dataset(str(path), split=split)
     if name.startswith(("/", "./", "../", "~")):

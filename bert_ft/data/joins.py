@@ -115,7 +115,7 @@ def parse_join(text: str, uri: str) -> Join:
     if not left or not file:
         raise InputError(f"{uri}: join={text}; accepted: join=FILE;on=COLUMN, and FILE's format")
     path = paths.at(file)
-    with paths.reached(path):
+    with paths.looked_at(path):
         found = path.is_file()
     if not found:
         there = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []

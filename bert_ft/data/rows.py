@@ -23,7 +23,8 @@ class Rows:
     `lines` is the first line (1-based) of each row in its file, None where that has no meaning.
     `origin` is the path or URI for messages; `paths` the file of each row where there are several.
     `skipped` has 'file:line: reason' for each row left out under bad_rows='skip'. With `word_lines`
-    each word of a row has a line of its own, from the row's on.
+    each word of a row has a line of its own, from the row's on. `numbers` has each row's place in
+    its file or set, from 0; None is their order here.
     """
 
     columns: dict[str, list]
@@ -32,6 +33,7 @@ class Rows:
     skipped: tuple[str, ...] = ()
     paths: list[str] | None = None
     word_lines: bool = False
+    numbers: list[int] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), []))
@@ -39,7 +41,9 @@ class Rows:
     def where(self, i: int) -> str:
         """How messages name row i: 'path:line', or 'uri row i'."""
         path = self.paths[i] if self.paths else self.origin
-        return f"{path}:{self.lines[i]}" if self.lines else f"{path} row {i}"
+        if self.lines:
+            return f"{path}:{self.lines[i]}"
+        return f"{path} row {self.numbers[i] if self.numbers else i}"
 
     def where_word(self, i: int, k: int) -> str:
         """How messages name word k of row i: by its own line where it has one."""
@@ -79,6 +83,7 @@ class Rows:
             self.skipped,
             [self.paths[i] for i in indices] if self.paths else None,
             self.word_lines,
+            [self.numbers[i] for i in indices] if self.numbers else indices,
         )
 
 

@@ -18,6 +18,7 @@ In values, `%26`, `%23` and so on stand for `&`, `#`, ...
 import glob
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -41,10 +42,9 @@ from bert_ft.errors import InputError
 SPLITS = ("train", "dev", "test")
 
 # Part of every fingerprint: raise it when the same bytes are read as different rows than before.
-ROWS_VERSION = 3
+ROWS_VERSION = 4
 
 _ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows", "join", "flags")
-_REPEATED = ("where", "join", "flags")
 
 
 def bucket(text: str) -> int:
@@ -107,7 +107,7 @@ class Source:
         if "split" in chosen:
             by = chosen.get("split_by", self.split_by)
             try:
-                texts = [_hashed_text(value) for value in rows.column(by)]
+                texts = [joined_words(value) for value in rows.column(by)]
             except InputError as e:
                 other = "" if "split_by" in chosen else "; or add split_by= with another one's name"
                 raise InputError(f"{e} (split= goes by it{other})") from None
@@ -138,7 +138,7 @@ def open_source(
     """
     scheme, _, rest = uri.partition(":")
     if scheme not in ("files", "pypi", "tfds", "hf") or not rest:
-        there = paths.is_remote(uri) or Path(uri).exists()
+        there = paths.is_remote(uri) or os.path.exists(uri)
         hint = f"; for a file write files:{uri}" if there else ""
         raise InputError(f"data {uri!r}: accepted: files:PATH, pypi:, tfds: or hf:NAME{hint}")
     fragment = ""
@@ -178,7 +178,7 @@ def _parse_options(uri: str, scheme: str, text: str) -> list[tuple[str, str]]:
             near = get_close_matches(key, accepted, 1)
             hint = f"{', '.join(accepted)}" + (f"; did you mean {near[0]}=?" if near else "")
             raise InputError(f"{uri}: unknown option {key!r}; accepted: {hint}")
-        if key not in _REPEATED and key in dict(options):
+        if key not in ("where", "join", "flags") and key in dict(options):
             raise InputError(f"{uri}: option {key}= is given twice")
         if key == "split" and value not in SPLITS:
             raise InputError(f"{uri}: split={value}; accepted: {', '.join(SPLITS)}")
@@ -205,7 +205,7 @@ class _Files:
     @cached_property
     def paths(self) -> list[Path]:
         path = paths.at(self.location)
-        with paths.reached(path):
+        with paths.looked_at(path):
             if path.exists():
                 return [path]
             if paths.is_remote(path):
@@ -275,7 +275,8 @@ def _joined(tables: list[tuple[str, Table]], bad: BadRows, uri: str) -> Rows:
     paths = [name for name, table in tables for _ in range(len(table))] if several else None
     by_word = all(table.word_lines for _, table in tables)
     origin = uri if several else tables[0][0]
-    rows = Rows(columns, lines, origin, tuple(bad.skipped), paths, by_word)
+    numbers = [i for _, table in tables for i in range(len(table))]
+    rows = Rows(columns, lines, origin, tuple(bad.skipped), paths, by_word, numbers)
     if not len(rows):
         raise InputError(f"{uri}: it has no rows")
     return rows
@@ -312,7 +313,7 @@ def _where(rows: Rows, conditions: list[str], uri: str) -> Rows:
     return rows
 
 
-def _hashed_text(value: Any) -> str:
+def joined_words(value: Any) -> str:
     """Token lists are joined by blanks; other values count as JSON writes them."""
     if isinstance(value, list) and all(isinstance(token, str) for token in value):
         return " ".join(value)

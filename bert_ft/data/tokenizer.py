@@ -115,7 +115,7 @@ class KeptTokenizer:
         self._path = path
         entry = cache_dir / "tokenizers" / _name(path)
         self._files = entry / "files"
-        if (entry / "about.json").is_file():
+        if paths.is_whole(entry):
             about = json.loads((entry / "about.json").read_text())
         else:
             about = {"sha256": tokenizer_hash(self._read), "tokens": len(self._read)}

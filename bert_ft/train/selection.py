@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from bert_ft.data.encode import Encoded
 from bert_ft.data.prompts import with_places
-from bert_ft.data.rows import Rows, written
-from bert_ft.data.sources import source_of
+from bert_ft.data.rows import Rows
+from bert_ft.data.sources import joined_words, source_of
 from bert_ft.errors import InputError
 from bert_ft.evals import acquisition
 from bert_ft.method_checks import prompt_length
@@ -122,7 +122,9 @@ def _labelled(config: ConfigDict, uri: str, text: str) -> Rows:
 
 
 def _keys(rows: Rows, texts: list[str]) -> list[tuple[str, ...]]:
-    return list(zip(*([written(_plain(v)) for v in rows.column(c)] for c in texts), strict=True))
+    """As a task reads a row's texts, of which words in a list are one."""
+    columns = ([joined_words(_plain(v)) for v in rows.column(c)] for c in texts)
+    return list(zip(*columns, strict=True))
 
 
 def _plain(value: Any) -> Any:
