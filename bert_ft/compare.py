@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_ft import paths
+from bert_ft.config import FREE, default, flat
 from bert_ft.errors import EXIT_DONE, EXIT_INPUT, InputError
 from bert_ft.evals.judge import is_number, judge
 from bert_ft.evals.merit import lower_is_better
@@ -22,6 +23,8 @@ from bert_ft.evals.paired import Difference, Judged, difference
 from bert_ft.evals.report import read_object, read_rows
 
 LIKELY = 0.05
+# Keys that seeds of one system may differ in.
+OWN = (*FREE, "data.", "trial", "resume", "model.pretrained", "methods.distil.teacher")
 
 
 def compare(
@@ -31,11 +34,13 @@ def compare(
     sets of two systems, each the workdirs of its seeds; a run of trials is one workdir a trial. ''
     takes the first run's own metric.
 
-    Raises InputError where a run has no predictions, where the texts or labels of two runs differ,
-    where two scores are of different labels, or where predictions don't give the score of their own
-    result.json.
+    Raises InputError where the runs of a side differ in more than seeds, where one has no
+    predictions, where the texts or labels of two runs differ, where two scores are of different
+    labels, or where predictions don't give the score of their own result.json.
     """
     a, b = ([one for run in side for one in _each(run)] for side in (a, b))
+    for side in (a, b):
+        _one_system(side)
     results = {run: read_object(run / "result.json") for run in (*a, *b)}
     metric = metric or str(results[a[0]].get("metric", "accuracy"))
     rows = {run: _rows(run) for run in (*a, *b)}
@@ -100,6 +105,19 @@ def _each(run: Path) -> list[Path]:
             f"such as {run / 'trials' / str(min(ended))}, comma-separated"
         )
     return [run / "trials" / str(k) for k in ended]
+
+
+def _one_system(runs: Sequence[Path]) -> None:
+    """Raises InputError where runs of a side differ in more than seeds, whose mean is of nothing;
+    but each may have folds of the data, and a checkpoint or a teacher, of its own."""
+    systems = [{**flat(default()), **read_object(run / "config.json")} for run in runs]
+    for run, own in zip(runs, systems, strict=True):
+        for key, value in systems[0].items():
+            if own.get(key) != value and not (key.startswith(OWN) or key.endswith("seed")):
+                raise InputError(
+                    f"{run}: its {key} is {own.get(key)!r}, that of {runs[0]} {value!r}; accepted "
+                    "on a side: seeds of one system"
+                )
 
 
 def _file(run: Path) -> Path:

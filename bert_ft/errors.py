@@ -53,7 +53,7 @@ def told(error: BaseException) -> int:
     elif isinstance(error, Preempted):
         line, code = str(error), EXIT_PREEMPTED
     elif isinstance(error, KeyboardInterrupt):
-        line = "interrupted; the same command goes on from the last checkpoint"
+        line = "interrupted; the same command goes on from the last checkpoint, if there is one"
         code = EXIT_INTERRUPTED
     print(line, file=sys.stderr, flush=True)
     if _program and code in (EXIT_PREEMPTED, EXIT_INTERRUPTED):

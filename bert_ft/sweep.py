@@ -193,7 +193,7 @@ def _checked(config: ConfigDict, workdir: Path) -> list[Dimension]:
     if GROUP.value < 1 or TRIALS.value < 1 or TRIALS.value % GROUP.value:
         raise InputError(
             f"--trials={TRIALS.value} with --group={GROUP.value}; "
-            "accepted: 1 or more each, and whole groups"
+            f"accepted: 1 or more each, and whole groups, such as --group={max(TRIALS.value, 1)}"
         )
     places = min(GROUP.value, config.trial.at_once or GROUP.value)
     if places % config.mesh.trial:

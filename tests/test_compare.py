@@ -245,6 +245,18 @@ def test_refused(runs, spoil, words, capsys):
     assert words in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_a_side_is_seeds_of_one_system(runs):
+    a, *both = runs
+    for k, (run, rate) in enumerate(zip(both, (1e-3, 1e-3), strict=True)):
+        own = {"train.seed": k, "train.learning_rate": rate, "data.train": f"files:fold{k}.csv"}
+        (run / "config.json").write_text(json.dumps(own))
+    assert compare.compare([a], both, resamples=20)["seeds"] == [1, 2]
+    (both[1] / "config.json").write_text(json.dumps({"train.seed": 1, "train.learning_rate": 2e-3}))
+    with pytest.raises(InputError, match=r"b2: its train.learning_rate is 0.002, .*b 0.001"):
+        compare.compare([a], both)
+    assert compare.compare(both[:1], both[1:], resamples=20)["seeds"] == [1, 1]
+
+
 def test_a_run_twice_is_refused(runs, capsys):
     assert compare.main([f"{runs[0]},{runs[0]}", str(runs[1])]) == 2
     assert "is twice on a side" in capsys.readouterr().err

@@ -94,6 +94,11 @@ def test_transformers_predicts_what_we_predicted(exported, trained):
     assert names == [a["prediction"] for a in answers]
 
 
+def test_who_may_read_the_rest_may_read_the_weights(exported):
+    modes = {oct(file.stat().st_mode) for file in exported.iterdir() if file.is_file()}
+    assert len(modes) == 1, modes
+
+
 def test_transformers_cuts_a_text_where_we_do(exported):
     from transformers import AutoTokenizer
 

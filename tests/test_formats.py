@@ -167,6 +167,20 @@ def test_squad(tmp_path):
     assert table.columns["answers"] == [[]] and table.columns["is_impossible"] == [True]
 
 
+def test_squad_answers_that_are_not_told_are_none(tmp_path):
+    told = squad({"text": "Ada", "answer_start": 0})
+    whole = json.loads(told)
+    asked = whole["data"][0]["paragraphs"][0]["qas"]
+    asked += [{"id": "q2", "question": "x"}, {"id": "q3", "question": "y", "answers": []}]
+    asked += [{"id": "q4", "question": "z", "answers": [], "is_impossible": False}]
+    table, _ = read(written(tmp_path, "a.json", json.dumps(whole)), format="squad")
+    assert [a and len(a) for a in table.columns["answers"]] == [1, None, [], None]
+    for one in asked:
+        one.pop("answers", None)
+    table, _ = read(written(tmp_path, "b.json", json.dumps(whole)), format="squad")
+    assert "answers" not in table.columns and len(table) == 4
+
+
 def test_squad_rows_have_the_lines_of_their_ids(tmp_path):
     """One bad question is one bad row, and the others are named by their lines."""
     whole = json.loads(squad(id=7))
@@ -426,6 +440,12 @@ BAD = {
         squad(answers=None),
         {"format": "squad"},
         ["a.json:1: question 'q1': \"answers\" is 'None'; accepted: a list"],
+    ),
+    "squad impossible": (
+        "a.json",
+        squad({"text": "Ada", "answer_start": 0}, is_impossible=True),
+        {"format": "squad"},
+        ['a.json:1: question \'q1\': "is_impossible" is true beside "answers"'],
     ),
     "squad question": (
         "a.json",

@@ -243,3 +243,16 @@ def test_speed_outlives_a_stop_in_the_last_evaluation(run_here, tmp_path, monkey
     again = run_here(tmp_path / "run", *flags).ok()
     assert again.result["speed"]["step_ms_p50"] > 0 and again.result["speed"]["compiles"] > 0
     assert not list(tmp_path.rglob("speed.json"))
+
+
+def test_other_runs_may_be_named_by_relative_paths(run_here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = "--config.train.steps=2"
+    run_here(tmp_path / "a", short).ok()
+    found = [
+        run_here(tmp_path / to, short, f"--config.resume={named}").ok().result["params_sha256"]
+        for to, named in (("b", "a"), ("c", tmp_path / "a"))
+    ]
+    assert found[0] == found[1]
+    taught = ("--config.methods.use=distil", "--config.methods.distil.teacher=a")
+    run_here(tmp_path / "d", short, *taught).ok()

@@ -417,6 +417,17 @@ def test_a_run_learns_and_is_recorded(trained, run_here):
     assert (done.workdir / "report.html").exists()
 
 
+def test_other_candidates_are_noted(trained, run_here):
+    done, flags, root = trained
+    more = write_jsonl(root / "more.jsonl", faq(2, 60))
+    other = (*flags, "--mode=eval", f"--config.data.candidates=files:{more}")
+    result = run_here(done.workdir, *other).ok().result
+    assert result["scored_with"] == {"data.candidates": f"files:{more}"}
+    assert result["eval"]["test/mrr"] != done.result["eval"]["test/mrr"]
+    again = run_here(done.workdir, *flags, "--mode=eval").ok().result
+    assert "scored_with" not in again and again["eval"] == done.result["eval"]
+
+
 def test_predict_lists_the_best_stored_answers(trained, run_here):
     done, flags, root = trained
     asked = write_jsonl(root / "new.jsonl", [{"id": 7, "text": "is the plot dull to me?"}, *faq(1)])

@@ -95,6 +95,8 @@ def test_the_default_output_is_in_the_workdir(trained, run_here, tmp_path):
     path = write_csv(tmp_path / "new.csv", reviews(3, seed=8))
     run_here(trained.workdir, "--mode=predict", f"--config.predict.input={path}").ok()
     assert len(read_jsonl(trained.workdir / "predictions" / "new.jsonl")) == 3
+    again = run_here(trained.workdir, "--mode=predict", f"--config.predict.input={path}").ok()
+    assert "new.jsonl: earlier predictions are replaced" in again.err + again.out
     done = run_here(trained.workdir, "--mode=predict", f"--config.predict.input=files:{path}")
     done.refused("config.predict.input is 'files:", "what stands after files:")
     # A test set of the same name must not replace the predictions that the report shows.

@@ -168,7 +168,7 @@ def encode(
             raise InputError(f"{source.uri}: no rows")
         for column in task.columns():
             if column not in rows.columns:
-                rows.column(column)  # says which there are
+                _say_which(rows, column)
         # A task that learns from other examples than it scores (pairs to rank) says so.
         make = task.encode if fitted is not None else getattr(task, "encode_training", task.encode)
         learnt = task.fit(_once(rows, source)) if fitted is None else fitted
@@ -181,6 +181,15 @@ def encode(
         for line in found.skipped[:20]:
             say(f"  {line}")
     return dataclasses.replace(found, fingerprint=fingerprint, read_from=read_from)
+
+
+def _say_which(rows: Rows, column: str) -> None:
+    """Raises InputError on a column that a task reads and rows lack."""
+    try:
+        rows.column(column)
+    except InputError as e:
+        hint = "" if "config." in str(e) else "; see config.data.text, text_pair and label"
+        raise InputError(f"{e}{hint}") from None
 
 
 def _once(rows: Rows, source: Readable) -> Rows:

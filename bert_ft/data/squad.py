@@ -16,10 +16,11 @@ _ID = re.compile(r'"id"\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)')
 def read_squad(path: Path, name: str, options: Options, bad: BadRows) -> Table:
     """SQuAD 1.1 or 2.0 JSON -> id, title, question, context, answers, is_impossible.
 
-    `answers` is a list of {"text", "start"}, start in characters of the context. The line of a row
-    is that of its id. Bad: a question without id, text or context, an answer that is not in the
-    context at its start, a lone surrogate, and what is not of the layout, whose line is that of the
-    id before it.
+    `answers` is a list of {"text", "start"}, start in characters of the context, empty where there
+    is none, and None where it is not told; no column where none is told. The line of a row is that
+    of its id. Bad: a question without id, text or context, an answer that is not in the context at
+    its start, or beside is_impossible, a lone surrogate, and what is not of the layout, whose line
+    is that of the id before it.
     """
     text = "\n".join(load(path, name, options, BadRows()).lines)
     escaped = "\\ud" in text.lower()
@@ -50,18 +51,22 @@ def read_squad(path: Path, name: str, options: Options, bad: BadRows) -> Table:
                     "title": article.get("title", ""),
                     "question": question.get("question"),
                     "context": paragraph.get("context"),
-                    "answers": question.get("answers", []),
-                    "is_impossible": bool(question.get("is_impossible", False)),
+                    "is_impossible": bool(question.get("is_impossible")),
                 }
+                # A blind test set may have [] for what is not told.
+                blind = question.get("answers") == [] and question.get("is_impossible") is False
+                if "answers" in question and not blind:
+                    row["answers"] = question["answers"]
                 fault = _fault(row)
                 if not fault and escaped and has_lone_surrogate(row):
                     fault = "a lone surrogate (\\ud800 to \\udfff)"
                 if fault:
                     bad.report(f"{name}:{line}", f"question {given!r}: {fault}")
                     continue
-                row["answers"] = [
-                    {"text": a["text"], "start": a["answer_start"]} for a in row["answers"]
-                ]
+                if "answers" in row:
+                    row["answers"] = [
+                        {"text": a["text"], "start": a["answer_start"]} for a in row["answers"]
+                    ]
                 rows.append(row)
                 lines.append(line)
     return Table(as_columns(rows), lines)
@@ -97,9 +102,12 @@ def _fault(row: dict[str, Any]) -> str:
     for key in ("question", "context"):
         if not isinstance(row[key], str):
             return f'"{key}" is {str(row[key])[:40]!r}; accepted: a text'
-    if not isinstance(row["answers"], list):
+    answers = row.get("answers", [])
+    if not isinstance(answers, list):
         return f'"answers" is {str(row["answers"])[:40]!r}; accepted: a list'
-    for answer in row["answers"]:
+    if answers and row["is_impossible"]:
+        return '"is_impossible" is true beside "answers"; accepted: either, as in SQuAD 2.0'
+    for answer in answers:
         text, start = (
             answer.get(key) if isinstance(answer, dict) else None
             for key in ("text", "answer_start")

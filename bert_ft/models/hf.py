@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -309,3 +310,4 @@ def save(
     outputs = flat.get("top/classifier/bias", np.zeros(0)).shape[0]
     about = families.config_json(config, kind, labels, outputs, problem) | {"dtype": "float32"}
     (path / "config.json").write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    shutil.copymode(path / "config.json", path / "model.safetensors")  # others may not read it

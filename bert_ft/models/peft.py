@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,7 @@ def save(
         about |= {"total_step": 1, "target_r": adapter.knobs["target_rank"]}
     save_file(tensors, path / TENSORS, metadata={"format": "pt"})
     (path / CONFIG).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+    shutil.copymode(path / CONFIG, path / TENSORS)  # which others may not read
 
 
 def _modules(trained: Mapping[str, Any], names: Mapping[str, str], prefix: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import jax
 from etils import epath
 
+from bert_ft import paths
 from bert_ft.errors import InputError
 from bert_ft.train.barriers import share
 from bert_ft.train.quiet import quiet_orbax
@@ -50,7 +51,7 @@ class Checkpoints:
         """
         quiet_orbax()
         directory = epath.Path(directory)
-        if not directory.as_uri().startswith("gs:"):
+        if not paths.is_remote(directory):
             directory = epath.Path(directory.absolute())
         self._main = Store(directory, keep, say, ignore)
         self._best = Store(directory.parent / "best", 1, say, ignore)

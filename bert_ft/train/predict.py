@@ -103,6 +103,8 @@ def _label(
             )
         lines.append({**where, "label": own["label"], **answer, **more})
     if jax.process_index() == 0:
+        if out.exists():
+            tell(f"{out}: earlier predictions are replaced")
         record.write_lines(out, lines)
         lists = getattr(system.task, "lists", None)  # what a task makes of the lines together
         if lists is not None:
