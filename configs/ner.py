@@ -10,9 +10,10 @@ python -m bert_ft.main --config=configs/ner.py:files --workdir=runs/tags \
   --config.data.test='files:test.txt?format=conll&tag_column=3'
 … --mode=predict --config.predict.input=new.jsonl
 
-`…` is the training command. A line of new.jsonl is {"tokens": ["Ada", "came"]}; a text will do, and
-so will 'new.txt?format=conll', a word a line. Texts are cut into words at blanks, punctuation and
-Chinese characters; under XLM-R and RoBERTa, where a sub-word goes over such a border, behind it.
+`…` is the training command. A line of new.jsonl is {"tokens": ["Ada", "came"]} or {"tokens":
+"Ada came"}; 'new.txt?format=conll' will do, a word a line. Texts are cut into words at blanks,
+punctuation and Chinese characters; under XLM-R and RoBERTa, where a sub-word goes over such a
+border, behind it.
 TensorFlow is not needed to read the default variant's data, but mostly to prepare them, once:
 tfds build conll2003 --file_format=array_record (with --data_dir=DIR, add ?data_dir=DIR to the URIs
 of data.train, data.dev and data.test).

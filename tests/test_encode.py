@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_bert
+from hypothesis import given
+from hypothesis import strategies as st
 from small import config
 from transformers import BertTokenizerFast
 
@@ -107,6 +109,23 @@ def test_more_texts_than_a_block(tokenizer):
     one = tokenize(tokenizer, TEXTS, None, 16)[0]
     np.testing.assert_array_equal(tokens[: len(one)], one)
     np.testing.assert_array_equal(tokens, np.tile(one, 1250))
+
+
+SAID = st.lists(st.lists(st.sampled_from([7, 3, 0]), max_size=3), min_size=1)
+
+
+@given(SAID, SAID, st.sampled_from([1, 2]))
+def test_examples_of_another_set_are_counted(one, other, pieces):
+    def encoded(texts):
+        sequences = [part for text in texts for part in [[2, *text, 4], [2, *text]][:pieces]]
+        flat = np.concatenate(sequences).astype(np.int32)
+        offsets = np.cumsum([0, *map(len, sequences)])
+        n = len(texts)
+        return encoding.Encoded(
+            flat, flat, offsets, np.arange(n), np.zeros(n, bool), {}, {}, pieces, {}, n
+        )
+
+    assert encoding.shared(encoded(one), encoded(other)) == sum(text in other for text in one)
 
 
 def test_no_texts_at_all(tokenizer):

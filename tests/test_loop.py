@@ -256,3 +256,9 @@ def test_other_runs_may_be_named_by_relative_paths(run_here, tmp_path, monkeypat
     assert found[0] == found[1]
     taught = ("--config.methods.use=distil", "--config.methods.distil.teacher=a")
     run_here(tmp_path / "d", short, *taught).ok()
+
+
+def test_texts_that_train_has_too_are_counted(world, run_here, tmp_path):
+    flags = ("--config.train.steps=1", f"--config.data.dev=files:{world.train}?limit=30")
+    done = run_here(tmp_path / "run", *flags).ok()
+    assert re.search("^dev: 30 examples .* 30 with a text that train has too$", done.err, re.M)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote
@@ -131,6 +131,32 @@ def tokenize(
     flat = np.concatenate(tokens) if tokens else np.zeros(0, np.int32)
     kinds_flat = np.concatenate(types) if types else np.zeros(0, np.int8)
     return flat, kinds_flat, offsets, np.asarray(cut, bool)
+
+
+def shared(one: Encoded, other: Encoded) -> int:
+    """How many examples of `one` have the tokens of an example of `other`: all that training sees
+    of a text, up to max_length."""
+    of_one, of_other = _samples(one), _samples(other)
+    near = np.isin(of_other, of_one)  # in this order: it sorts the smaller set
+    known = {*_texts(other, near)}
+    return sum(text in known for text in _texts(one, np.isin(of_one, of_other[near])))
+
+
+def _samples(data: Encoded) -> np.ndarray:
+    """uint64 (N,): a number of each example's length and of five of its tokens."""
+    begins, lengths = data.offsets[: -1 : data.pieces], data.lengths.sum(axis=1)
+    found = lengths.astype(np.uint64)
+    for k in range(5):
+        at = np.minimum(begins + lengths * k // 5, len(data.tokens) - 1)
+        found = found * np.uint64(0x9E3779B97F4A7C15) + data.tokens[at].astype(np.uint64)
+    return found
+
+
+def _texts(data: Encoded, where: np.ndarray) -> Iterator[bytes]:
+    """The tokens of the examples of a mask (N,)."""
+    begins = data.offsets[:: data.pieces]
+    for i in np.flatnonzero(where).tolist():
+        yield data.tokens[begins[i] : begins[i + 1]].tobytes()
 
 
 def _fingerprint(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bert_ft import paths
 from bert_ft.config import cache_dir
-from bert_ft.data.encode import Encoded, encode
+from bert_ft.data.encode import Encoded, encode, shared
 from bert_ft.data.packing import shortest_row
 from bert_ft.data.prompts import with_places
 from bert_ft.data.rows import Readable
@@ -182,7 +182,7 @@ def assemble(
         blank = int((data.lengths <= 2).any(axis=1).sum())  # a first and a last token alone
         made[name] = with_places(data, prompt_length(config))
         fitted = fitted or data.fitted
-        _tell(name, made[name], blank, say)
+        _tell(name, made, blank, say)
     assert fitted is not None
     if "train" in made and (said := renamed(fitted)):
         say(f"labels: {said}, by config.task.label_names")
@@ -270,13 +270,16 @@ def rows_of(system: System, name: str) -> Any:
     return read if hasattr(system.task, "groups") else read[0]
 
 
-def _tell(name: str, data: Encoded, blank: int, say: Callable[[str], None]) -> None:
+def _tell(name: str, made: Mapping[str, Encoded], blank: int, say: Callable[[str], None]) -> None:
+    data = made[name]
     tokens, cut = int(data.offsets[-1]), int(data.truncated.sum())
+    known = shared(data, made["train"]) if "train" in made and name != "train" else 0
     say(
         f"{name}: {len(data):,} examples of {data.source_rows:,} rows, {tokens:,} tokens "
         f"({tokens / len(data):.1f} each, at most {int(data.lengths.sum(axis=1).max())}), "
         f"{cut:,} truncated"
         + (f", {blank:,} without any text" if blank else "")
+        + (f", {known:,} with a text that train has too" if known else "")
         + (f", {len(data.skipped):,} bad rows skipped" if data.skipped else "")
     )
 
