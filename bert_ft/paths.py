@@ -137,6 +137,8 @@ def new_entry(entry: Path) -> Iterator[Path]:
 def is_whole(entry: Path) -> bool:
     """Whether an entry of a cache is there with all its files. One that is not, as where old files
     of a disk are deleted or a machine has crashed, is removed."""
+    if not entry.is_dir():  # nor may it be removed, for another process may be making it
+        return False
     try:
         sizes = json.loads((entry / _SIZES).read_text())
         if all((entry / name).stat().st_size == size for name, size in sizes.items()):
