@@ -174,7 +174,7 @@ def _same_questions(
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:
     """A row's texts."""
-    own = ("label", "prediction")
+    own = ("id", "label", "prediction")
     return {k: v for k, v in row.items() if k not in own and isinstance(v, str)}
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import read_jsonl, remove
+from conftest import read_jsonl, remove, reviews, write_jsonl
 from sklearn.metrics import f1_score
 
 from bert_ft import compare
@@ -262,3 +262,11 @@ def test_texts_that_train_has_too_are_counted(world, run_here, tmp_path):
     flags = ("--config.train.steps=1", f"--config.data.dev=files:{world.train}?limit=30")
     done = run_here(tmp_path / "run", *flags).ok()
     assert re.search("^dev: 30 examples .* 30 with a text that train has too$", done.err, re.M)
+
+
+def test_answers_have_the_ids_of_their_rows(run_here, tmp_path):
+    rows = [{**row, "id": i} for i, row in zip((7, "", None, "x"), reviews(4, seed=3), strict=True)]
+    test = write_jsonl(tmp_path / "test.jsonl", rows)
+    done = run_here(tmp_path / "run", "--config.train.steps=1", f"--config.data.test=files:{test}")
+    answers = read_jsonl(done.ok().workdir / "predictions" / "test.jsonl")
+    assert [a.get("id") for a in answers] == [7, None, None, "x"] and "id" not in answers[1]

@@ -51,6 +51,12 @@ class Rows:
             return f"{self.paths[i] if self.paths else self.origin}:{self.lines[i] + k}"
         return f"{self.where(i)}: word {k + 1} of the row that begins there"
 
+    def ids(self) -> list:
+        """Each row's value in a column "id"; None where there is none, a blank, or NaN, by which a
+        table says the same."""
+        given = self.columns.get("id", [None] * len(self))
+        return [i if i == i and str(i).strip() else None for i in given]
+
     def column(self, name: str) -> list:
         """The values of a column. InputError when there is none, or a row has no value (None)."""
         if name not in self.columns:

@@ -16,6 +16,7 @@ from bert_ft import config as defaults
 from bert_ft.config import flat
 from bert_ft.data.batches import EvalPlan
 from bert_ft.data.encode import Encoded
+from bert_ft.data.rows import Rows
 from bert_ft.errors import InputError
 from bert_ft.evals.report import write_report
 from bert_ft.train import optim, phases, record
@@ -157,6 +158,9 @@ def conclude(
                     (workdir / "predictions" / "test.jsonl").unlink(missing_ok=True)
             else:
                 answers = system.task.answers(predicted, system.sets["test"], rows)
+                if isinstance(rows, Rows):
+                    ids = zip(rows.ids(), answers, strict=True)
+                    answers = [a if i is None else {"id": i, **a} for i, a in ids]
     digest = params_sha256(params)
     writer.flush()
     if jax.process_index() != 0:

@@ -120,10 +120,8 @@ def _places(rows: Rows) -> list[dict[str, Any]]:
     for name, values in (("file", rows.paths), ("line", rows.lines)):
         for place, value in zip(places, values or (), strict=False):
             place[name] = value
-    ids = rows.columns.get("id", [None] * len(rows))
-    # A table's missing value may be a NaN, which is not itself, or a blank.
-    there = [i is not None and i == i and bool(str(i).strip()) for i in ids]
-    return [{"id": i} if t else place for i, t, place in zip(ids, there, places, strict=True)]
+    ids = zip(rows.ids(), places, strict=True)
+    return [place if given is None else {"id": given} for given, place in ids]
 
 
 def _predict_path(config: ConfigDict, workdir: Path, source: Source) -> Path:
