@@ -383,7 +383,8 @@ def test_masks_are_filled_in_as_transformers_does(trained, exported, run_here, t
         trained.workdir, *FLAGS, *SMALL, "--mode=predict", f"--config.predict.input={given_rows}"
     ).ok()
     lines = read_jsonl(trained.workdir / "predictions/asked.jsonl")
-    assert [line["id"] for line in lines] == ["b", "a", 7, ""]
+    assert [line.get("id") for line in lines] == ["b", "a", 7, None]
+    assert lines[3]["line"] == 4  # a blank id is none
     assert [len(line["label"]) for line in lines] == [2, 0, 1, 0]
     for row, line in zip(ASKED, lines, strict=True):
         assert line["text"] == row["text"] and line["truncated"] is False

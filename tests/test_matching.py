@@ -417,14 +417,15 @@ def test_a_run_learns_and_is_recorded(trained, run_here):
     assert (done.workdir / "report.html").exists()
 
 
-def test_other_candidates_are_noted(trained, run_here):
+def test_other_candidates_are_noted(trained, run_here, tmp_path):
     done, flags, root = trained
-    more = write_jsonl(root / "more.jsonl", faq(2, 60))
+    shutil.copytree(done.workdir, tmp_path / "run")
+    more = write_jsonl(tmp_path / "more.jsonl", [*faq(1), *faq(2, 60)])
     other = (*flags, "--mode=eval", f"--config.data.candidates=files:{more}")
-    result = run_here(done.workdir, *other).ok().result
+    result = run_here(tmp_path / "run", *other).ok().result
     assert result["scored_with"] == {"data.candidates": f"files:{more}"}
-    assert result["eval"]["test/mrr"] != done.result["eval"]["test/mrr"]
-    again = run_here(done.workdir, *flags, "--mode=eval").ok().result
+    assert result["eval"]["test/candidates"] != done.result["eval"]["test/candidates"]
+    again = run_here(tmp_path / "run", *flags, "--mode=eval").ok().result
     assert "scored_with" not in again and again["eval"] == done.result["eval"]
 
 

@@ -110,11 +110,10 @@ def labels_in(rows: Rows, column: str) -> list:
         label = written(value)
         if isinstance(value, list | dict) or value != value or not label.strip():
             seen = f"is {value!r}" if label.strip() else "is blank"
-            if isinstance(value, list):
-                seen += ", for which there are task.name='multilabel' and, of words, 'tagging'"
+            several = " (of several task.name='multilabel')" if isinstance(value, list) else ""
             raise InputError(
-                f"{rows.where(i)}: column {column!r} {seen}; accepted: a label, or such rows left "
-                f"out by where={column}!={label} in the URI"
+                f"{rows.where(i)}: column {column!r} {seen}; accepted: a label{several}, or such "
+                f"rows left out by where={column}!={label} in the URI"
             )
     return values
 
