@@ -108,8 +108,12 @@ def _each(run: Path) -> list[Path]:
 
 
 def _one_system(runs: Sequence[Path]) -> None:
-    """Raises InputError where runs of a side differ in more than seeds, whose mean is of nothing;
-    but each may have folds of the data, and a checkpoint or a teacher, of its own."""
+    """Raises InputError where a run is twice on a side, and where two differ in more than seeds,
+    whose mean is of nothing; but each may have folds of the data, and a checkpoint or a teacher, of
+    its own."""
+    for run in runs:
+        if runs.count(run) > 1:
+            raise InputError(f"{run} is twice on a side; accepted: each seed's run once")
     systems = [{**flat(default()), **read_object(run / "config.json")} for run in runs]
     for run, own in zip(runs, systems, strict=True):
         for key, value in systems[0].items():
@@ -223,9 +227,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         a, b = ([paths.at(run) for run in side.split(",") if run] for side in (args.a, args.b))
         if not (a and b):
             raise InputError("a side has no workdir; give RUN_A and RUN_B")
-        for run in {*a, *b}:
-            if max(a.count(run), b.count(run)) > 1:
-                raise InputError(f"{run} is twice on a side; accepted: each seed's run once")
         found = compare(a, b, args.metric, args.resamples, args.seed)
         print(found["sentence"])
         if args.out:

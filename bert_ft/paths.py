@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
@@ -91,7 +91,7 @@ def looked_at(path: Path) -> Iterator[None]:
         with reached(path):
             yield
     except OSError as e:
-        raise InputError(f"{str(path)[:200]}: cannot be read: {why(e)}") from e
+        raise InputError(f"{path}: cannot be read: {why(e)}") from e
 
 
 def make(folder: Path) -> None:
@@ -134,13 +134,15 @@ def new_entry(entry: Path) -> Iterator[Path]:
         os.rename(made, entry)
 
 
-def is_whole(entry: Path) -> bool:
-    """Whether an entry of a cache is there with all its files. One that is not, as where old files
-    of a disk are deleted or a machine has crashed, is removed."""
+def is_whole(entry: Path, sizes: Mapping[str, int] | None = None) -> bool:
+    """Whether an entry of a cache is there with all its files, those of `sizes` or else those that
+    it was made with. One that is not, as where old files of a disk are deleted or a machine has
+    crashed, is removed."""
     if not entry.is_dir():  # nor may it be removed, for another process may be making it
         return False
     try:
-        sizes = json.loads((entry / _SIZES).read_text())
+        if sizes is None:
+            sizes = json.loads((entry / _SIZES).read_text())
         if all((entry / name).stat().st_size == size for name, size in sizes.items()):
             return True
     except (OSError, ValueError):

@@ -88,23 +88,21 @@ def load(path: Path, name: str, options: Options, bad: BadRows) -> Document:
 
 
 def _decoded(data: bytes, name: str, encoding: str, codec: str, bad: BadRows) -> Document:
+    codec = codec.removesuffix("-sig")  # a mark is left out below, whatever the encoding
     try:
-        return Document(name, _split(data.decode(encoding).removeprefix(MARK)), {})
+        return Document(name, _split(data.decode(codec).removeprefix(MARK)), {})
     except UnicodeDecodeError as error:
-        # The bytes before the fault, less any byte-order mark, which `error` does not count.
-        before = error.object[: error.start].decode(codec.removesuffix("-sig"), "ignore")
-        line = before.count("\n") + 1
+        line = error.object[: error.start].decode(codec, "ignore").count("\n") + 1
         reason = _undecodable(error, encoding)
         # In UTF-16 and UTF-32 a line cannot be cut out before it is decoded.
         if bad.policy == "stop" or codec.startswith(("utf-16", "utf-32")):
             raise InputError(f"{name}:{line}: {reason}") from None
     lines, undecodable = [], {}
     for number, raw in enumerate(_split_bytes(data), start=1):
-        own = encoding if number == 1 else codec.removesuffix("-sig")
         try:
-            lines.append(raw.decode(own))
+            lines.append(raw.decode(codec))
         except UnicodeDecodeError as error:
-            lines.append(raw.decode(own, errors="replace"))  # its quotes may close other lines'
+            lines.append(raw.decode(codec, errors="replace"))  # its quotes may close other lines'
             undecodable[number] = _undecodable(error, encoding)
     lines[0] = lines[0].removeprefix(MARK)
     return Document(name, lines, undecodable)

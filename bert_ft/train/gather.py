@@ -276,9 +276,10 @@ def _said(result: dict[str, Any], settings: Sequence[Settings], workdir: Path) -
     elif (of := result["predictions_of"]) is not None:
         lines.append(f"predictions/test.jsonl: of trial {of}; no score on dev says which is best")
     for name, scores in result["ensembles"].items():
-        of = [f"{part}/{result['metric']}" for part in ("test", "dev")]
-        if (score := next((one for one in of if one in scores), "")) and scores[score] is not None:
-            lines.append(f"{name}: {score} {scores[score]:.4f}")
+        score = f"test/{result['metric']}"
+        score = score if score in scores else f"dev/{result['metric']}"
+        if (value := scores.get(score)) is not None:
+            lines.append(f"{name}: {score} {value:.4f}")
     seen: dict[str, int] = {}
     for k, one in enumerate(result["trials"]):
         if (digest := one["params_sha256"]) and (first := seen.setdefault(digest, k)) != k:

@@ -273,8 +273,8 @@ def rows_of(system: System, name: str) -> Any:
 def _tell(name: str, made: Mapping[str, Encoded], blank: int, say: Callable[[str], None]) -> None:
     data = made[name]
     tokens, cut = int(data.offsets[-1]), int(data.truncated.sum())
-    other = "train" in made and name != "train" and jax.process_index() == 0  # who speaks
-    known = shared(data, made["train"]) if other else 0
+    train = made.get("train") if name != "train" and jax.process_index() == 0 else None  # 0 speaks
+    known = shared(data, train) if train else 0
     say(
         f"{name}: {len(data):,} examples of {data.source_rows:,} rows, {tokens:,} tokens "
         f"({tokens / len(data):.1f} each, at most {int(data.lengths.sum(axis=1).max())}), "
